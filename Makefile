@@ -1,0 +1,49 @@
+# make demo | make test: set up the environment, build, run. Repeatable; the active virtual environment is used when
+# there is one, else .venv here; its torch is used when it has one.
+SHELL := /bin/bash
+TORCH ?= torch==2.13.0
+VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),$(CURDIR)/.venv)
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check -q
+BUILD := build/dev
+
+.PHONY: demo test bench develop install env cuda-compile format clean help
+
+help:
+	@grep -E '^# make|^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  --/'
+
+env: ## the environment: a virtual environment with torch and the tools to build and test
+	@if [ ! -x $(PY) ]; then echo "-- making a virtual environment in $(VENV)"; python3 -m venv $(VENV); fi
+	@if $(PY) -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"; then \
+	  $(PY) -c "from importlib.metadata import version; print('-- using torch', version('torch'), 'of $(VENV)')"; \
+	else echo "-- installing $(TORCH) in $(VENV)"; $(PIP) install numpy $(TORCH); fi
+
+install: env ## fastnn built and installed in the environment, with what the demo and the tests need
+	@echo "-- building and installing fastnn"
+	@$(PIP) install '.[test]'
+
+demo: install ## trains the MNIST CNN with torch.nn and with fastnn side by side
+	@mkdir -p out
+	@echo "-- python -m fastnn train"
+	@cd out && $(PY) -m fastnn train --png train.png --json train.json
+	@echo "-- wrote out/train.png and out/train.json"
+
+test: install ## all tests
+	@echo "-- pytest"
+	@$(PY) -m pytest -p no:cacheprovider tests
+
+bench: install ## the pytest-benchmark suites
+	@$(PY) -m pytest -p no:cacheprovider benches
+
+develop: env ## an in-place build for working on fastnn: `PYTHONPATH=python python ...`
+	@$(PY) -c "import pybind11" 2>/dev/null || $(PIP) install scikit-build-core pybind11 ninja cmake pytest pytest-benchmark hypothesis expecttest rich matplotlib scikit-learn
+	@PATH=$(VENV)/bin:$$PATH cmake -S . -B $(BUILD) -G Ninja -DPython_EXECUTABLE=$(PY) \
+	  -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir) -DFASTNN_WITH_CUDA=$${FASTNN_WITH_CUDA:-off} > /dev/null
+	@PATH=$(VENV)/bin:$$PATH cmake --build $(BUILD)
+	@cmake --install $(BUILD) --prefix python > /dev/null
+
+cuda-compile: env ## compiles every .cu file with nvcc; needs no GPU
+	@FASTNN_WITH_CUDA=compile-only BUILD=build/cuda $(MAKE) develop
+
+clean:
+	rm -rf build out

@@ -1,0 +1,28 @@
+# Finds the torch of the target environment on disk. It is not imported (slow, and impossible when cross-building),
+# and find_package(Torch) is not used: it stops when a CUDA wheel meets a machine without the CUDA toolkit.
+find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
+if(NOT FASTNN_TORCH_DIR)
+  # Inside pip's isolated build, sysconfig still answers with the real environment.
+  execute_process(COMMAND ${Python_EXECUTABLE} -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+                  OUTPUT_VARIABLE purelib OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+  set(FASTNN_TORCH_DIR "${purelib}/torch")
+endif()
+if(NOT EXISTS "${FASTNN_TORCH_DIR}/version.py")
+  message(FATAL_ERROR "fastnn builds against the installed torch, and there is none in ${FASTNN_TORCH_DIR}: "
+                      "type `pip install torch` (2.11 or newer) first, then install fastnn again.")
+endif()
+
+file(STRINGS "${FASTNN_TORCH_DIR}/version.py" version_line REGEX "^__version__ *=")
+string(REGEX MATCH "[0-9]+\\.[0-9]+\\.[0-9]+[^'\"]*" FASTNN_TORCH_VERSION "${version_line}")
+string(REGEX MATCH "^[0-9]+\\.[0-9]+" torch_minor "${FASTNN_TORCH_VERSION}")
+if(torch_minor VERSION_LESS 2.11)
+  message(FATAL_ERROR "fastnn needs torch 2.11 or newer; ${FASTNN_TORCH_DIR} is ${FASTNN_TORCH_VERSION}: "
+                      "type `pip install --upgrade torch`, then install fastnn again.")
+endif()
+message(STATUS "torch ${FASTNN_TORCH_VERSION} in ${FASTNN_TORCH_DIR}")
+
+add_library(fastnn_torch INTERFACE)
+target_include_directories(fastnn_torch SYSTEM INTERFACE
+  ${FASTNN_TORCH_DIR}/include ${FASTNN_TORCH_DIR}/include/torch/csrc/api/include)
+target_link_directories(fastnn_torch INTERFACE ${FASTNN_TORCH_DIR}/lib)
+target_link_libraries(fastnn_torch INTERFACE torch_cpu torch_python c10)

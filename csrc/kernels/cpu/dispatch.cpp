@@ -1,0 +1,103 @@
+// Detects the CPU once, keeps the active kernel table, and forwards the public entry points to it.
+#include <cstring>
+
+#include "../parallel.h"
+#include "table.h"
+
+namespace fastnn {
+
+namespace {
+ParallelForFn g_parallel_for = nullptr;
+NumThreadsFn g_num_threads = nullptr;
+}  // namespace
+
+void set_parallel(ParallelForFn parallel_for, NumThreadsFn num_threads) {
+  g_parallel_for = parallel_for;
+  g_num_threads = num_threads;
+}
+
+void parallel_for_erased(int64_t begin, int64_t end, int64_t grain, RangeFn fn, void* context) {
+  if (g_parallel_for) return g_parallel_for(begin, end, grain, fn, context);
+  fn(context, begin, end);
+}
+
+int num_threads() { return g_num_threads ? g_num_threads() : 1; }
+
+namespace cpu {
+
+namespace isa_baseline {
+extern const KernelTable table;
+}
+#ifdef FASTNN_HAVE_X86_ISAS
+namespace isa_avx2 {
+extern const KernelTable table;
+}
+namespace isa_avx512 {
+extern const KernelTable table;
+}
+#endif
+
+namespace {
+
+struct Isa {
+  const char* name;
+  const KernelTable* table;
+  bool (*runs_here)();
+};
+
+// Fastest first.
+const Isa kIsas[] = {
+#ifdef FASTNN_HAVE_X86_ISAS
+    {"avx512", &isa_avx512::table,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2");
+     }},
+    {"avx2", &isa_avx2::table,
+     [] {
+       // x86-64-v3 implies F16C and MOVBE too; every CPU with AVX2, FMA and BMI2 has them.
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+     }},
+#endif
+    {"baseline", &isa_baseline::table, [] { return true; }},
+};
+
+const KernelTable* detect() {
+  for (const Isa& isa : kIsas)
+    if (isa.runs_here()) return isa.table;
+  return &isa_baseline::table;
+}
+
+const KernelTable*& active() {
+  static const KernelTable* table = detect();
+  return table;
+}
+
+}  // namespace
+
+const KernelTable& kernels() { return *active(); }
+
+const KernelTable* find_isa(const char* name) {
+  for (const Isa& isa : kIsas)
+    if (std::strcmp(isa.name, name) == 0) return isa.runs_here() ? isa.table : nullptr;
+  return nullptr;
+}
+
+const char* usable_isa(int i) {
+  for (const Isa& isa : kIsas)
+    if (isa.runs_here() && i-- == 0) return isa.name;
+  return nullptr;
+}
+
+bool set_isa(const char* name) {
+  const KernelTable* table = find_isa(name);
+  if (table) active() = table;
+  return table != nullptr;
+}
+
+Status softmax_forward(const SoftmaxParams& p) { return kernels().softmax_forward(p); }
+Status softmax_backward(const SoftmaxParams& p) { return kernels().softmax_backward(p); }
+
+}  // namespace cpu
+}  // namespace fastnn

@@ -1,0 +1,251 @@
+// One vector type per ISA: Vec<float> and Vec<double>, with loads and stores that convert bf16 and f16 on the way.
+// Arithmetic is the compiler's vector extension; intrinsics appear only where the extension has no word for it.
+#pragma once
+#include "../../common.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+// A member function that must be inlined: vectors passed in registers, never through memory.
+#define FASTNN_VEC_FN inline __attribute__((always_inline))
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+#if defined(__AVX512F__)
+constexpr int kVecBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVecBytes = 32;
+#else
+constexpr int kVecBytes = 16;
+#endif
+
+using f32v = float __attribute__((vector_size(kVecBytes)));
+using f64v = double __attribute__((vector_size(kVecBytes)));
+using i32v = int32_t __attribute__((vector_size(kVecBytes)));
+using i64v = int64_t __attribute__((vector_size(kVecBytes)));
+
+// ---- scalar conversions --------------------------------------------------------------------------------------------
+
+FASTNN_INLINE uint32_t bits_of(float x) { return __builtin_bit_cast(uint32_t, x); }
+FASTNN_INLINE float float_of(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+
+FASTNN_INLINE float to_acc(float x) { return x; }
+FASTNN_INLINE double to_acc(double x) { return x; }
+FASTNN_INLINE float to_acc(bf16 x) { return float_of(uint32_t(x.bits) << 16); }
+FASTNN_INLINE float to_acc(f16 x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) return float_of(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);  // inf, nan
+  // Shifted into place the exponent is 112 too small; the multiplication mends it, subnormals included.
+  return float_of(sign | bits_of(float_of(magnitude << 13) * 0x1p112f));
+#endif
+}
+
+template <class T>
+FASTNN_INLINE T from_acc(acc_t<T> x) {
+  if constexpr (sizeof(T) > 2) {
+    return x;
+  } else if constexpr (__is_same(T, bf16)) {
+    const uint32_t b = bits_of(x);
+    if (x != x) return bf16{uint16_t(b >> 16 | 0x40)};
+    return bf16{uint16_t((b + 0x7fffu + (b >> 16 & 1)) >> 16)};  // round to nearest even
+  } else {
+#if defined(__F16C__)
+    return f16{_cvtss_sh(x, 0)};
+#else
+    const uint32_t b = bits_of(x), sign = b >> 16 & 0x8000u;
+    const float a = float_of(b & 0x7fffffffu);
+    if (!(a < 65520.f)) return f16{uint16_t(sign | (a != a ? 0x7e00u : 0x7c00u))};
+    if (a < 0x1p-14f)  // subnormal: adding 0.5 rounds at bit 2^-24
+      return f16{uint16_t(sign | (bits_of(a + 0.5f) - 0x3f000000u))};
+    const uint32_t m = bits_of(a) - (112u << 23);
+    return f16{uint16_t(sign | ((m + 0xfffu + (m >> 13 & 1)) >> 13))};
+#endif
+  }
+}
+
+// ---- vectors -------------------------------------------------------------------------------------------------------
+
+template <class A>
+struct VecTraits;
+template <>
+struct VecTraits<float> {
+  using Raw = f32v;
+  using Int = i32v;
+};
+template <>
+struct VecTraits<double> {
+  using Raw = f64v;
+  using Int = i64v;
+};
+
+// N lanes of A (float or double). Raw is a compiler vector: + - * / and comparisons (which give Int masks of 0 / -1)
+// are written on `.v`, select as `mask ? a : b`.
+template <class A>
+struct Vec {
+  using Raw = typename VecTraits<A>::Raw;
+  using Int = typename VecTraits<A>::Int;
+  static constexpr int N = kVecBytes / sizeof(A);
+  Raw v;
+
+  static FASTNN_VEC_FN Vec zero() { return {Raw{}}; }
+  static FASTNN_VEC_FN Vec set1(A x) { return {x - Raw{}}; }
+  static FASTNN_VEC_FN Vec load(const A* p) {
+    Vec r;
+    __builtin_memcpy(&r.v, p, kVecBytes);
+    return r;
+  }
+  FASTNN_VEC_FN void store(A* p) const { __builtin_memcpy(p, &v, kVecBytes); }
+
+  static FASTNN_VEC_FN Vec load(const bf16* p) {
+#if defined(__AVX512F__)
+    return {(Raw)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16)};
+#elif defined(__AVX2__)
+    return {(Raw)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16)};
+#else
+    return from_scalars(p, N, A(0));
+#endif
+  }
+  static FASTNN_VEC_FN Vec load(const f16* p) {
+#if defined(__AVX512F__)
+    return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))};
+#elif defined(__AVX2__)
+    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))};
+#else
+    return from_scalars(p, N, A(0));
+#endif
+  }
+  FASTNN_VEC_FN void store(bf16* p) const {
+#if defined(__AVX2__)
+    // Round to nearest even in integers: vcvtneps2bf16 flushes subnormals, which torch does not.
+    const Int b = (Int)v;
+    const Int rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+    const Int out = v == v ? rounded : ((b >> 16) | 0x40);
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)out));
+#else
+    const __m256i w = _mm256_and_si256((__m256i)out, _mm256_set1_epi32(0xffff));
+    _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
+#endif
+#else
+    to_scalars(p, N);
+#endif
+  }
+  FASTNN_VEC_FN void store(f16* p) const {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, 0));
+#elif defined(__AVX2__)
+    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v, 0));
+#else
+    to_scalars(p, N);
+#endif
+  }
+
+  // The first n lanes (0 <= n < N) from memory, the others `fill`. Never touches memory past p[n - 1].
+  template <class S>
+  static FASTNN_VEC_FN Vec load_n(const S* p, int64_t n, A fill = A(0)) {
+#if defined(__AVX512F__)
+    if constexpr (__is_same(S, float))
+      return {_mm512_mask_loadu_ps(set1(fill).v, __mmask16((1u << n) - 1), p)};
+    else if constexpr (__is_same(S, double))
+      return {_mm512_mask_loadu_pd(set1(fill).v, __mmask8((1u << n) - 1), p)};
+#endif
+    return from_scalars(p, n, fill);
+  }
+  template <class S>
+  FASTNN_VEC_FN void store_n(S* p, int64_t n) const {
+#if defined(__AVX512F__)
+    if constexpr (__is_same(S, float))
+      return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+    else if constexpr (__is_same(S, double))
+      return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
+#endif
+    to_scalars(p, n);
+  }
+
+ private:
+  template <class S>
+  static FASTNN_VEC_FN Vec from_scalars(const S* p, int64_t n, A fill) {
+    A lanes[N];
+    for (int i = 0; i < N; ++i) lanes[i] = i < n ? to_acc(p[i]) : fill;
+    return load(lanes);
+  }
+  template <class S>
+  FASTNN_VEC_FN void to_scalars(S* p, int64_t n) const {
+    A lanes[N];
+    store(lanes);
+    for (int i = 0; i < n; ++i) p[i] = from_acc<S>(lanes[i]);
+  }
+};
+
+template <class A>
+FASTNN_INLINE Vec<A> operator+(Vec<A> a, Vec<A> b) { return {a.v + b.v}; }
+template <class A>
+FASTNN_INLINE Vec<A> operator-(Vec<A> a, Vec<A> b) { return {a.v - b.v}; }
+template <class A>
+FASTNN_INLINE Vec<A> operator*(Vec<A> a, Vec<A> b) { return {a.v * b.v}; }
+template <class A>
+FASTNN_INLINE Vec<A> operator/(Vec<A> a, Vec<A> b) { return {a.v / b.v}; }
+
+// a * b + c: one rounding where the ISA has FMA (-ffp-contract=fast), two in the baseline.
+template <class A>
+FASTNN_INLINE Vec<A> fma(Vec<A> a, Vec<A> b, Vec<A> c) { return {a.v * b.v + c.v}; }
+
+// The larger lane; when either is NaN the result is b's lane (vmaxps), so max(x, running) forgets a NaN and
+// max(running, x) keeps the newest x: propagate NaN with a check of its own where that matters.
+template <class A>
+FASTNN_INLINE Vec<A> max(Vec<A> a, Vec<A> b) {
+#if defined(__AVX512F__)
+  if constexpr (__is_same(A, float)) return {_mm512_max_ps(a.v, b.v)};
+  else return {_mm512_max_pd(a.v, b.v)};
+#elif defined(__AVX2__)
+  if constexpr (__is_same(A, float)) return {_mm256_max_ps(a.v, b.v)};
+  else return {_mm256_max_pd(a.v, b.v)};
+#else
+  return {a.v > b.v ? a.v : b.v};
+#endif
+}
+template <class A>
+FASTNN_INLINE Vec<A> min(Vec<A> a, Vec<A> b) {
+#if defined(__AVX512F__)
+  if constexpr (__is_same(A, float)) return {_mm512_min_ps(a.v, b.v)};
+  else return {_mm512_min_pd(a.v, b.v)};
+#elif defined(__AVX2__)
+  if constexpr (__is_same(A, float)) return {_mm256_min_ps(a.v, b.v)};
+  else return {_mm256_min_pd(a.v, b.v)};
+#else
+  return {a.v < b.v ? a.v : b.v};
+#endif
+}
+
+template <class A>
+FASTNN_INLINE A reduce_add(Vec<A> a) {
+#if defined(__AVX512F__)
+  if constexpr (__is_same(A, float)) return _mm512_reduce_add_ps(a.v);
+  else return _mm512_reduce_add_pd(a.v);
+#else
+  A lanes[Vec<A>::N];
+  a.store(lanes);
+  for (int step = Vec<A>::N / 2; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+  return lanes[0];
+#endif
+}
+template <class A>
+FASTNN_INLINE A reduce_max(Vec<A> a) {
+#if defined(__AVX512F__)
+  if constexpr (__is_same(A, float)) return _mm512_reduce_max_ps(a.v);
+  else return _mm512_reduce_max_pd(a.v);
+#else
+  A lanes[Vec<A>::N];
+  a.store(lanes);
+  for (int step = Vec<A>::N / 2; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) lanes[i] = lanes[i] > lanes[i + step] ? lanes[i] : lanes[i + step];
+  return lanes[0];
+#endif
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

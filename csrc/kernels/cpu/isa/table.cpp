@@ -1,0 +1,15 @@
+// This ISA's row of the dispatch table.
+#include "../table.h"
+
+#include "isa.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+extern const KernelTable table;
+const KernelTable table = {
+    .isa = FASTNN_ISA_NAME,
+    .softmax_forward = softmax_forward,
+    .softmax_backward = softmax_backward,
+};
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -1,0 +1,22 @@
+// One table of kernels per ISA, and the choice among them: the only list every family adds a line to.
+#pragma once
+#include "../softmax.h"
+
+namespace fastnn::cpu {
+
+struct KernelTable {
+  const char* isa;  // compiled into the table's own objects, so it proves which code runs
+  Status (*softmax_forward)(const SoftmaxParams&);
+  Status (*softmax_backward)(const SoftmaxParams&);
+};
+
+const KernelTable& kernels();
+
+// Null when the name is unknown, was not compiled in, or this CPU lacks the ISA; the table otherwise.
+const KernelTable* find_isa(const char* name);
+// The name of the i-th ISA this build has and this CPU runs, fastest first; null past the last.
+const char* usable_isa(int i);
+// Makes `name` the active ISA; false (and no change) when find_isa(name) is null.
+bool set_isa(const char* name);
+
+}  // namespace fastnn::cpu

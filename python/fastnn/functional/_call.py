@@ -1,0 +1,30 @@
+"""How a functional reaches its op: straight into C++ when eager, through torch.ops while torch.compile traces."""
+
+import torch
+from torch.overrides import handle_torch_function, has_torch_function
+
+from fastnn import _C
+
+__all__ = ["aten", "handle_torch_function", "has_torch_function", "op"]
+
+
+def op(name):
+    """A callable for the op `fastnn::<name>`.
+
+    Eager calls enter C++ through pybind11 (under 1 us; torch.ops takes several). While Dynamo traces, the same call
+    is recorded as torch.ops.fastnn.<name>.
+    """
+    eager = getattr(_C, name)
+    traced = getattr(torch.ops.fastnn, name)
+    tracing = torch.compiler.is_dynamo_compiling
+
+    def call(*args):
+        return (traced if tracing() else eager)(*args)
+
+    return call
+
+
+def aten(function, *args, **kwargs):
+    """Calls torch's own function for arguments the kernels do not take, and counts it in fastnn.fallbacks()."""
+    _C.note_fallback(function.__name__, "arguments")
+    return function(*args, **kwargs)

@@ -1,0 +1,46 @@
+"""softmax and log_softmax."""
+
+import torch.nn.functional as F
+
+from fastnn.functional._call import aten, handle_torch_function, has_torch_function, op
+
+_softmax = op("softmax")
+_log_softmax = op("log_softmax")
+
+
+def softmax(input, dim=None, _stacklevel=3, dtype=None):
+    """exp(x - max) / sum exp(x - max) over `dim`.
+
+    Args:
+        input: tensor of any shape, float32, float64, bfloat16 or float16.
+        dim: dimension to normalise; None picks torch's implicit choice with its warning.
+        dtype: cast the input to this dtype first.
+
+    Returns:
+        A tensor of the input's shape, in its memory format.
+
+    Raises what torch.nn.functional.softmax raises. Source: torch.nn.functional.softmax.
+    """
+    if has_torch_function((input,)):
+        return handle_torch_function(softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
+    if dim is None:
+        dim = F._get_softmax_dim("softmax", input.dim(), _stacklevel)
+    try:
+        return _softmax(input if dtype is None else input.to(dtype), dim)
+    except TypeError:
+        return aten(F.softmax, input, dim=dim, dtype=dtype)
+
+
+def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
+    """log(softmax(input, dim)), computed as x - max - log(sum exp(x - max)).
+
+    Args, returns and errors as softmax. Source: torch.nn.functional.log_softmax.
+    """
+    if has_torch_function((input,)):
+        return handle_torch_function(log_softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
+    if dim is None:
+        dim = F._get_softmax_dim("log_softmax", input.dim(), _stacklevel)
+    try:
+        return _log_softmax(input if dtype is None else input.to(dtype), dim)
+    except TypeError:
+        return aten(F.log_softmax, input, dim=dim, dtype=dtype)

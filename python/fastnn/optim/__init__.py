@@ -1,0 +1,1 @@
+"""torch.optim optimizers whose step is one call into C++."""

@@ -1,0 +1,68 @@
+"""Outputs and first gradients of every case, in every dtype and layout, against torch and against float64."""
+
+import pytest
+import torch
+from cases import ALL
+from compare import compare, run
+
+import fastnn
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+by_name = pytest.mark.parametrize("case", ALL, ids=lambda c: c.name)
+
+
+@by_name
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_matches_torch(case, dtype):
+    (outputs, _, _), _ = compare(case, dtype)
+    assert all(o.is_contiguous() for o in outputs)
+    # Nothing was handed to torch's kernels, unless the case is there to show that it is.
+    assert bool(fastnn.fallbacks()) == ("aten" in case.tags)
+
+
+@pytest.mark.parametrize("case", [c for c in ALL if c.has_4d], ids=lambda c: c.name)
+def test_channels_last(case):
+    (outputs, _, _), _ = compare(case, torch.float32, "channels_last")
+    for o in outputs:
+        if o.dim() == 4:
+            assert o.is_contiguous(memory_format=torch.channels_last)
+
+
+@by_name
+def test_strided_inputs(case):
+    compare(case, torch.float32, "strided")
+
+
+@by_name
+def test_stride_zero_gradient(case):
+    args, kwargs = case.build(torch.float64)
+    inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.requires_grad]
+
+    def gradients(function):
+        out = function(*args, **kwargs)
+        out = out[0] if isinstance(out, tuple) else out
+        return torch.autograd.grad(out.sum(), inputs, allow_unused=True)
+
+    if inputs:
+        for ours, torchs in zip(gradients(case.fast), gradients(case.reference), strict=True):
+            torch.testing.assert_close(ours, torchs)
+
+
+@by_name
+def test_same_bits_twice(case):
+    first, second = (run(case.fast, case, torch.float32) for _ in range(2))
+    for a, b in zip([*first[0], *first[1]], [*second[0], *second[1]], strict=True):
+        assert a is b is None or torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+@by_name
+def test_no_grad_gives_the_same_output(case):
+    with_grad, _, _ = run(case.fast, case, torch.float32)
+    args, kwargs = case.build(torch.float32)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            out = case.fast(*args, **kwargs)
+        out = list(out) if isinstance(out, tuple) else [out]
+        args, kwargs = case.build(torch.float32)
+        for a, b in zip(out, with_grad, strict=True):
+            assert torch.equal(a.nan_to_num(7.0), b.detach().nan_to_num(7.0))

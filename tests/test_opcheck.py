@@ -1,0 +1,69 @@
+"""torch.library.opcheck on every fastnn op that any case reaches, forward and backward."""
+
+import pytest
+import torch
+from cases import ALL
+from compare import run
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SMALL = [c for c in ALL if "big" not in c.tags]
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps every call of a fastnn op that passes the dispatcher."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastnn":
+            self.calls.append((func, args, dict(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def recorded(case):
+    with Recorder() as recorder:
+        run(case.fast, case, torch.float32)
+    return recorder.calls
+
+
+def fresh(value):
+    """A leaf copy that wants a gradient where autograd allows one."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().clone()
+        return value.requires_grad_() if value.is_floating_point() else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(fresh(v) for v in value)
+    return value
+
+
+def mutable_arguments(func):
+    return {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+
+
+def fresh_call(func, args, kwargs):
+    """The call's arguments as leaves; what the op writes to gets no gradient, as in a training loop."""
+    written = mutable_arguments(func)
+    names = [a.name for a in func._schema.arguments]
+    args = [fresh(a) if n not in written else a.detach().clone() if isinstance(a, torch.Tensor) else a
+            for n, a in zip(names, args, strict=False)]
+    return tuple(args), {k: fresh(v) for k, v in kwargs.items()}
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
+def test_opcheck(case):
+    calls = recorded(case)
+    assert calls, "the case reached no fastnn op"
+    for func, args, kwargs in calls:
+        torch.library.opcheck(func, *fresh_call(func, args, kwargs))
+
+
+def test_every_op_is_reached():
+    reached = {func.name() for case in ALL for func, _, _ in recorded(case)}
+    declared = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastnn::")}
+    assert declared - reached - TESTED_ELSEWHERE == set()
+
+
+# Ops no functional reaches, and the file that tests them.
+TESTED_ELSEWHERE = set()
