@@ -110,10 +110,7 @@ bool needs_grad(std::initializer_list<const Tensor*> inputs) {
 }
 
 at::MemoryFormat dense_format(const Tensor& t) {
-  return t.dim() == 4 && !t.is_contiguous() && t.is_contiguous(at::MemoryFormat::ChannelsLast)
-             ? at::MemoryFormat::ChannelsLast
-             : t.suggest_memory_format() == at::MemoryFormat::ChannelsLast ? at::MemoryFormat::ChannelsLast
-                                                                           : at::MemoryFormat::Contiguous;
+  return t.dim() == 4 ? t.suggest_memory_format() : at::MemoryFormat::Contiguous;
 }
 
 Tensor dense(const Tensor& t) { return t.contiguous(dense_format(t)); }
