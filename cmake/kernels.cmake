@@ -12,7 +12,8 @@ endif()
 
 # -O2 whatever the build type: -O3 unrolls and versions loops that are already written for the registers.
 # no-math-errno: lets sqrt and floor be instructions. contract=fast: a * b + c is one FMA.
-set(KERNEL_FLAGS -O2 -fno-exceptions -fno-rtti -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-psabi)
+set(KERNEL_FLAGS -O2 -fno-exceptions -fno-rtti -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-psabi
+    -Wno-uninitialized -Wno-maybe-uninitialized)  # gcc 12 sees the intrinsics' own _undefined_ values
 
 foreach(isa IN LISTS FASTNN_ISAS)
   add_library(kernels_${isa} OBJECT ${ISA_SOURCES})
