@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
 BUILD := build/dev
 
-.PHONY: demo test bench develop install env cuda-compile format clean help
+.PHONY: demo test bench develop tools install env cuda-compile format clean help
 
 help:
 	@grep -E '^# make|^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  --/'
@@ -35,15 +35,20 @@ test: install ## all tests
 bench: install ## the pytest-benchmark suites
 	@$(PY) -m pytest -p no:cacheprovider benches
 
-develop: env ## an in-place build for working on fastnn: `PYTHONPATH=python python ...`
+tools: env
 	@$(PY) -c "import pybind11" 2>/dev/null || $(PIP) install scikit-build-core pybind11 ninja cmake pytest pytest-benchmark hypothesis expecttest rich matplotlib scikit-learn
-	@PATH=$(VENV)/bin:$$PATH cmake -S . -B $(BUILD) -G Ninja -DPython_EXECUTABLE=$(PY) \
-	  -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir) -DFASTNN_WITH_CUDA=$${FASTNN_WITH_CUDA:-off} > /dev/null
+
+CONFIGURE = PATH=$(VENV)/bin:$$PATH cmake -S . -G Ninja -DPython_EXECUTABLE=$(PY) \
+  -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir)
+
+develop: tools ## an in-place build for working on fastnn: `PYTHONPATH=python python ...`
+	@$(CONFIGURE) -B $(BUILD) -DFASTNN_WITH_CUDA=$${FASTNN_WITH_CUDA:-off} > /dev/null
 	@PATH=$(VENV)/bin:$$PATH cmake --build $(BUILD)
 	@cmake --install $(BUILD) --prefix python > /dev/null
 
-cuda-compile: env ## compiles every .cu file with nvcc; needs no GPU
-	@FASTNN_WITH_CUDA=compile-only BUILD=build/cuda $(MAKE) develop
+cuda-compile: tools ## every .cu file compiled by nvcc for sm_80 and sm_90, warnings being errors; needs no GPU
+	@$(CONFIGURE) -B build/cuda -DFASTNN_WITH_CUDA=compile-only > /dev/null
+	@PATH=$(VENV)/bin:$$PATH cmake --build build/cuda --target kernels_cuda
 
 clean:
 	rm -rf build out

@@ -19,6 +19,12 @@ if(torch_minor VERSION_LESS 2.11)
   message(FATAL_ERROR "fastnn needs torch 2.11 or newer; ${FASTNN_TORCH_DIR} is ${FASTNN_TORCH_VERSION}: "
                       "type `pip install --upgrade torch`, then install fastnn again.")
 endif()
+# The CUDA version of a CUDA build of torch; empty for a CPU build.
+file(STRINGS "${FASTNN_TORCH_DIR}/version.py" cuda_line REGEX "^cuda *(:[^=]*)?=")
+set(FASTNN_TORCH_CUDA "")
+if(cuda_line MATCHES "= *'([0-9.]+)'")
+  set(FASTNN_TORCH_CUDA ${CMAKE_MATCH_1})
+endif()
 message(STATUS "torch ${FASTNN_TORCH_VERSION} in ${FASTNN_TORCH_DIR}")
 
 add_library(fastnn_torch INTERFACE)

@@ -1,0 +1,59 @@
+// Launches: launch(kernel, grid, block, shared_bytes, stream, args...) -> Status, and the two ways to name shared memory.
+// nvcc builds the real thing; any other compiler gets tests/cuda_on_cpu, which runs the same kernels on the CPU.
+#pragma once
+#include "../../common.h"
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+
+// FASTNN_SHARED(name, float[32][33]): a block's shared variable. FASTNN_DYNAMIC_SHARED(name, float): float* to the
+// bytes that the launch asked for.
+#define FASTNN_SHARED(name, ...) __shared__ typename ::fastnn::Tag<__VA_ARGS__>::type name
+#define FASTNN_DYNAMIC_SHARED(name, ...)                                  \
+  extern __shared__ __align__(16) unsigned char fastnn_dynamic_shared[]; \
+  __VA_ARGS__* const name = reinterpret_cast<__VA_ARGS__*>(fastnn_dynamic_shared)
+
+namespace fastnn::cuda {
+
+template <class... P, class... A>
+Status launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, CUstream_st* stream, const A&... args) {
+  constexpr size_t kSharedWithoutAsking = 48 << 10;
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > kSharedWithoutAsking)
+    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 int(shared_bytes));
+  if (error == cudaSuccess) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
+  }
+  if (error == cudaSuccess) return Status::ok;
+  (void)cudaGetLastError();  // reported through Status: nobody should meet it again
+  return Status::launch_failed;
+}
+
+}  // namespace fastnn::cuda
+#else
+#include "cuda_on_cpu.h"
+#endif
+
+namespace fastnn::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// A grid of at most 2^31 - 1 blocks along x; kernels stride over the rest.
+inline dim3 grid_of(int64_t blocks) { return dim3(unsigned(min64(blocks, 0x7fffffff))); }
+
+// As many blocks as keep every multiprocessor busy; the kernel strides over its items.
+inline dim3 strided_grid_of(int64_t items, int threads) {
+  constexpr int64_t kEnoughBlocks = 132 * 16;
+  return dim3(unsigned(max64(1, min64(ceil_div(items, threads), kEnoughBlocks))));
+}
+
+inline Status first_failure(Status a, Status b) { return a != Status::ok ? a : b; }
+
+}  // namespace fastnn::cuda

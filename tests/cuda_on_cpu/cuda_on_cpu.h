@@ -1,0 +1,147 @@
+// Runs the .cu files on the CPU, for tests: g++ compiles them against this header in place of the CUDA runtime. The
+// threads of a block are fibres of one OS thread; a barrier or a warp operation suspends a fibre until its partners
+// have come. Shared memory is allocated per block and filled with NaNs, so the address sanitizer sees every access out
+// of bounds and an uninitialised value spoils the result. Threads and blocks run in ascending or in descending order:
+// a result that depends on the order has a race.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "../../csrc/kernels/common.h"
+
+struct CUstream_st;
+
+// ---- the language ----------------------------------------------------------------------------------------------------
+
+#define __global__ __attribute__((noinline))
+#define __device__
+#define __host__
+#define __constant__ static
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+#define __ldg(p) (*(p))
+
+#define FASTNN_SHARED(name, ...)  \
+  static char name##_key;         \
+  auto& name = *static_cast<::fastnn::Tag<__VA_ARGS__>::type*>( \
+      ::cuda_on_cpu::shared(&name##_key, sizeof(typename ::fastnn::Tag<__VA_ARGS__>::type)))
+#define FASTNN_DYNAMIC_SHARED(name, ...) \
+  __VA_ARGS__* const name = static_cast<__VA_ARGS__*>(::cuda_on_cpu::dynamic_shared())
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace cuda_on_cpu {
+
+// ---- the scheduler (runtime.cpp) -------------------------------------------------------------------------------------
+
+// Runs a whole grid. Ends the program with a message on a launch CUDA would refuse and on a barrier or warp operation
+// that not all of its threads reach.
+void run_grid(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
+
+extern bool descending;                      // order of threads and blocks
+std::vector<const void*> launched_kernels();  // every kernel that has run, once each
+
+void* shared(const void* key, size_t bytes);
+void* dynamic_shared();
+void block_barrier();
+
+// Gives each lane of the warp `bytes` bytes (at most kSlot) of every lane: returns lane i's at [i * kSlot].
+constexpr size_t kSlot = 64;
+const char* warp_exchange(const void* mine, size_t bytes);
+unsigned lane();
+void require(bool condition, const char* message);
+
+// ---- 16-bit floats ---------------------------------------------------------------------------------------------------
+
+inline float half_to_float(uint16_t bits) { return float(__builtin_bit_cast(_Float16, bits)); }
+inline uint16_t float_to_half(float x) { return __builtin_bit_cast(uint16_t, _Float16(x)); }
+inline uint16_t float_to_bfloat(float x) {
+  const uint32_t b = __builtin_bit_cast(uint32_t, x);
+  return x != x ? 0x7fff : uint16_t((b + 0x7fffu + (b >> 16 & 1)) >> 16);
+}
+
+// ---- warp operations -------------------------------------------------------------------------------------------------
+
+template <class T>
+T read_lane(unsigned mask, T x, unsigned from) {
+  require(mask == 0xffffffffu, "a warp operation with a partial mask");
+  T y;
+  std::memcpy(&y, warp_exchange(&x, sizeof(T)) + (from % 32) * kSlot, sizeof(T));
+  return y;
+}
+
+}  // namespace cuda_on_cpu
+
+inline void __syncthreads() { cuda_on_cpu::block_barrier(); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { cuda_on_cpu::read_lane(mask, 0, 0); }
+
+template <class T>
+T __shfl_sync(unsigned mask, T x, int from) {
+  return cuda_on_cpu::read_lane(mask, x, unsigned(from));
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T x, int lanes) {
+  return cuda_on_cpu::read_lane(mask, x, cuda_on_cpu::lane() ^ unsigned(lanes));
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T x, unsigned by) {
+  const unsigned lane = cuda_on_cpu::lane();
+  return cuda_on_cpu::read_lane(mask, x, lane + by < 32 ? lane + by : lane);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T x, unsigned by) {
+  const unsigned lane = cuda_on_cpu::lane();
+  return cuda_on_cpu::read_lane(mask, x, lane >= by ? lane - by : lane);
+}
+inline unsigned __ballot_sync(unsigned mask, bool vote) {
+  cuda_on_cpu::require(mask == 0xffffffffu, "a warp operation with a partial mask");
+  const char* const votes = cuda_on_cpu::warp_exchange(&vote, 1);
+  unsigned result = 0;
+  for (unsigned i = 0; i < 32; ++i) result |= unsigned(votes[i * cuda_on_cpu::kSlot]) << i;
+  return result;
+}
+inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
+inline bool __all_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) == 0xffffffffu; }
+
+// ---- atomics, intrinsics, mathematics --------------------------------------------------------------------------------
+
+template <class T>
+T atomicAdd(T* p, T x) {
+  const T old = *p;
+  *p = old + x;
+  return old;
+}
+template <class T>
+T atomicMax(T* p, T x) {
+  const T old = *p;
+  *p = old < x ? x : old;
+  return old;
+}
+inline void __threadfence() {}
+
+inline float __uint_as_float(unsigned x) { return __builtin_bit_cast(float, x); }
+inline unsigned __float_as_uint(float x) { return __builtin_bit_cast(unsigned, x); }
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+inline double rsqrt(double x) { return 1 / std::sqrt(x); }
+
+// ---- launches --------------------------------------------------------------------------------------------------------
+
+namespace fastnn::cuda {
+
+template <class... P, class... A>
+Status launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, CUstream_st*, const A&... args) {
+  cuda_on_cpu::run_grid(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
+                        [&] { kernel(static_cast<P>(args)...); });
+  return Status::ok;
+}
+
+}  // namespace fastnn::cuda
