@@ -3,19 +3,23 @@
 import torch
 
 from cases import differentiable, tensors
+from fastnn import _build
+
+# Tests that name a device run once per entry: on CUDA too where this build has CUDA kernels and a GPU is present.
+DEVICES = ["cpu", *(["cuda"] if _build.CUDA and torch.cuda.is_available() else [])]
 
 # Floor of the allowed error, in units of the dtype's epsilon times the largest reference value.
 FLOOR_ULPS = 4
 
 
-def run(function, case, dtype, layout="contiguous", upcast=False):
+def run(function, case, dtype, layout="contiguous", upcast=False, device="cpu"):
     """Calls `function` on the case's arguments and backpropagates a fixed random gradient.
 
     Returns (outputs, gradients, arguments): outputs as a list of tensors, gradients of every differentiable argument,
     and the arguments after the call (batch_norm changes its running statistics). With `upcast` the arguments are
     rounded to `dtype` first and then computed in float64.
     """
-    args, kwargs = case.build(dtype, layout=layout)
+    args, kwargs = case.build(dtype, device, layout)
     if upcast:
         def up(v):
             if isinstance(v, torch.Tensor) and v.is_floating_point():
@@ -32,7 +36,8 @@ def run(function, case, dtype, layout="contiguous", upcast=False):
     if inputs:
         first = outputs[0]
         generator = torch.Generator().manual_seed(7)
-        seed = torch.randn(first.shape, generator=generator, dtype=torch.float64).to(dtype).to(first.dtype)
+        seed = torch.randn(first.shape, generator=generator, dtype=torch.float64)
+        seed = seed.to(dtype).to(first.dtype).to(first.device)
         gradients = torch.autograd.grad(first, inputs, seed, allow_unused=True)
     return outputs, gradients, tensors(args, kwargs)
 
@@ -59,11 +64,11 @@ def assert_close(ours, torchs, exact, dtype, what):
     assert error <= 2 * allowed + floor, f"{what}: error {error:.3g}, torch's {allowed:.3g}, floor {floor:.3g}"
 
 
-def compare(case, dtype, layout="contiguous"):
+def compare(case, dtype, layout="contiguous", device="cpu"):
     """Runs a case on fastnn, on torch, and on torch in float64, and compares outputs, gradients and arguments."""
-    ours = run(case.fast, case, dtype, layout)
-    torchs = run(case.reference, case, dtype, layout)
-    exact = run(case.reference, case, dtype, layout, upcast=True)
+    ours = run(case.fast, case, dtype, layout, device=device)
+    torchs = run(case.reference, case, dtype, layout, device=device)
+    exact = run(case.reference, case, dtype, layout, upcast=True, device=device)
     for part, a, b, c in zip(("output", "gradient", "argument"), ours, torchs, exact, strict=True):
         for i, (x, y, z) in enumerate(zip(a, b, c, strict=True)):
             assert_close(x, y, z, dtype, f"{case.name} {part} {i}")
