@@ -96,6 +96,7 @@ bool set_isa(const char* name) {
   return table != nullptr;
 }
 
+Status optim_step(const OptimParams& p) { return kernels().optim_step(p); }
 Status softmax_forward(const SoftmaxParams& p) { return kernels().softmax_forward(p); }
 Status softmax_backward(const SoftmaxParams& p) { return kernels().softmax_backward(p); }
 

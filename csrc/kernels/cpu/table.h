@@ -1,11 +1,13 @@
 // One table of kernels per ISA, and the choice among them: the only list every family adds a line to.
 #pragma once
+#include "../optim.h"
 #include "../softmax.h"
 
 namespace fastnn::cpu {
 
 struct KernelTable {
   const char* isa;  // compiled into the table's own objects, so it proves which code runs
+  Status (*optim_step)(const OptimParams&);
   Status (*softmax_forward)(const SoftmaxParams&);
   Status (*softmax_backward)(const SoftmaxParams&);
 };

@@ -222,6 +222,20 @@ FASTNN_INLINE Vec<A> min(Vec<A> a, Vec<A> b) {
 }
 
 template <class A>
+FASTNN_INLINE Vec<A> sqrt(Vec<A> a) {
+#if defined(__AVX512F__)
+  if constexpr (__is_same(A, float)) return {_mm512_sqrt_ps(a.v)};
+  else return {_mm512_sqrt_pd(a.v)};
+#elif defined(__AVX2__)
+  if constexpr (__is_same(A, float)) return {_mm256_sqrt_ps(a.v)};
+  else return {_mm256_sqrt_pd(a.v)};
+#else
+  for (int i = 0; i < Vec<A>::N; ++i) a.v[i] = A(__builtin_sqrt(a.v[i]));  // through double: still rounded right
+  return a;
+#endif
+}
+
+template <class A>
 FASTNN_INLINE A reduce_add(Vec<A> a) {
 #if defined(__AVX512F__)
   if constexpr (__is_same(A, float)) return _mm512_reduce_add_ps(a.v);

@@ -8,6 +8,7 @@ namespace fastnn::cpu::FASTNN_ISA_NS {
 extern const KernelTable table;
 const KernelTable table = {
     .isa = FASTNN_ISA_NAME,
+    .optim_step = optim_step,
     .softmax_forward = softmax_forward,
     .softmax_backward = softmax_backward,
 };

@@ -1,0 +1,142 @@
+// Optimizer steps: each rule is a few lines on one vector of elements, the walk over the tensors is common to all.
+#include "../../optim.h"
+
+#include "../../parallel.h"
+#include "isa.h"
+#include "simd.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+namespace {
+
+template <class S, class A = acc_t<S>>
+FASTNN_INLINE Vec<A> get(const void* base, int64_t at, int lanes) {
+  const S* p = static_cast<const S*>(base) + at;
+  return lanes == Vec<A>::N ? Vec<A>::load(p) : Vec<A>::load_n(p, lanes);
+}
+template <class S, class A = acc_t<S>>
+FASTNN_INLINE void put(void* base, int64_t at, int lanes, Vec<A> v) {
+  S* p = static_cast<S*>(base) + at;
+  if (lanes == Vec<A>::N) v.store(p);
+  else v.store_n(p, lanes);
+}
+
+// Applies f to each vector of [from, to): f(offset, lanes), lanes == N but for the tail.
+template <int N, class F>
+FASTNN_INLINE void for_vectors(int64_t from, int64_t to, const F& f) {
+  int64_t i = from;
+  for (; i + N <= to; i += N) f(i, N);
+  if (i < to) f(i, int(to - i));
+}
+
+// The larger of two vectors; NaN in either gives NaN, as torch.maximum does.
+template <class A>
+FASTNN_INLINE Vec<A> maximum(Vec<A> a, Vec<A> b) {
+  return {a.v == a.v ? max(a, b).v : a.v};
+}
+
+// The gradient a rule works on: its sign, and the L2 penalty.
+template <class S, class V = Vec<acc_t<S>>>
+struct Gradient {
+  const V decay;
+  const bool penalised, maximize;
+  const void* base;
+
+  FASTNN_VEC_FN Gradient(const OptimParams& o, const OptimTensor& t)
+      : decay(V::set1(o.weight_decay)), penalised(o.weight_decay != 0), maximize(o.maximize), base(t.grad) {}
+  FASTNN_VEC_FN V operator()(int64_t i, int lanes, V param) const {
+    V g = get<S>(base, i, lanes);
+    if (maximize) g.v = -g.v;
+    return penalised ? fma(decay, param, g) : g;
+  }
+};
+
+// ---- rules: elements [from, to) of one tensor ----------------------------------------------------------------------
+
+template <class S>
+void adam(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) {
+  using V = Vec<acc_t<S>>;
+  const Gradient<S> gradient(o, t);
+  const V rest1 = V::set1(1 - o.beta1), beta2 = V::set1(o.beta2), rest2 = V::set1(1 - o.beta2), eps = V::set1(o.eps);
+  const V step = V::set1(-t.step_size), denom_scale = V::set1(t.denom_scale), param_scale = V::set1(o.param_scale);
+  const bool decoupled = o.param_scale != 1, amsgrad = t.state[2] != nullptr;
+  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) {
+    V param = get<S>(t.param, i, lanes);
+    if (decoupled) param = param * param_scale;
+    const V g = gradient(i, lanes, param);
+    V m = get<S>(t.state[0], i, lanes), v = get<S>(t.state[1], i, lanes);
+    m = fma(rest1, g - m, m);
+    v = fma(rest2 * g, g, beta2 * v);
+    put<S>(t.state[0], i, lanes, m);
+    put<S>(t.state[1], i, lanes, v);
+    if (amsgrad) {
+      v = maximum(get<S>(t.state[2], i, lanes), v);
+      put<S>(t.state[2], i, lanes, v);
+    }
+    put<S>(t.param, i, lanes, fma(step, m / fma(sqrt(v), denom_scale, eps), param));
+  });
+}
+
+template <class S>
+void sgd(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) {
+  using V = Vec<acc_t<S>>;
+  const Gradient<S> gradient(o, t);
+  const V momentum = V::set1(o.beta1), undamped = V::set1(o.beta2), step = V::set1(-t.step_size);
+  const bool buffered = t.state[0] != nullptr;
+  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) {
+    const V param = get<S>(t.param, i, lanes);
+    V g = gradient(i, lanes, param);
+    if (buffered) {
+      const V buffer = o.first ? g : fma(undamped, g, momentum * get<S>(t.state[0], i, lanes));
+      put<S>(t.state[0], i, lanes, buffer);
+      g = o.nesterov ? fma(momentum, buffer, g) : buffer;
+    }
+    put<S>(t.param, i, lanes, fma(step, g, param));
+  });
+}
+
+// ---- launcher ------------------------------------------------------------------------------------------------------
+
+// Calls f(tensor, from, to) for pieces that cover every element once. Where a tensor is cut depends on the number of
+// threads; no element's result does, because every lane runs the same instructions.
+template <class F>
+void for_pieces(const OptimParams& p, const F& f) {
+  constexpr int64_t kGrain = 1 << 15;
+  constexpr int64_t kCut = 64;  // inside a tensor threads part at whole cache lines
+  const auto range = [&](int64_t begin, int64_t end) {
+    int64_t low = 0, high = p.count;  // the first tensor that reaches beyond `begin`
+    while (low < high) {
+      const int64_t mid = (low + high) / 2;
+      if (p.tensors[mid].begin + p.tensors[mid].size > begin) high = mid;
+      else low = mid + 1;
+    }
+    for (int64_t i = low; i < p.count && p.tensors[i].begin < end; ++i) {
+      const OptimTensor& t = p.tensors[i];
+      const int64_t from = begin <= t.begin ? 0 : (begin - t.begin) / kCut * kCut;
+      const int64_t to = end >= t.begin + t.size ? t.size : (end - t.begin) / kCut * kCut;
+      f(t, from, to);
+    }
+  };
+  if (p.serial) range(0, p.total);
+  else parallel_for(0, p.total, kGrain, range);
+}
+
+}  // namespace
+
+Status optim_step(const OptimParams& p) {
+  for (int64_t i = 0; i < p.count; ++i)
+    if (p.tensors[i].dtype > DType::f16) return Status::unsupported_dtype;
+  if (p.rule > OptimRule::sgd) return Status::invalid_argument;
+  for_pieces(p, [&](const OptimTensor& t, int64_t from, int64_t to) {
+    dispatch_dtype(t.dtype, [&](auto tag) {
+      using S = typename decltype(tag)::type;
+      switch (p.rule) {
+        case OptimRule::adam: adam<S>(p, t, from, to); break;
+        case OptimRule::sgd: sgd<S>(p, t, from, to); break;
+      }
+      return Status::ok;
+    });
+  });
+  return Status::ok;
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

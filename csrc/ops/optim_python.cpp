@@ -1,0 +1,255 @@
+// optimizer.step() without Python work per parameter: reads param_groups and state as torch.optim keeps them, then
+// calls the step ops. Nothing outlives the call, so no change of parameters, gradients, state or options can go stale.
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "optim.h"
+
+namespace fastnn::ops {
+namespace {
+
+namespace py = pybind11;
+
+// What step() returns to Python: null when the step is done, else the reason why nothing was changed.
+using Reason = const char*;
+constexpr Reason kNoState = "no state";  // the caller lets torch's _init_group create it and calls again
+constexpr Reason kOptions = "arguments";
+
+// ---- reading torch.optim's dictionaries ----------------------------------------------------------------------------
+
+// An interned string, for dictionaries that are searched once per parameter.
+class Key {
+ public:
+  explicit Key(const char* text) : object_(PyUnicode_InternFromString(text)) {}
+  PyObject* operator()() const { return object_; }
+
+ private:
+  PyObject* object_;
+};
+
+// A borrowed reference, null when the key is absent. `dict` is a dict (a defaultdict's default is not created).
+PyObject* find(PyObject* dict, PyObject* key) {
+  PyObject* item = PyDict_GetItemWithError(dict, key);
+  if (!item && PyErr_Occurred()) throw py::error_already_set();
+  return item;
+}
+
+// A plain torch.Tensor or Parameter; null for anything else, subclasses included.
+const Tensor* as_tensor(PyObject* object) {
+  return object && THPVariable_CheckExact(object) ? &THPVariable_Unpack(object) : nullptr;
+}
+
+// One param_group's options. A value the kernels cannot use makes ok() false.
+class Options {
+ public:
+  explicit Options(PyObject* group) : group_(PyDict_Check(group) ? group : nullptr), ok_(group_) {}
+  bool ok() const { return ok_; }
+
+  double number(const char* name) { return number(find(name)); }
+  // A learning rate: a number, or a CPU tensor of one element.
+  double rate(const char* name) {
+    PyObject* value = find(name);
+    const Tensor* t = as_tensor(value);
+    if (!t) return number(value);
+    const bool usable = t->is_cpu() && t->layout() == at::kStrided && t->numel() == 1 && !t->requires_grad() &&
+                        at::isFloatingType(t->scalar_type());
+    return usable ? t->item<double>() : fail();
+  }
+  std::pair<double, double> pair(const char* name) {
+    PyObject* value = find(name);
+    if (!value || !PyTuple_Check(value) || PyTuple_GET_SIZE(value) != 2) return {fail(), 0};
+    return {number(PyTuple_GET_ITEM(value, 0)), number(PyTuple_GET_ITEM(value, 1))};
+  }
+  bool flag(const char* name) {
+    PyObject* value = find(name);
+    if (!value || value == Py_None || value == Py_False) return false;
+    if (value == Py_True) return true;
+    const int truth = PyObject_IsTrue(value);
+    if (truth < 0) throw py::error_already_set();
+    return truth;
+  }
+  bool is_tensor(const char* name) {
+    PyObject* value = find(name);
+    return value && THPVariable_Check(value);
+  }
+  // Options that only torch's own step implements.
+  void refuse(const char* name) {
+    if (flag(name)) ok_ = false;
+  }
+  PyObject* params() {
+    PyObject* list = find("params");
+    if (list && PyList_Check(list)) return list;
+    ok_ = false;
+    return nullptr;
+  }
+
+ private:
+  PyObject* find(const char* name) {
+    if (!ok_) return nullptr;
+    return ops::find(group_, py::str(name).ptr());
+  }
+  double number(PyObject* value) {
+    if (!value || PyBool_Check(value) || !(PyFloat_Check(value) || PyLong_Check(value))) return fail();
+    const double x = PyFloat_AsDouble(value);
+    if (x == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return x;
+  }
+  double fail() {
+    ok_ = false;
+    return 0;
+  }
+
+  PyObject* group_;
+  bool ok_;
+};
+
+// The tensors of one group: every parameter that has a gradient, and its state under `names`.
+struct Tensors {
+  std::vector<Tensor> params, grads;
+  std::vector<Tensor> state[4];
+};
+
+Reason gather(PyObject* params, PyObject* state, std::initializer_list<const Key*> names, Tensors& out) {
+  const Py_ssize_t count = PyList_GET_SIZE(params);
+  out.params.reserve(count);
+  out.grads.reserve(count);
+  for (size_t slot = 0; slot < names.size(); ++slot) out.state[slot].reserve(count);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* const object = PyList_GET_ITEM(params, i);
+    const Tensor* param = as_tensor(object);
+    if (!param) return "tensor subclass";
+    const Tensor& grad = param->grad();
+    if (!grad.defined()) continue;
+    out.params.push_back(*param);
+    out.grads.push_back(grad);
+    if (!names.size()) continue;
+    PyObject* const entry = find(state, object);
+    if (!entry || !PyDict_Check(entry) || PyDict_GET_SIZE(entry) == 0) return kNoState;
+    int slot = 0;
+    for (const Key* name : names) {
+      const Tensor* value = as_tensor(find(entry, (*name)()));
+      if (!value) return "state";
+      out.state[slot++].push_back(*value);
+    }
+  }
+  return nullptr;
+}
+
+// Calls a step op below autograd (step() runs without gradients, whatever the caller's grad mode) and without the GIL.
+template <class Op, class... Args>
+void call(const std::vector<Tensor>& params, const Args&... args) {
+  if (params.empty()) return;
+  py::gil_scoped_release release;
+  at::AutoDispatchBelowAutograd guard;
+  Op::handle().call(params, args...);
+}
+
+// ---- Adam and AdamW ------------------------------------------------------------------------------------------------
+
+Reason adam_step(const py::list& groups, const py::dict& state) {
+  static const Key step("step"), exp_avg("exp_avg"), exp_avg_sq("exp_avg_sq"), max_exp_avg_sq("max_exp_avg_sq");
+  struct Group {
+    Tensors tensors;
+    double lr, beta1, beta2, eps, weight_decay;
+    bool decoupled, maximize;
+  };
+  std::vector<Group> ready(groups.size());
+  for (size_t i = 0; i < ready.size(); ++i) {
+    Group& g = ready[i];
+    Options options(PyList_GET_ITEM(groups.ptr(), i));
+    g.lr = options.rate("lr");
+    std::tie(g.beta1, g.beta2) = options.pair("betas");
+    g.eps = options.number("eps");
+    g.weight_decay = options.number("weight_decay");
+    g.decoupled = options.flag("decoupled_weight_decay");
+    g.maximize = options.flag("maximize");
+    options.refuse("differentiable");
+    options.refuse("capturable");
+    if (options.is_tensor("lr")) options.refuse("foreach");
+    const bool amsgrad = options.flag("amsgrad");
+    PyObject* const params = options.params();
+    if (!options.ok()) return kOptions;
+    Tensors& t = g.tensors;
+    Reason reason = amsgrad ? gather(params, state.ptr(), {&step, &exp_avg, &exp_avg_sq, &max_exp_avg_sq}, t)
+                            : gather(params, state.ptr(), {&step, &exp_avg, &exp_avg_sq}, t);
+    if (!reason) reason = why_not_steppable(t.params, t.grads, {t.state[1], t.state[2], t.state[3]}, t.state[0]);
+    if (reason) return reason;
+  }
+  for (const Group& g : ready) {
+    const Tensors& t = g.tensors;
+    call<AdamStep>(t.params, t.grads, t.state[1], t.state[2], t.state[3], t.state[0], g.lr, g.beta1, g.beta2, g.eps,
+                   g.weight_decay, g.decoupled, g.maximize);
+  }
+  return nullptr;
+}
+
+// ---- SGD -----------------------------------------------------------------------------------------------------------
+
+Reason sgd_step(const py::list& groups, const py::dict& state) {
+  static const Key momentum_buffer("momentum_buffer");
+  struct Group {
+    Tensors old, first;             // state[0]: momentum buffers; those of `first` are to be filled
+    std::vector<PyObject*> owners;  // the parameters of `first`
+    double lr, momentum, dampening, weight_decay;
+    bool nesterov, maximize;
+  };
+  std::vector<Group> ready(groups.size());
+  for (size_t i = 0; i < ready.size(); ++i) {
+    Group& g = ready[i];
+    Options options(PyList_GET_ITEM(groups.ptr(), i));
+    g.lr = options.rate("lr");
+    g.momentum = options.number("momentum");
+    g.dampening = options.number("dampening");
+    g.weight_decay = options.number("weight_decay");
+    g.nesterov = options.flag("nesterov");
+    g.maximize = options.flag("maximize");
+    options.refuse("differentiable");
+    PyObject* const params = options.params();
+    if (!options.ok()) return kOptions;
+    Tensors all;
+    if (Reason reason = gather(params, state.ptr(), {}, all)) return reason;
+    if (Reason reason = why_not_steppable(all.params, all.grads, {}, {})) return reason;
+    if (g.momentum == 0) {
+      g.old = std::move(all);
+      continue;
+    }
+    size_t at = 0;
+    for (Py_ssize_t k = 0; k < PyList_GET_SIZE(params); ++k) {
+      PyObject* const object = PyList_GET_ITEM(params, k);
+      if (!as_tensor(object)->grad().defined()) continue;
+      PyObject* const entry = find(state.ptr(), object);
+      if (entry && !PyDict_Check(entry)) return "state";
+      PyObject* const value = entry ? find(entry, momentum_buffer()) : nullptr;
+      const bool first = !value || value == Py_None;
+      const Tensor* buffer = as_tensor(value);
+      if (!first && !buffer) return "state";
+      Tensors& t = first ? g.first : g.old;
+      t.params.push_back(all.params[at]);
+      t.grads.push_back(all.grads[at]);
+      t.state[0].push_back(first ? at::empty_like(all.grads[at]) : *buffer);
+      if (first) g.owners.push_back(object);
+      ++at;
+    }
+    if (Reason reason = why_not_steppable(g.old.params, g.old.grads, {g.old.state[0]}, {})) return reason;
+  }
+  for (const Group& g : ready) {
+    for (const Tensors* t : {&g.old, &g.first})
+      call<SgdStep>(t->params, t->grads, t->state[0], g.lr, g.momentum, g.dampening, g.weight_decay, g.nesterov,
+                    g.maximize, t == &g.first);
+    for (size_t k = 0; k < g.owners.size(); ++k) {
+      py::object entry = py::reinterpret_borrow<py::object>(state)[py::handle(g.owners[k])];
+      entry[py::handle(momentum_buffer())] = py::reinterpret_steal<py::object>(THPVariable_Wrap(g.first.state[0][k]));
+    }
+  }
+  return nullptr;
+}
+
+void bind(py::module_& m) {
+  m.def("adam_step", adam_step);
+  m.def("sgd_step", sgd_step);
+}
+const Bindings bindings(bind);
+
+}  // namespace
+}  // namespace fastnn::ops
