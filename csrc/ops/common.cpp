@@ -43,6 +43,7 @@ const char* why_not_native(const Tensor& t, bool has_cuda_kernels) {
 
 namespace {
 
+thread_local bool t_enabled = true;  // false inside fastnn.disabled()
 std::mutex g_fallbacks_mutex;
 std::map<std::pair<std::string, std::string>, int64_t> g_fallbacks;
 
@@ -59,6 +60,7 @@ void note_fallback(const char* op, const char* reason) {
 }
 
 bool native(const char* op, std::initializer_list<const Tensor*> tensors, bool has_cuda_kernels) {
+  if (!t_enabled) return false;
   const Tensor* first = nullptr;
   const char* reason = nullptr;
   for (const Tensor* t : tensors) {
@@ -138,6 +140,7 @@ void bind_all(pybind11::module_& m) {
     return names;
   });
   m.def("set_isa", [](const std::string& name) { return cpu::set_isa(name.c_str()); });
+  m.def("set_enabled", [](bool enabled) { return std::exchange(t_enabled, enabled); });
   m.def("fallbacks", [] {
     std::lock_guard lock(g_fallbacks_mutex);
     return g_fallbacks;

@@ -5,11 +5,12 @@ from fastnn._load import load as _load
 _C = _load()
 
 from fastnn import _fake, functional, optim  # noqa: E402
+from fastnn.convert import convert, disabled, report, revert  # noqa: E402
 from fastnn.info import fallbacks  # noqa: E402
 from fastnn.modules import *  # noqa: E402,F403
 from fastnn.modules import __all__ as _module_names  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["fallbacks", "functional", "optim", *_module_names]
+__all__ = ["convert", "disabled", "fallbacks", "functional", "optim", "report", "revert", *_module_names]
 
 del _fake

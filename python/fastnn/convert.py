@@ -1,0 +1,143 @@
+"""convert, revert and report: switching the layers of an existing model between torch.nn and fastnn in place."""
+
+import copy
+import fnmatch
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fastnn import _C, modules
+
+# torch.nn.Conv2d -> fastnn.Conv2d and so on: a twin is a direct subclass under the same name.
+TWINS = {
+    twin.__base__: twin
+    for twin in (getattr(modules, name) for name in modules.__all__)
+    if twin.__base__.__module__.startswith("torch.nn.modules") and twin.__base__.__name__ == twin.__name__
+}
+_ORIGINALS = {twin: original for original, twin in TWINS.items()}
+
+# Forward pre-hooks that rebuild a parameter before every call: their layers stay as their authors made them.
+_REBUILDING_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One row of report(): a module's name, its type's name, whether it runs on fastnn's kernels, and why not."""
+
+    name: str
+    type: str
+    native: bool
+    reason: str
+
+
+def _why_left(module):
+    """Why convert() leaves a module as it is, or None when it has a twin and nothing stands in the way."""
+    kind = type(module)
+    if kind not in TWINS:
+        base = next((c for c in kind.__mro__ if c in TWINS), None)
+        if base is not None:
+            return f"a subclass of torch.nn.{base.__name__}"
+        return "no fastnn twin"
+    if "forward" in module.__dict__:
+        return "forward() is replaced on this object"
+    for hook in module._forward_pre_hooks.values():
+        if type(hook).__module__ in _REBUILDING_HOOKS:
+            return f"its weight is rebuilt by {type(hook).__name__}"
+    return None
+
+
+def _matches(selector, name, module):
+    if selector is None:
+        return False
+    if isinstance(selector, type):
+        return isinstance(module, selector)
+    if isinstance(selector, str):
+        return fnmatch.fnmatchcase(name, selector)
+    if callable(selector):
+        return bool(selector(name, module))
+    return any(_matches(one, name, module) for one in selector)
+
+
+def convert(model, *, include=None, exclude=None, inplace=True):
+    """Makes every layer that has a fastnn twin run on fastnn's kernels.
+
+    A layer whose exact type is, say, torch.nn.Conv2d becomes fastnn.Conv2d by changing its class: the same object with
+    the same parameters, buffers, hooks and state_dict keys, so optimizers that hold its parameters stay valid.
+    Subclasses, parametrized and weight-normed layers, and layers with a forward() of their own are left alone; nothing
+    outside the model is touched. revert() goes back.
+
+    Args:
+        model: any torch.nn.Module.
+        include: convert only what matches; a type, a name pattern as in fnmatch ("features.*"), a predicate
+            (name, module) -> bool, or a list of these. None: everything.
+        exclude: leave what matches, in the same forms.
+        inplace: False converts a deep copy and leaves `model` as it is.
+
+    Returns:
+        The converted model.
+
+    Raises:
+        TypeError: model is not a torch.nn.Module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"convert() takes a torch.nn.Module, not {type(model).__name__}")
+    if not inplace:
+        model = copy.deepcopy(model)
+    for name, module in model.named_modules():
+        chosen = include is None or _matches(include, name, module)
+        if chosen and not _matches(exclude, name, module) and _why_left(module) is None:
+            module.__class__ = TWINS[type(module)]
+    return model
+
+
+def revert(model):
+    """Undoes convert(): every fastnn layer becomes its torch.nn original again, in place. Returns the model."""
+    for module in model.modules():
+        if type(module) in _ORIGINALS:
+            module.__class__ = _ORIGINALS[type(module)]
+    return model
+
+
+def report(model, *, console=None):
+    """Prints which layers of a model run on fastnn's kernels and why the others do not.
+
+    Args:
+        model: any torch.nn.Module.
+        console: a rich Console to print to; None prints to standard output.
+
+    Returns:
+        A list of LayerReport, one for every module without children, in named_modules() order. Calls that reached a
+        native layer but fell back for their arguments are in fastnn.fallbacks().
+    """
+    rows = []
+    for name, module in model.named_modules():
+        if next(module.children(), None) is not None:
+            continue
+        native = type(module).__module__.startswith("fastnn.")
+        reason = "" if native else (_why_left(module) or "not converted")
+        rows.append(LayerReport(name, type(module).__name__, native, reason))
+    table = Table(title=f"{sum(r.native for r in rows)} of {len(rows)} layers run on fastnn")
+    for column in ("layer", "type", "runs on", "why"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(row.name, row.type, "fastnn" if row.native else "torch", row.reason)
+    (console or Console()).print(table)
+    return rows
+
+
+class disabled:
+    """A context manager: inside it, on this thread, fastnn's layers and functionals run torch's own kernels.
+
+    For comparing the two on one model without converting it back and forth. Nests; what ran is not counted in
+    fastnn.fallbacks(), since it was asked for.
+    """
+
+    def __enter__(self):
+        self._before = _C.set_enabled(False)
+        return self
+
+    def __exit__(self, *exception):
+        _C.set_enabled(self._before)
+        return False

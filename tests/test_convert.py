@@ -1,0 +1,136 @@
+"""convert, revert, report and disabled on real module trees."""
+
+import copy
+import io
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import fastnn
+from fastnn.convert import TWINS
+
+
+def small_net():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 8, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+        nn.LogSoftmax(dim=1),
+    )
+
+
+def one_step(model, x, target):
+    """Loss, output and gradients of one training step."""
+    out = model(x)
+    loss = nn.functional.nll_loss(out, target)
+    loss.backward()
+    return out, [p.grad.clone() for p in model.parameters()]
+
+
+def test_every_module_of_the_package_has_a_twin():
+    for name in ("Linear", "Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU", "CrossEntropyLoss"):
+        assert TWINS[getattr(nn, name)] is getattr(fastnn, name)
+
+
+def test_convert_keeps_objects_and_results():
+    model = small_net()
+    reference = copy.deepcopy(model)
+    parameters, keys, calls = list(model.parameters()), list(model.state_dict()), []
+    model[0].register_forward_hook(lambda *a: calls.append(1))
+    assert fastnn.convert(model) is model
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert list(model.state_dict()) == keys
+    assert type(model[0]) is fastnn.Conv2d and type(model[6]) is nn.Flatten
+    x, target = torch.randn(3, 1, 12, 12), torch.tensor([0, 4, 2])
+    for a, b in zip(one_step(model, x, target)[1], one_step(reference, x, target)[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert calls == [1]
+
+
+def test_convert_then_revert_restores_every_bit():
+    model = small_net()
+    hook = model[4].register_forward_hook(lambda *a: None)
+    before = copy.deepcopy(model)
+    types = [type(m) for m in model.modules()]
+    fastnn.revert(fastnn.convert(model))
+    assert [type(m) for m in model.modules()] == types
+    assert hook.id in model[4]._forward_hooks
+    x, target = torch.randn(3, 1, 12, 12), torch.tensor([0, 4, 2])
+    (out_a, grads_a), (out_b, grads_b) = one_step(model, x, target), one_step(before, x, target)
+    assert torch.equal(out_a, out_b) and all(map(torch.equal, grads_a, grads_b))
+    for key, value in before.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)
+
+
+def test_convert_a_copy():
+    model = small_net()
+    other = fastnn.convert(model, inplace=False)
+    assert type(model[0]) is nn.Conv2d and type(other[0]) is fastnn.Conv2d
+
+
+@pytest.mark.parametrize(
+    ("options", "converted"),
+    [
+        ({"include": nn.Linear}, {7}),
+        ({"include": "[04]"}, {0, 4}),
+        ({"include": lambda name, m: name == "3"}, {3}),
+        ({"include": [nn.Linear, "0"]}, {0, 7}),
+        ({"include": [nn.Conv2d, nn.Linear], "exclude": "4"}, {0, 7}),
+        ({"include": []}, set()),
+    ],
+)
+def test_include_and_exclude(options, converted):
+    model = fastnn.convert(small_net(), **options)
+    assert {i for i, m in enumerate(model) if type(m).__module__.startswith("fastnn")} == converted
+
+
+class OwnConv(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+def test_what_is_left_alone_and_why():
+    replaced = nn.Linear(2, 2)
+    replaced.forward = lambda x: x
+    model = nn.ModuleDict(
+        {
+            "subclass": OwnConv(1, 1, 1),
+            "parametrized": nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)),
+            "normed": nn.utils.weight_norm(nn.Linear(2, 2)),
+            "replaced": replaced,
+            "flatten": nn.Flatten(),
+            "linear": nn.Linear(2, 2),
+        }
+    )
+    types = {name: type(m) for name, m in model.items()}
+    fastnn.convert(model)
+    assert {n for n, m in model.items() if type(m) is not types[n]} == {"linear"}
+    text = io.StringIO()
+    rows = {r.name: r for r in fastnn.report(model, console=Console(file=text, width=120))}
+    assert rows["linear"].native and not rows["flatten"].native
+    assert "subclass" in rows["subclass"].reason and "WeightNorm" in rows["normed"].reason
+    assert "replaced" in rows["replaced"].reason and "no fastnn twin" in rows["flatten"].reason
+    assert "layers run on fastnn" in text.getvalue()
+
+
+def test_disabled_runs_torch_kernels_bit_for_bit():
+    model, x, target = small_net(), torch.randn(3, 1, 12, 12), torch.tensor([0, 4, 2])
+    converted = fastnn.convert(model, inplace=False)
+    with fastnn.disabled():
+        ours = one_step(converted, x, target)
+    torchs = one_step(model, x, target)
+    assert torch.equal(ours[0], torchs[0]) and all(map(torch.equal, ours[1], torchs[1]))
+    assert not fastnn.fallbacks()
+
+
+def test_convert_refuses_what_is_no_module():
+    with pytest.raises(TypeError, match="torch.nn.Module"):
+        fastnn.convert([nn.Linear(1, 1)])
