@@ -99,6 +99,21 @@ struct Vec {
     return r;
   }
   FASTNN_VEC_FN void store(A* p) const { __builtin_memcpy(p, &v, kVecBytes); }
+  // The lower half of the lanes from lo, the upper half from hi.
+  static FASTNN_VEC_FN Vec load_halves(const A* lo, const A* hi) {
+#if defined(__AVX512F__)
+    return {(Raw)_mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd((const double*)lo)),
+                                    _mm256_loadu_pd((const double*)hi), 1)};
+#elif defined(__AVX2__)
+    return {(Raw)_mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd((const double*)lo)),
+                                      _mm_loadu_pd((const double*)hi), 1)};
+#else
+    Vec r;
+    __builtin_memcpy(&r.v, lo, kVecBytes / 2);
+    __builtin_memcpy((char*)&r.v + kVecBytes / 2, hi, kVecBytes / 2);
+    return r;
+#endif
+  }
 
   static FASTNN_VEC_FN Vec load(const bf16* p) {
 #if defined(__AVX512F__)

@@ -1,0 +1,38 @@
+// One group of a convolution as the algorithms see it: y = conv(x, weight) + bias, every tensor by its strides, so that
+// both layouts, groups, and the gradient of the input (a convolution with the weight flipped) are the same problem.
+#pragma once
+#include "../../common.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+struct ConvProblem {
+  const void* x;  // [n, c, h, w]
+  int64_t xn, xc, xh, xw;
+  int64_t n, c, h, w;
+  const void* weight;  // [k, c, r, s]
+  int64_t wk, wc, wr, ws;
+  int64_t r, s;
+  const void* bias;  // [k] or null
+  void* y;           // [n, k, p, q]
+  int64_t yn, yk, yh, yw;
+  int64_t k, p, q;
+  int64_t stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
+};
+
+// Each algorithm: the bytes of workspace it wants for `workers` threads, and the run with that many. Results do not
+// depend on `workers`. S is the storage type; Winograd is float32 only.
+template <class S>
+int64_t shift_workspace(const ConvProblem& d, int64_t workers);
+template <class S>
+void shift_forward(const ConvProblem& d, int64_t workers, char* workspace);
+
+// weight and bias are outputs here: the gradients from y = grad_output. grad_bias may be null.
+template <class S>
+int64_t shift_grad_workspace(const ConvProblem& d, int64_t workers);
+template <class S>
+void shift_grad_weight(const ConvProblem& d, S* grad_weight, S* grad_bias, int64_t workers, char* workspace);
+
+int64_t winograd_workspace(const ConvProblem& d, int64_t workers);
+void winograd_forward(const ConvProblem& d, int64_t workers, char* workspace);
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

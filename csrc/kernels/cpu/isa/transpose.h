@@ -1,0 +1,86 @@
+// Transposing blocks of N x N floats between [channel][pixel] and [pixel][channel].
+#pragma once
+#include "simd.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+#if defined(__AVX512F__)
+// 16x16 in registers: three rounds of interleaving, 64 shuffles.
+FASTNN_INLINE void transpose_registers(__m512 r[16]) {
+  __m512 t[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = (__m512)_mm512_unpacklo_pd((__m512d)t[i], (__m512d)t[i + 2]);
+    r[i + 1] = (__m512)_mm512_unpackhi_pd((__m512d)t[i], (__m512d)t[i + 2]);
+    r[i + 2] = (__m512)_mm512_unpacklo_pd((__m512d)t[i + 1], (__m512d)t[i + 3]);
+    r[i + 3] = (__m512)_mm512_unpackhi_pd((__m512d)t[i + 1], (__m512d)t[i + 3]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+#endif
+
+// to[pixel][lane] = from[lane * lane_stride + pixel * pixel_stride], `lanes` by `pixels`, other lanes zero. Pixels past
+// the last are written too (all N rows of `to` must exist).
+FASTNN_INLINE void transpose_block(const float* from, int64_t lane_stride, int64_t pixel_stride, int lanes, int pixels,
+                                   float* to) {
+  using V = Vec<float>;
+  constexpr int N = V::N;
+#if defined(__AVX512F__)
+  if (pixel_stride == 1) {
+    __m512 r[16];
+    const __mmask16 mask = __mmask16((1u << pixels) - 1);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+      r[i] = i < lanes ? _mm512_maskz_loadu_ps(mask, from + i * lane_stride) : _mm512_setzero_ps();
+    transpose_registers(r);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) _mm512_storeu_ps(to + i * 16, r[i]);
+    return;
+  }
+#endif
+  for (int i = 0; i < N; ++i)
+    for (int l = 0; l < N; ++l)
+      to[i * N + l] = i < pixels && l < lanes ? from[l * lane_stride + i * pixel_stride] : 0.f;
+}
+
+// to[lane * lane_stride + pixel * pixel_stride] = from[pixel][lane], `lanes` by `pixels`; nothing else is written.
+FASTNN_INLINE void untranspose_block(const float* from, float* to, int64_t lane_stride, int64_t pixel_stride, int lanes,
+                                     int pixels) {
+  using V = Vec<float>;
+  constexpr int N = V::N;
+#if defined(__AVX512F__)
+  if (pixel_stride == 1) {
+    __m512 r[16];
+    const __mmask16 mask = __mmask16((1u << pixels) - 1);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(from + i * 16);
+    transpose_registers(r);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+      if (i < lanes) _mm512_mask_storeu_ps(to + i * lane_stride, mask, r[i]);
+    return;
+  }
+#endif
+  for (int i = 0; i < pixels; ++i)
+    for (int l = 0; l < lanes && l < N; ++l) to[l * lane_stride + i * pixel_stride] = from[i * N + l];
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS
