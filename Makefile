@@ -46,9 +46,9 @@ develop: tools ## an in-place build for working on fastnn: `PYTHONPATH=python py
 	@PATH=$(VENV)/bin:$$PATH cmake --build $(BUILD)
 	@cmake --install $(BUILD) --prefix python > /dev/null
 
-cuda-compile: tools ## every .cu file compiled by nvcc for sm_80 and sm_90, warnings being errors; needs no GPU
+cuda-compile: tools ## CUDA kernels (sm_80, sm_90; warnings are errors) and the ops that call them, compiled; needs no GPU
 	@$(CONFIGURE) -B build/cuda -DFASTNN_WITH_CUDA=compile-only > /dev/null
-	@PATH=$(VENV)/bin:$$PATH cmake --build build/cuda --target kernels_cuda
+	@PATH=$(VENV)/bin:$$PATH cmake --build build/cuda --target check_cuda
 
 clean:
 	rm -rf build out

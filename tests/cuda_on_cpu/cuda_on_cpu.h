@@ -21,6 +21,7 @@ struct CUstream_st;
 #define __device__
 #define __host__
 #define __constant__ static
+#define __grid_constant__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__ __restrict

@@ -1,0 +1,22 @@
+# Fails when the ops, compiled for CUDA, call a function of fastnn::cuda that no .cu file defines: without a GPU build
+# nothing else would notice.
+cmake_minimum_required(VERSION 3.22)
+function(cuda_symbols out kind)
+  execute_process(COMMAND ${NM} -C ${kind} ${ARGN} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "fastnn::cuda::[a-z0-9_]+\\([^\n]*" symbols "${symbols}")
+  list(REMOVE_DUPLICATES symbols)
+  set(${out} "${symbols}" PARENT_SCOPE)
+endfunction()
+
+cuda_symbols(called --undefined-only ${OPS})
+cuda_symbols(defined --defined-only ${KERNELS})
+if(NOT called)
+  message(FATAL_ERROR "the ops call no CUDA kernel at all")
+endif()
+foreach(symbol IN LISTS called)
+  if(NOT symbol IN_LIST defined)
+    message(FATAL_ERROR "csrc/ops calls ${symbol}, which no file of csrc/kernels/cuda defines")
+  endif()
+endforeach()
+list(LENGTH called count)
+message(STATUS "${count} CUDA entry points called by the ops, all defined")
