@@ -3,6 +3,8 @@
 #pragma once
 #include "common.h"
 
+struct CUstream_st;
+
 namespace fastnn {
 
 enum class OptimRule : uint8_t { adam, sgd };
@@ -38,5 +40,9 @@ struct OptimParams {
 namespace cpu {
 Status optim_step(const OptimParams& p);
 }  // namespace cpu
+
+namespace cuda {
+Status optim_step(const OptimParams& p, CUstream_st* stream);
+}  // namespace cuda
 
 }  // namespace fastnn

@@ -16,7 +16,7 @@ namespace {
 const char* why_not_like(const Tensor& t, const Tensor& param) {
   if (!t.defined()) return "undefined tensor";
   if (t.scalar_type() != param.scalar_type()) return "mixed dtypes";
-  if (!t.is_cpu()) return "mixed devices";
+  if (t.device() != param.device()) return "mixed devices";
   if (t.layout() != at::kStrided) return "layout";
   if (!t.sizes().equals(param.sizes())) return "mixed shapes";
   if (t.is_neg() || t.is_nested()) return "lazy negation or nested tensor";
@@ -29,14 +29,16 @@ bool overlaps_itself(const Tensor& t) {
 
 }  // namespace
 
-const char* why_not_steppable(TensorList params, TensorList grads, StateLists states, TensorList steps) {
+const char* why_not_steppable(TensorList params, TensorList grads, StateLists states, TensorList steps,
+                              bool has_cuda_kernels) {
   const size_t n = params.size();
   if (grads.size() != n || (!steps.empty() && steps.size() != n)) return "lists of different lengths";
   for (const TensorList& state : states)
     if (!state.empty() && state.size() != n) return "lists of different lengths";
   for (size_t i = 0; i < n; ++i) {
     const Tensor& param = params[i];
-    if (const char* reason = why_not_native(param)) return reason;
+    if (const char* reason = why_not_native(param, has_cuda_kernels)) return reason;
+    if (param.device() != params[0].device()) return "mixed devices";
     if (const char* reason = why_not_like(grads[i], param)) return reason;
     if (overlaps_itself(param)) return "overlapping memory";
     for (const TensorList& state : states) {
@@ -67,9 +69,10 @@ bool same_memory_order(const Tensor& a, const Tensor& b) {
 
 }  // namespace
 
-StepTensors::StepTensors(const char* op, TensorList params, TensorList grads, StateLists states, TensorList steps)
-    : op_(op), steps_(steps), tensors_(params.size()) {
-  const char* reason = why_not_steppable(params, grads, states, steps);
+StepTensors::StepTensors(const char* op, TensorList params, TensorList grads, StateLists states, TensorList steps,
+                         bool has_cuda_kernels)
+    : op_(op), params_(params), steps_(steps), tensors_(params.size()) {
+  const char* reason = why_not_steppable(params, grads, states, steps, has_cuda_kernels);
   TORCH_CHECK(!reason, "fastnn::", op, ": cannot step these tensors (", reason, ")");
   int64_t begin = 0;
   for (size_t i = 0; i < params.size(); ++i) {
@@ -127,8 +130,8 @@ void StepTensors::run(OptimParams p) {
   p.tensors = tensors_.data();
   p.count = int64_t(tensors_.size());
   p.total = tensors_.back().begin + tensors_.back().size;
-  p.serial = at::get_num_threads() > 1 && share_memory();
-  check(cpu::optim_step(p), op_);
+  p.serial = (params_[0].is_cuda() || at::get_num_threads() > 1) && share_memory();
+  launch(op_, params_[0], [&] { return cpu::optim_step(p); }, [&](auto s) { return cuda::optim_step(p, s); });
   for (const auto& [destination, copy] : write_back_) destination.copy_(copy);
 }
 
@@ -152,7 +155,8 @@ namespace {
 void adam_step_(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
                 TensorList max_exp_avg_sqs, TensorList steps, double lr, double beta1, double beta2, double eps,
                 double weight_decay, bool decoupled_weight_decay, bool maximize) {
-  StepTensors tensors("adam_step_", params, grads, {exp_avgs, exp_avg_sqs, max_exp_avg_sqs}, steps);
+  StepTensors tensors("adam_step_", params, grads, {exp_avgs, exp_avg_sqs, max_exp_avg_sqs}, steps,
+                      true);
   OptimParams p{};
   p.rule = OptimRule::adam;
   p.beta1 = beta1;
@@ -177,7 +181,7 @@ void adam_step_(TensorList params, TensorList grads, TensorList exp_avgs, Tensor
 
 void sgd_step_(TensorList params, TensorList grads, TensorList momentum_buffers, double lr, double momentum,
                double dampening, double weight_decay, bool nesterov, bool maximize, bool first) {
-  StepTensors tensors("sgd_step_", params, grads, {momentum_buffers}, {});
+  StepTensors tensors("sgd_step_", params, grads, {momentum_buffers}, {}, true);
   OptimParams p{};
   p.rule = OptimRule::sgd;
   p.beta1 = momentum;
@@ -200,10 +204,12 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
       "sgd_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, float lr, float momentum, "
       "float dampening, float weight_decay, bool nesterov, bool maximize, bool first) -> ()");
 }
-TORCH_LIBRARY_IMPL(fastnn, CPU, m) {
+void register_kernels(torch::Library& m) {
   m.impl("adam_step_", adam_step_);
   m.impl("sgd_step_", sgd_step_);
 }
+TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
 TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
   m.impl("adam_step_", AdamStep::autograd);
   m.impl("sgd_step_", SgdStep::autograd);

@@ -14,16 +14,18 @@ namespace fastnn::ops {
 using at::TensorList;
 using StateLists = std::initializer_list<TensorList>;
 
-// Why the kernels cannot step these parameters, or null when they can: dense CPU tensors of one native dtype and shape
-// per parameter, states of `states` empty or as long as `params`, counters of one float element. CUDA tensors, sparse
-// gradients and overlapping memory are reasons.
-const char* why_not_steppable(TensorList params, TensorList grads, StateLists states, TensorList steps);
+// Why the kernels cannot step these parameters, or null when they can: dense tensors of one native dtype and shape per
+// parameter, all on one device (a CUDA device only for rules with a CUDA kernel), states of `states` empty or as long as
+// `params`, counters of one float element on the CPU. Sparse gradients and overlapping memory are reasons.
+const char* why_not_steppable(TensorList params, TensorList grads, StateLists states, TensorList steps,
+                              bool has_cuda_kernels = false);
 
 // Fills the kernel's list: pointers into the tensors, or into copies where a gradient or state does not lie in memory
 // as its parameter does; finish() copies what the kernel wrote back.
 class StepTensors {
  public:
-  StepTensors(const char* op, TensorList params, TensorList grads, StateLists states, TensorList steps);
+  StepTensors(const char* op, TensorList params, TensorList grads, StateLists states, TensorList steps,
+              bool has_cuda_kernels = false);
 
   // Adds 1 to the i-th counter, in its dtype, and returns it.
   double next_step(size_t i) const;
@@ -37,7 +39,7 @@ class StepTensors {
   bool share_memory() const;
 
   const char* op_;
-  TensorList steps_;
+  TensorList params_, steps_;
   std::vector<OptimTensor> tensors_;
   std::vector<Tensor> copies_;
   std::vector<std::pair<Tensor, Tensor>> write_back_;

@@ -173,7 +173,7 @@ Reason adam_step(const py::list& groups, const py::dict& state) {
     Tensors& t = g.tensors;
     Reason reason = amsgrad ? gather(params, state.ptr(), {&step, &exp_avg, &exp_avg_sq, &max_exp_avg_sq}, t)
                             : gather(params, state.ptr(), {&step, &exp_avg, &exp_avg_sq}, t);
-    if (!reason) reason = why_not_steppable(t.params, t.grads, {t.state[1], t.state[2], t.state[3]}, t.state[0]);
+    if (!reason) reason = why_not_steppable(t.params, t.grads, {t.state[1], t.state[2], t.state[3]}, t.state[0], true);
     if (reason) return reason;
   }
   for (const Group& g : ready) {
@@ -209,7 +209,7 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
     if (!options.ok()) return kOptions;
     Tensors all;
     if (Reason reason = gather(params, state.ptr(), {}, all)) return reason;
-    if (Reason reason = why_not_steppable(all.params, all.grads, {}, {})) return reason;
+    if (Reason reason = why_not_steppable(all.params, all.grads, {}, {}, true)) return reason;
     if (g.momentum == 0) {
       g.old = std::move(all);
       continue;
@@ -231,7 +231,7 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
       if (first) g.owners.push_back(object);
       ++at;
     }
-    if (Reason reason = why_not_steppable(g.old.params, g.old.grads, {g.old.state[0]}, {})) return reason;
+    if (Reason reason = why_not_steppable(g.old.params, g.old.grads, {g.old.state[0]}, {}, true)) return reason;
   }
   for (const Group& g : ready) {
     for (const Tensors* t : {&g.old, &g.first})
