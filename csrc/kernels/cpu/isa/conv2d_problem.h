@@ -34,5 +34,7 @@ void shift_grad_weight(const ConvProblem& d, S* grad_weight, S* grad_bias, int64
 
 int64_t winograd_workspace(const ConvProblem& d, int64_t workers);
 void winograd_forward(const ConvProblem& d, int64_t workers, char* workspace);
+int64_t winograd_grad_workspace(const ConvProblem& d, int64_t workers);
+void winograd_grad_weight(const ConvProblem& d, float* grad_weight, float* grad_bias, int64_t workers, char* workspace);
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

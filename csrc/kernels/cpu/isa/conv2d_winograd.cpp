@@ -5,11 +5,9 @@
 // for NCHW, a copy for NHWC), each 6x6 tile is transformed into V[xi][channel group][tile][lane], 36 small matrix
 // products with the transformed weight U[xi][k block][c][2 lanes' worth] give M, and each tile's 36 M's become 4x4
 // outputs. V and M of a block of tile rows stay in L2.
-#include "conv2d_problem.h"
+#include "conv2d_winograd.h"
 
 #include "../../parallel.h"
-#include "simd.h"
-#include "transpose.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
@@ -37,9 +35,6 @@ struct Plan {
   // byte offsets into the workspace; one V, M and strip per worker
   int64_t u, workers, v, m, strip, worker, total;
 };
-
-// A stride of an odd number of cache lines: the 36 planes of a tile then fall into different cache sets.
-FASTNN_INLINE int64_t odd_lines(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
 
 Plan make_plan(const ConvProblem& d, int64_t workers) {
   constexpr int64_t kVBytes = 640 << 10;   // V shares a 1 MB L2 with M and a panel of U
@@ -72,18 +67,6 @@ Plan make_plan(const ConvProblem& d, int64_t workers) {
 
 // ---- transforms ----------------------------------------------------------------------------------------------------
 
-// B^T d for one line of six.
-FASTNN_INLINE void input_line(const Raw d[6], Raw t[6]) {
-  const Raw a = d[4] - 4.f * d[2], b = d[3] - 4.f * d[1];
-  const Raw c = d[4] - d[2], e = 2.f * (d[3] - d[1]);
-  t[0] = 4.f * d[0] - 5.f * d[2] + d[4];
-  t[1] = a + b;
-  t[2] = a - b;
-  t[3] = c + e;
-  t[4] = c - e;
-  t[5] = 4.f * d[1] - 5.f * d[3] + d[5];
-}
-
 // A^T m for one line of six.
 FASTNN_INLINE void output_line(const Raw m[6], Raw y[4]) {
   const Raw a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
@@ -105,16 +88,34 @@ FASTNN_INLINE void weight_line(const Raw g[3], Raw t[6]) {
   t[5] = g[2];
 }
 
+// The 3x3 weights of one input channel for N output channels: lane[tap][output channel].
+FASTNN_INLINE void gather_weight(const float* w, int64_t wk, int64_t wr, int64_t ws, int lanes, float lane[][N]) {
+  if (wk == 1) {
+    for (int tap = 0; tap < 9; ++tap)
+      (lanes == N ? V::load(w + tap / 3 * wr + tap % 3 * ws) : V::load_n(w + tap / 3 * wr + tap % 3 * ws, lanes)).store(lane[tap]);
+  } else if (ws == 1 && wr == 3 && N >= 9) {
+    transpose_block(w, wk, 1, lanes, 9, lane[0]);
+  } else if (ws == -1 && wr == -3 && N >= 9) {  // flipped: read forwards, swap ends
+    transpose_block(w - 8, wk, 1, lanes, 9, lane[0]);
+    for (int tap = 0; tap < 4; ++tap) {
+      const V first = V::load(lane[tap]), last = V::load(lane[8 - tap]);
+      last.store(lane[tap]);
+      first.store(lane[8 - tap]);
+    }
+  } else {
+    for (int tap = 0; tap < 9; ++tap)
+      for (int l = 0; l < N; ++l) lane[tap][l] = l < lanes ? w[l * wk + tap / 3 * wr + tap % 3 * ws] : 0.f;
+  }
+}
+
 // U of output channel group `group` (its place in the chunk is `at`): U[xi][pair][c][2][N].
 void transform_weight(const ConvProblem& d, const Plan& p, int64_t group, int64_t at, float* u) {
-  const int64_t c_padded = p.c_groups * N, lanes = min64(N, d.k - group * N);
+  const int64_t c_padded = p.c_groups * N;
+  const int lanes = int(min64(N, d.k - group * N));
   const float* w = static_cast<const float*>(d.weight) + group * N * d.wk;
   for (int64_t c = 0; c < c_padded; ++c) {
-    alignas(64) float lane[9][N] = {};
-    if (c < d.c)
-      for (int64_t l = 0; l < lanes; ++l)
-        for (int r = 0; r < 3; ++r)
-          for (int s = 0; s < 3; ++s) lane[r * 3 + s][l] = w[l * d.wk + c * d.wc + r * d.wr + s * d.ws];
+    alignas(64) float lane[N < 9 ? 9 : N][N] = {};
+    if (c < d.c) gather_weight(w + c * d.wc, d.wk, d.wr, d.ws, lanes, lane);
     Raw t[6][3];
 #pragma GCC unroll 3
     for (int s = 0; s < 3; ++s) {
@@ -131,55 +132,6 @@ void transform_weight(const ConvProblem& d, const Plan& p, int64_t group, int64_
 #pragma GCC unroll 6
       for (int j = 0; j < 6; ++j)
         V{o[j]}.store(u + (i * 6 + j) * p.u_xi + (at / 2 * c_padded + c) * 2 * N + at % 2 * N);
-    }
-  }
-}
-
-// Six rows of channel group `group` for one row of tiles, padded: strip[row][column][lane].
-void fill_strip(const ConvProblem& d, const Plan& p, const float* image, int64_t tile_row, int64_t group, float* strip) {
-  const int lanes = int(min64(N, d.c - group * N));
-  const float* x = image + group * N * d.xc;
-  for (int r = 0; r < 6; ++r) {
-    float* row = strip + r * p.strip_columns * N;
-    const int64_t ih = tile_row * 4 + r - d.pad_h, used = 4 * p.tw + 2;
-    if (ih < 0 || ih >= d.h) {
-      for (int64_t i = 0; i < used; ++i) V::zero().store(row + i * N);
-      continue;
-    }
-    for (int64_t i = 0; i < d.pad_w; ++i) V::zero().store(row + i * N);
-    const float* from = x + ih * d.xh;
-    const int64_t count = min64(d.w, used - d.pad_w);
-    if (d.xc == 1) {
-      for (int64_t i = 0; i < count; ++i)
-        (lanes == N ? V::load(from + i * d.xw) : V::load_n(from + i * d.xw, lanes)).store(row + (d.pad_w + i) * N);
-    } else {
-      for (int64_t i = 0; i < count; i += N)
-        transpose_block(from + i * d.xw, d.xc, d.xw, lanes, int(min64(N, count - i)), row + (d.pad_w + i) * N);
-    }
-    for (int64_t i = d.pad_w + count; i < used; ++i) V::zero().store(row + i * N);
-  }
-}
-
-// V of every tile of the strip: 36 vectors each, tile_stride vectors between two xi.
-void transform_input(const Plan& p, const float* strip, float* v, int64_t xi_stride) {
-  for (int64_t t = 0; t < p.tw; ++t) {
-    Raw mid[6][6];
-#pragma GCC unroll 6
-    for (int s = 0; s < 6; ++s) {
-      Raw line[6], o[6];
-#pragma GCC unroll 6
-      for (int r = 0; r < 6; ++r) line[r] = V::load(strip + (r * p.strip_columns + 4 * t + s) * N).v;
-      input_line(line, o);
-#pragma GCC unroll 6
-      for (int r = 0; r < 6; ++r) mid[r][s] = o[r];
-    }
-    float* to = v + t * N;
-#pragma GCC unroll 6
-    for (int r = 0; r < 6; ++r) {
-      Raw o[6];
-      input_line(mid[r], o);
-#pragma GCC unroll 6
-      for (int s = 0; s < 6; ++s) V{o[s]}.store(to + (r * 6 + s) * xi_stride);
     }
   }
 }
@@ -275,8 +227,8 @@ void run_block(const ConvProblem& d, const Plan& p, int64_t block, int64_t first
   for (int64_t g = 0; g < p.c_groups; ++g)
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t image = (row0 + r) / p.th, tile_row = (row0 + r) % p.th;
-      fill_strip(d, p, static_cast<const float*>(d.x) + image * d.xn, tile_row, g, strip);
-      transform_input(p, strip, v + g * v_group + r * p.tw * N, v_xi);
+      fill_strip(d, p.tw, p.strip_columns, static_cast<const float*>(d.x) + image * d.xn, tile_row, g, 6, strip);
+      transform_input(p.tw, p.strip_columns, strip, v + g * v_group + r * p.tw * N, v_xi);
     }
   const int64_t pairs = ceil_div(groups, 2);
   const int64_t row_blocks = ceil_div(tiles, kMaxRows), mr = ceil_div(tiles, row_blocks);
