@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
 BUILD := build/dev
 
-.PHONY: demo test bench develop tools install env cuda-compile format clean help
+.PHONY: demo test bench develop tools install env cuda-compile gpu test-cuda bench-cuda format clean help
 
 help:
 	@grep -E '^# make|^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  --/'
@@ -49,6 +49,19 @@ develop: tools ## an in-place build for working on fastnn: `PYTHONPATH=python py
 cuda-compile: tools ## CUDA kernels (sm_80, sm_90; warnings are errors) and the ops that call them, compiled; needs no GPU
 	@$(CONFIGURE) -B build/cuda -DFASTNN_WITH_CUDA=compile-only > /dev/null
 	@PATH=$(VENV)/bin:$$PATH cmake --build build/cuda --target check_cuda
+
+gpu: tools # an in-place build with CUDA kernels for the device that is present
+	@$(MAKE) develop FASTNN_WITH_CUDA=on BUILD=build/gpu
+
+test-cuda: gpu ## on a machine with a GPU: the tests on the device, then compute-sanitizer on a few of them
+	@PYTHONPATH=python $(PY) -m pytest -p no:cacheprovider tests -k cuda
+	@for tool in memcheck racecheck; do echo "-- compute-sanitizer --tool $$tool"; \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=python compute-sanitizer --tool $$tool --error-exitcode 1 \
+	  $(PY) -m pytest -p no:cacheprovider tests/test_cuda_device.py -k "no_synchronisation or optimizer" || exit 1; done
+
+bench-cuda: gpu ## on a machine with a GPU: fastnn against torch, op by op; writes out/cuda.json
+	@mkdir -p out
+	@PYTHONPATH=python $(PY) benches/run_cuda.py --out out/cuda.json
 
 clean:
 	rm -rf build out

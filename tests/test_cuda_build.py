@@ -24,15 +24,16 @@ def configure(folder, **options):
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=env)
 
 
-@pytest.mark.parametrize("nvcc", [p for p in [shutil.which("nvcc")] if p])
-def test_compile_only(nvcc, tmp_path):
-    configured = configure(tmp_path, FASTNN_WITH_CUDA="compile-only", FASTNN_NVCC=nvcc)
-    assert configured.returncode == 0, configured.stderr
-    build = ["cmake", "--build", tmp_path / "build", "--parallel", os.cpu_count()]
-    built = subprocess.run(list(map(str, build)), capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]
-    objects = {o.name.removesuffix(".o") for o in tmp_path.rglob("*.cu.o")}
-    assert objects == {s.name for s in ROOT.glob("csrc/kernels/cuda/*.cu")} != set()
+if shutil.which("nvcc"):
+
+    def test_compile_only(tmp_path):
+        configured = configure(tmp_path, FASTNN_WITH_CUDA="compile-only")
+        assert configured.returncode == 0, configured.stderr
+        build = ["cmake", "--build", tmp_path / "build", "--parallel", os.cpu_count()]
+        built = subprocess.run(list(map(str, build)), capture_output=True, text=True)
+        assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]
+        objects = {o.name.removesuffix(".o") for o in tmp_path.rglob("*.cu.o")}
+        assert objects == {s.name for s in ROOT.glob("csrc/kernels/cuda/*.cu")} != set()
 
 
 @pytest.mark.parametrize(
