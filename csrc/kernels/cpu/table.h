@@ -1,5 +1,6 @@
 // One table of kernels per ISA, and the choice among them: the only list every family adds a line to.
 #pragma once
+#include "../gemm.h"
 #include "../optim.h"
 #include "../softmax.h"
 
@@ -7,6 +8,10 @@ namespace fastnn::cpu {
 
 struct KernelTable {
   const char* isa;  // compiled into the table's own objects, so it proves which code runs
+  int64_t (*gemm_workspace)(const GemmParams&);
+  Status (*gemm)(const GemmParams&);
+  const char* (*gemm_algorithm)(const GemmParams&);
+  Status (*column_sum)(const ColumnSumParams&);
   Status (*optim_step)(const OptimParams&);
   Status (*softmax_forward)(const SoftmaxParams&);
   Status (*softmax_backward)(const SoftmaxParams&);

@@ -8,6 +8,10 @@ namespace fastnn::cpu::FASTNN_ISA_NS {
 extern const KernelTable table;
 const KernelTable table = {
     .isa = FASTNN_ISA_NAME,
+    .gemm_workspace = gemm_workspace,
+    .gemm = gemm,
+    .gemm_algorithm = gemm_algorithm,
+    .column_sum = column_sum,
     .optim_step = optim_step,
     .softmax_forward = softmax_forward,
     .softmax_backward = softmax_backward,

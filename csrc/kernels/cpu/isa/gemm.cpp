@@ -1,0 +1,165 @@
+// Matrix products: chooses between the packed driver, the same with B read in place, and dot products for small m.
+#include "../../gemm.h"
+
+#include "gemm_dot.h"
+#include "gemm_store.h"
+#include "isa.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+namespace {
+
+enum class Algorithm { dot, in_place, packed };
+
+// The transposed problem, C^T = B^T A^T.
+GemmParams transposed(const GemmParams& p) {
+  GemmParams t = p;
+  t.a = p.b, t.b = p.a, t.m = p.n, t.n = p.m;
+  t.a_stride_batch = p.b_stride_batch, t.a_stride_m = p.b_stride_n, t.a_stride_k = p.b_stride_k;
+  t.b_stride_batch = p.a_stride_batch, t.b_stride_k = p.a_stride_k, t.b_stride_n = p.a_stride_m;
+  t.c_stride_m = p.c_stride_n, t.c_stride_n = p.c_stride_m;
+  t.d_stride_m = p.d_stride_n, t.d_stride_n = p.d_stride_m;
+  return t;
+}
+
+// Rows of C run along n, unless only m is dense in memory.
+bool wants_transposing(const GemmParams& p) { return p.c_stride_n != 1 && p.c_stride_m == 1; }
+
+Algorithm choose(const GemmParams& p) {
+  if (p.a_stride_k == 1 && p.b_stride_k == 1 && p.m <= kDotMaxM && p.k > 0) return Algorithm::dot;
+  // Few rows do not repay copying B.
+  if (p.b_stride_n == 1 && p.m <= 4 * kGemmMaxMr) return Algorithm::in_place;
+  return Algorithm::packed;
+}
+
+template <class S>
+GemmPlan plan_for(const GemmParams& p, int threads) {
+  return gemm_plan<acc_t<S>>(p.m, p.n, p.k, threads, GemmStore<S>::kAccumulates);
+}
+
+// Many small products: one worker per matrix. Few or large ones: all workers on one matrix after the other.
+bool parallel_over_batch(const GemmParams& p) { return p.batch >= 2 * num_threads() || p.m * p.n <= 64 * 64; }
+
+template <class S>
+struct Matrices {
+  const S *a, *b;
+  GemmStore<S> store;
+  Matrices(const GemmParams& p, int64_t i)
+      : a(static_cast<const S*>(p.a) + i * p.a_stride_batch),
+        b(static_cast<const S*>(p.b) + i * p.b_stride_batch),
+        store{static_cast<S*>(p.c) + i * p.c_stride_batch, p.c_stride_m, p.c_stride_n,
+              p.d ? static_cast<const S*>(p.d) + i * p.d_stride_batch : nullptr, p.d_stride_m, p.d_stride_n,
+              acc_t<S>(p.alpha), acc_t<S>(p.beta), p.relu} {}
+};
+
+template <class S>
+void multiply(const GemmParams& p, const GemmPlan& plan, bool in_place, int64_t i, void* workspace) {
+  using A = acc_t<S>;
+  const Matrices<S> x(p, i);
+  gemm_blocked<A>(
+      plan, workspace,
+      [&](A* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) {
+        gemm_pack_panel<S>(dst, mr, x.a + m0 * p.a_stride_m + k0 * p.a_stride_k, p.a_stride_m, p.a_stride_k, mb, kb);
+      },
+      [&](A* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) -> GemmPanel<A> {
+        const S* from = x.b + k0 * p.b_stride_k + n0 * p.b_stride_n;
+        if constexpr (sizeof(S) == sizeof(A)) {
+          if (in_place && nb == nr) return {from, p.b_stride_k};
+        }
+        gemm_pack_panel<S>(dst, nr, from, p.b_stride_n, p.b_stride_k, nb, kb);
+        return {dst, nr};
+      },
+      x.store);
+}
+
+template <class S>
+void run(const GemmParams& p) {
+  const Algorithm algorithm = choose(p);
+  if (algorithm == Algorithm::dot) {
+    for (int64_t i = 0; i < p.batch; ++i) {
+      const Matrices<S> x(p, i);
+      gemm_dot<S>(p.m, p.n, p.k, x.a, p.a_stride_m, x.b, p.b_stride_n, x.store);
+    }
+    return;
+  }
+  const bool in_place = algorithm == Algorithm::in_place;
+  if (!parallel_over_batch(p)) {
+    const GemmPlan plan = plan_for<S>(p, num_threads());
+    for (int64_t i = 0; i < p.batch; ++i) multiply<S>(p, plan, in_place, i, p.workspace);
+    return;
+  }
+  const GemmPlan plan = plan_for<S>(p, 1);
+  const int64_t workers = min64(num_threads(), p.batch);
+  parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w)
+      for (int64_t i = p.batch * w / workers; i < p.batch * (w + 1) / workers; ++i)
+        multiply<S>(p, plan, in_place, i, static_cast<char*>(p.workspace) + w * round_up(plan.workspace_bytes, 64));
+  });
+}
+
+}  // namespace
+
+int64_t gemm_workspace(const GemmParams& params) {
+  const GemmParams p = wants_transposing(params) ? transposed(params) : params;
+  if (choose(p) == Algorithm::dot) return 0;
+  int64_t bytes = 0;
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    if (!parallel_over_batch(p)) bytes = plan_for<S>(p, num_threads()).workspace_bytes;
+    else bytes = round_up(plan_for<S>(p, 1).workspace_bytes, 64) * min64(num_threads(), p.batch);
+    return Status::ok;
+  });
+  return bytes;
+}
+
+Status gemm(const GemmParams& params) {
+  const GemmParams p = wants_transposing(params) ? transposed(params) : params;
+  return dispatch_dtype(p.dtype, [&](auto tag) {
+    run<typename decltype(tag)::type>(p);
+    return Status::ok;
+  });
+}
+
+const char* gemm_algorithm(const GemmParams& params) {
+  switch (choose(wants_transposing(params) ? transposed(params) : params)) {
+    case Algorithm::dot: return "dot";
+    case Algorithm::in_place: return "in place";
+    case Algorithm::packed: return "packed";
+  }
+  return "";
+}
+
+// ---- column sums ---------------------------------------------------------------------------------------------------
+
+Status column_sum(const ColumnSumParams& p) {
+  return dispatch_dtype(p.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    using A = acc_t<S>;
+    using V = Vec<A>;
+    const S* x = static_cast<const S*>(p.x);
+    S* y = static_cast<S*>(p.y);
+    parallel_for(0, ceil_div(p.columns, V::N), max64(1, (1 << 15) / max64(1, p.rows)), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t c = i * V::N, lanes = min64(V::N, p.columns - c);
+        // Pairs of blocks of rows bound the rounding error of long columns.
+        V sum = V::zero();
+        for (int64_t r0 = 0; r0 < p.rows; r0 += 256) {
+          V block = V::zero();
+          for (int64_t r = r0; r < min64(r0 + 256, p.rows); ++r) {
+            const S* at = x + r * p.x_stride_row + c * p.x_stride_column;
+            if (p.x_stride_column == 1) {
+              block = block + load_lanes(at, lanes);
+            } else {
+              for (int64_t l = 0; l < lanes; ++l) block.v[l] += to_acc(at[l * p.x_stride_column]);
+            }
+          }
+          sum = sum + block;
+        }
+        if (lanes == V::N) sum.store(y + c);
+        else sum.store_n(y + c, lanes);
+      }
+    });
+    return Status::ok;
+  });
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

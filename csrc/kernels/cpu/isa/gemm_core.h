@@ -1,0 +1,263 @@
+// The blocked GEMM driver: C[M, N] = sum over k of A[m, k] * B[k, n], with packers and the store given as policies.
+//
+// How to use it, for example from an implicit-GEMM convolution:
+//
+//   GemmPlan plan = gemm_plan<A, accumulates>(M, N, K, threads, min_threads_work);
+//   workspace of plan.workspace_bytes bytes, 64-byte aligned (the ops layer asks through a *_workspace entry point)
+//   gemm_blocked<A>(plan, workspace, pack_a, pack_b, store);
+//
+//   A        accumulator type: float or double; packers convert bf16 and f16 on the way.
+//   pack_a(A* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb)
+//            writes dst[p * mr + i] = A[m0 + i, k0 + p] for i < mb, zero for mb <= i < mr. May write up to N elements
+//            (one vector) past dst[kb * mr].
+//   pack_b(A* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) -> GemmPanel<A>
+//            either writes dst[p * nr + j] = B[k0 + p, n0 + j] in the same way and returns {dst, nr}, or returns
+//            {address of B[k0, n0], row stride} when B can be read in place: rows of at least nr readable elements.
+//   store.tile(tile, m0, mb, n0, nb, first, last)
+//            adds a tile of the product to C: `first` and `last` tell whether it is the first and the last K chunk.
+//            Store::kAccumulates says that it can add to C between chunks; if not, the driver sums the chunks in the
+//            workspace and calls the store once with first = last = true. for_tile() walks over a tile's vectors.
+//   gemm_pack_panel() (gemm_pack.h) packs any strided matrix and GemmStore writes any strided one.
+//
+// The bits do not depend on the number of threads: threads share out M and N; K is cut into chunks by plan.kc, and a
+// deep and small problem into plan.splits partial sums, both functions of M, N, K alone.
+#pragma once
+#include "../../parallel.h"
+#include "gemm_pack.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+#if defined(__AVX512F__)
+constexpr int kGemmMaxMr = 14;  // 14 x 2 accumulators, 2 vectors of B, 1-2 broadcasts: 32 registers
+#elif defined(__AVX2__)
+constexpr int kGemmMaxMr = 6;
+#else
+constexpr int kGemmMaxMr = 5;  // no FMA: a product needs a register too
+#endif
+
+template <class A, int MR, int NV>
+struct GemmTile {
+  Vec<A> v[MR][NV];
+};
+
+template <class A>
+struct GemmPanel {
+  const A* p;
+  int64_t ld;
+};
+
+// tile += a panel of MR lanes times NV vectors of b, over k.
+template <class A, int MR, int NV>
+FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, const A* a, const A* b, int64_t ldb) {
+  using V = Vec<A>;
+  V c[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) c[i][j] = V::zero();
+#pragma GCC unroll 2
+  for (int64_t p = 0; p < k; ++p) {
+    V x[NV];
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) x[j] = V::load(b + j * V::N);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const V y = V::set1(a[i]);
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) c[i][j] = fma(y, x[j], c[i][j]);
+    }
+    a += MR;
+    b += ldb;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) tile.v[i][j] = c[i][j];
+}
+
+// f(vector, row, column, lanes) over the part of the tile that exists: mb rows by nb columns.
+template <class A, int MR, int NV, class F>
+FASTNN_INLINE void for_tile(const GemmTile<A, MR, NV>& tile, int mb, int nb, const F& f) {
+  constexpr int N = Vec<A>::N;
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+    if (i >= mb) break;
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j)
+      if (nb > j * N) f(tile.v[i][j], i, j * N, nb - j * N < N ? nb - j * N : N);
+  }
+}
+
+// ---- the plan ------------------------------------------------------------------------------------------------------
+
+struct GemmPlan {
+  int64_t m, n, k;
+  int mr;          // rows of a register tile, 1..kGemmMaxMr: the one that wastes least on m
+  int64_t tm, tn;  // rows and columns of a task
+  int64_t kc;      // K of one chunk
+  int64_t splits;  // partial sums a deep and small problem is cut into
+  int64_t split_k; // K of one split (a multiple of kc)
+  int64_t workers;
+  int64_t a_elements, b_elements, c_elements;  // workspace of one worker
+  int64_t workspace_bytes;
+};
+
+constexpr int64_t kGemmPanelBytes = 36 << 10;   // a panel of B, most of a 48 KB L1
+constexpr int64_t kGemmBlockBytes = 512 << 10;  // a block of A, half of a 1 MB L2
+constexpr int64_t kGemmThreadFma = 1 << 18;     // below this a thread costs more than it brings
+
+// `accumulates`: the store's kAccumulates.
+template <class A>
+inline GemmPlan gemm_plan(int64_t m, int64_t n, int64_t k, int threads, bool accumulates) {
+  constexpr int64_t N = Vec<A>::N, kNr = 2 * N;
+  GemmPlan p{};
+  p.m = m, p.n = n, p.k = k;
+  const int64_t panels = max64(1, ceil_div(m, kGemmMaxMr));
+  p.mr = int(max64(1, ceil_div(m, panels)));
+
+  const int64_t max_kc = kGemmPanelBytes / int64_t(kNr * sizeof(A));
+  p.kc = max64(1, ceil_div(k, max64(1, ceil_div(k, max_kc))));
+  p.splits = 1, p.split_k = max64(k, 1);
+  if (m * n <= 128 * 128 && k >= 8 * max_kc) {  // few outputs, long sums
+    p.splits = min64(16, k / (4 * max_kc));
+    p.split_k = round_up(ceil_div(k, p.splits), p.kc);
+    p.splits = ceil_div(k, p.split_k);
+  }
+
+  const int64_t n_panels = max64(1, ceil_div(n, kNr));
+  int64_t max_tm = max64(1, kGemmBlockBytes / int64_t(p.kc * sizeof(A)) / p.mr) * p.mr;
+  const bool buffered = p.splits == 1 && !accumulates && k > p.kc;
+  if (buffered) max_tm = min64(max_tm, max64(1, 224 / p.mr) * p.mr);
+  p.workers = max64(1, min64(min64(threads, 48), m * n / 64 * k / (kGemmThreadFma / 64)));
+  int64_t m_blocks = max64(1, ceil_div(m, max_tm)), n_blocks = 1;
+  if (p.workers > 1 && m_blocks * p.splits % p.workers) {
+    if (n_panels >= panels || n_panels >= 4 * p.workers) n_blocks = min64(n_panels, p.workers);
+    else m_blocks = min64(panels, round_up(m_blocks, p.workers));
+  }
+  if (buffered) n_blocks = max64(n_blocks, ceil_div(n, 512));
+  p.tm = ceil_div(ceil_div(max64(m, 1), m_blocks), p.mr) * p.mr;
+  p.tn = ceil_div(n_panels, n_blocks) * kNr;
+  p.workers = min64(p.workers, ceil_div(m, p.tm) * ceil_div(n, p.tn) * p.splits);
+  p.workers = max64(1, p.workers);
+
+  constexpr int64_t kLine = 64 / sizeof(A);
+  p.a_elements = round_up(min64(p.tm, round_up(m, p.mr)) * p.kc + N, kLine);
+  p.b_elements = round_up(kNr * p.kc + N, kLine);
+  p.c_elements = buffered ? round_up(p.tm * p.tn, kLine) : 0;
+  const int64_t partial = p.splits > 1 ? p.splits * m * round_up(n, N) : 0;
+  p.workspace_bytes = ((p.a_elements + p.b_elements + p.c_elements) * p.workers + partial) * int64_t(sizeof(A));
+  return p;
+}
+
+// ---- the driver ----------------------------------------------------------------------------------------------------
+
+// Writes or adds tiles to a dense buffer of A's.
+template <class A>
+struct GemmBuffer {
+  A* c;
+  int64_t ld;
+  int64_t m_origin, n_origin;
+  template <int MR, int NV>
+  FASTNN_VEC_FN void tile(const GemmTile<A, MR, NV>& t, int64_t m0, int mb, int64_t n0, int nb, bool first,
+                                 bool) const {
+    A* at = c + (m0 - m_origin) * ld + n0 - n_origin;
+    for_tile(t, mb, nb, [&](Vec<A> v, int i, int j, int) {  // whole vectors: ld is a multiple of one
+      A* to = at + i * ld + j;
+      if (!first) v = v + Vec<A>::load(to);
+      v.store(to);
+    });
+  }
+};
+
+// One strip of columns: all packed panels of A times one panel of B.
+template <class A, int MR, int NV, class Store>
+void gemm_strip(const A* a, GemmPanel<A> b, int64_t kb, int64_t m0, int64_t m1, int64_t n0, int nb, const Store& store,
+                bool first, bool last) {
+  for (int64_t m = m0; m < m1; m += MR, a += MR * kb) {
+    GemmTile<A, MR, NV> tile;
+    gemm_micro<A, MR, NV>(tile, kb, a, b.p, b.ld);
+    store.tile(tile, m, int(min64(MR, m1 - m)), n0, nb, first, last);
+  }
+}
+
+template <class A, int MR, class Store>
+FASTNN_INLINE void gemm_strip_rows(int mr, const A* a, GemmPanel<A> b, int64_t kb, int64_t m0, int64_t m1, int64_t n0,
+                                   int nb, const Store& store, bool first, bool last) {
+  if (mr == MR) {
+    if (nb > Vec<A>::N) gemm_strip<A, MR, 2>(a, b, kb, m0, m1, n0, nb, store, first, last);
+    else gemm_strip<A, MR, 1>(a, b, kb, m0, m1, n0, nb, store, first, last);
+    return;
+  }
+  if constexpr (MR > 1) gemm_strip_rows<A, MR - 1>(mr, a, b, kb, m0, m1, n0, nb, store, first, last);
+}
+
+// One task: rows [m0, m1), columns [n0, n1), K range [k0, k1) in chunks of plan.kc.
+template <class A, class PackA, class PackB, class Store>
+void gemm_task(const GemmPlan& plan, A* a_block, A* b_panel, int64_t m0, int64_t m1, int64_t n0, int64_t n1, int64_t k0,
+               int64_t k1, const PackA& pack_a, const PackB& pack_b, const Store& store) {
+  constexpr int N = Vec<A>::N;
+  int64_t k = k0;
+  do {  // once even when K is 0: the store still writes
+    const int64_t kb = min64(plan.kc, k1 - k);
+    for (int64_t m = m0; m < m1; m += plan.mr)
+      pack_a(a_block + (m - m0) * kb, plan.mr, m, int(min64(plan.mr, m1 - m)), k, kb);
+    for (int64_t n = n0; n < n1; n += 2 * N) {
+      const int nb = int(min64(2 * N, n1 - n));
+      const GemmPanel<A> b = pack_b(b_panel, nb > N ? 2 * N : N, k, kb, n, nb);
+      gemm_strip_rows<A, kGemmMaxMr>(plan.mr, a_block, b, kb, m0, m1, n, nb, store, k == k0, k + kb >= k1);
+    }
+    k += plan.kc;
+  } while (k < k1);
+}
+
+// Hands rows [m0, m1) x [n0, n1), the sum of `count` buffers `step` apart, to the store.
+template <class A, class Store>
+void gemm_flush(const A* c, int64_t ld, int64_t count, int64_t step, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                const Store& store) {
+  constexpr int N = Vec<A>::N;
+  for (int64_t m = m0; m < m1; ++m)
+    for (int64_t n = n0; n < n1; n += N) {
+      const A* at = c + (m - m0) * ld + n - n0;
+      GemmTile<A, 1, 1> t;
+      t.v[0][0] = Vec<A>::load(at);
+      for (int64_t s = 1; s < count; ++s) t.v[0][0] = t.v[0][0] + Vec<A>::load(at + s * step);
+      store.tile(t, m, 1, n, int(min64(N, n1 - n)), true, true);
+    }
+}
+
+template <class A, class PackA, class PackB, class Store>
+void gemm_blocked(const GemmPlan& plan, void* workspace, const PackA& pack_a, const PackB& pack_b, const Store& store) {
+  if (plan.m == 0 || plan.n == 0) return;
+  const int64_t m_blocks = ceil_div(plan.m, plan.tm), n_blocks = ceil_div(plan.n, plan.tn);
+  const int64_t tasks = m_blocks * n_blocks * plan.splits;
+  const int64_t per_worker = plan.a_elements + plan.b_elements + plan.c_elements;
+  const int64_t ld = round_up(plan.n, Vec<A>::N);
+  A* const base = static_cast<A*>(workspace);
+  A* const partial = base + per_worker * plan.workers;
+  parallel_for(0, plan.workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w) {
+      A* a_block = base + w * per_worker;
+      A* b_panel = a_block + plan.a_elements;
+      A* c_block = b_panel + plan.b_elements;
+      for (int64_t task = tasks * w / plan.workers; task < tasks * (w + 1) / plan.workers; ++task) {
+        const int64_t split = task % plan.splits, block = task / plan.splits;
+        const int64_t m0 = block / n_blocks * plan.tm, n0 = block % n_blocks * plan.tn;
+        const int64_t m1 = min64(m0 + plan.tm, plan.m), n1 = min64(n0 + plan.tn, plan.n);
+        const int64_t k0 = split * plan.split_k, k1 = min64(k0 + plan.split_k, plan.k);
+        if (plan.splits > 1) {
+          const GemmBuffer<A> buffer{partial + split * plan.m * ld, ld, 0, 0};
+          gemm_task<A>(plan, a_block, b_panel, m0, m1, n0, n1, k0, k1, pack_a, pack_b, buffer);
+        } else if (plan.c_elements) {
+          const GemmBuffer<A> buffer{c_block, plan.tn, m0, n0};
+          gemm_task<A>(plan, a_block, b_panel, m0, m1, n0, n1, k0, k1, pack_a, pack_b, buffer);
+          gemm_flush<A>(c_block, plan.tn, 1, 0, m0, m1, n0, n1, store);
+        } else {
+          gemm_task<A>(plan, a_block, b_panel, m0, m1, n0, n1, k0, k1, pack_a, pack_b, store);
+        }
+      }
+    }
+  });
+  if (plan.splits > 1) gemm_flush<A>(partial, ld, plan.splits, plan.m * ld, 0, plan.m, 0, plan.n, store);
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

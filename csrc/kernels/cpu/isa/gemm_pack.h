@@ -1,0 +1,106 @@
+// Packing for the GEMM driver: panels of `width` lanes by k, converted to the accumulator type, zero past the last lane.
+#pragma once
+#include "simd.h"
+#include "transpose.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+// N vectors of N lanes, transposed by log2 N rounds of interleaving r[i] with r[i + N / 2].
+template <class A>
+FASTNN_INLINE void transpose_square(Vec<A>* r) {
+  constexpr int N = Vec<A>::N;
+#if defined(__AVX512F__)
+  if constexpr (N == 16) {
+    __m512 raw[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) raw[i] = (__m512)r[i].v;
+    transpose_registers(raw);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) r[i].v = (typename Vec<A>::Raw)raw[i];
+    return;
+  }
+#endif
+  using Int = typename Vec<A>::Int;
+  Int lo{}, hi{};
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) {
+    lo[i] = i / 2 + (i % 2) * N;
+    hi[i] = N / 2 + i / 2 + (i % 2) * N;
+  }
+#pragma GCC unroll 4
+  for (int round = 1; round < N; round *= 2) {
+    Vec<A> t[N];
+#pragma GCC unroll 16
+    for (int i = 0; i < N / 2; ++i) {
+      t[2 * i].v = __builtin_shuffle(r[i].v, r[i + N / 2].v, lo);
+      t[2 * i + 1].v = __builtin_shuffle(r[i].v, r[i + N / 2].v, hi);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) r[i] = t[i];
+  }
+}
+
+template <class S, class A = acc_t<S>>
+FASTNN_INLINE Vec<A> load_lanes(const S* p, int64_t lanes) {
+  return lanes >= Vec<A>::N ? Vec<A>::load(p) : Vec<A>::load_n(p, lanes > 0 ? lanes : 0);
+}
+
+// dst[p * width + l] = src[l * lane_stride + p * k_stride] for l < lanes, 0 for lanes <= l < width (width <= 2 N).
+// May write up to N elements past dst[k * width]: pack panels in ascending order and leave that slack at the end.
+template <class S, class A = acc_t<S>>
+void gemm_pack_panel(A* dst, int width, const S* src, int64_t lane_stride, int64_t k_stride, int lanes, int64_t k) {
+  constexpr int N = Vec<A>::N;
+  if (lane_stride == 1) {  // lanes lie side by side: copy rows
+    if (lanes == width && width == 2 * N) {
+      for (int64_t p = 0; p < k; ++p, src += k_stride, dst += 2 * N) {
+        Vec<A>::load(src).store(dst);
+        Vec<A>::load(src + N).store(dst + N);
+      }
+      return;
+    }
+    for (int64_t p = 0; p < k; ++p, src += k_stride, dst += width)
+      for (int l = 0; l < width; l += N) load_lanes(src + l, lanes - l).store(dst + l);
+    return;
+  }
+  if (k_stride != 1) {
+    for (int64_t p = 0; p < k; ++p, dst += width)
+      for (int l = 0; l < width; ++l) dst[l] = l < lanes ? to_acc(src[l * lane_stride + p * k_stride]) : A(0);
+    return;
+  }
+  // k lies side by side: transpose N x N blocks. The second block of lanes would overwrite the first one's next row
+  // when width is not a multiple of N, so each k block writes its rows in order.
+  for (int64_t p = 0; p < k; p += N) {
+    const int rows = int(min64(N, k - p));
+    for (int l = 0; l < width; l += N) {
+      Vec<A> r[N];
+      const S* from = src + l * lane_stride + p;
+      if (rows == N && lanes - l >= N) {
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) r[i] = Vec<A>::load(from + i * lane_stride);
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) r[i] = l + i < lanes ? load_lanes(from + i * lane_stride, rows) : Vec<A>::zero();
+      }
+      transpose_square<A>(r);
+      A* to = dst + p * width + l;
+      if (rows == N) {
+        if (l + N <= width || l == 0) {
+#pragma GCC unroll 16
+          for (int i = 0; i < N; ++i) r[i].store(to + i * width);
+        } else {
+#pragma GCC unroll 16
+          for (int i = 0; i < N; ++i) r[i].store_n(to + i * width, width - l);
+        }
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i)
+          if (i < rows) {
+            if (l + N <= width) r[i].store(to + i * width);
+            else r[i].store_n(to + i * width, width - l);
+          }
+      }
+    }
+  }
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

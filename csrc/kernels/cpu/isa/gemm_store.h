@@ -1,0 +1,72 @@
+// The store policy of plain matrix products: C = act(alpha * sum + beta * D), 16-bit types rounded once at the end.
+#pragma once
+#include "gemm_core.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+template <class S>
+struct GemmStore {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  static constexpr bool kAccumulates = sizeof(S) == sizeof(A);
+
+  S* c;
+  int64_t c_m, c_n;  // strides
+  const S* d;        // null: no second term
+  int64_t d_m, d_n;
+  A alpha, beta;
+  bool relu;
+
+  static FASTNN_VEC_FN V load(const S* p, int lanes) { return lanes == V::N ? V::load(p) : V::load_n(p, lanes); }
+  static FASTNN_VEC_FN void store(V v, S* p, int lanes) {
+    if (lanes == V::N) v.store(p);
+    else v.store_n(p, lanes);
+  }
+
+  template <int MR, int NV>
+  FASTNN_VEC_FN void tile(const GemmTile<A, MR, NV>& t, int64_t m0, int mb, int64_t n0, int nb, bool first,
+                          bool last) const {
+    S* const at = c + m0 * c_m + n0 * c_n;
+    if (c_n == 1 && alpha == A(1) && !(relu && last)) {
+      if (!first) {
+        for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) {
+          S* const to = at + i * c_m + j;
+          store(load(to, lanes) + v, to, lanes);
+        });
+        return;
+      }
+      if (!d) {
+        for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) { store(v, at + i * c_m + j, lanes); });
+        return;
+      }
+      if (d_n == 1 && beta == A(1)) {
+        const S* const from = d + m0 * d_m + n0;
+        for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) {
+          store(v + load(from + i * d_m + j, lanes), at + i * c_m + j, lanes);
+        });
+        return;
+      }
+    }
+    general(t, at, m0, mb, n0, nb, first, last);
+  }
+
+  // Any strides, any factors; a row at a time through memory.
+  template <int MR, int NV>
+  __attribute__((noinline)) void general(GemmTile<A, MR, NV> t, S* at, int64_t m0, int mb, int64_t n0, int nb, bool first,
+                                         bool last) const {
+    for (int i = 0; i < mb; ++i) {
+      A row[NV * V::N];
+      for (int j = 0; j < NV; ++j) t.v[i][j].store(row + j * V::N);
+      for (int j = 0; j < nb; ++j) {
+        S& out = at[i * c_m + j * c_n];
+        A x = alpha * row[j];
+        if (!first) x += to_acc(out);
+        else if (d) x += beta * to_acc(d[(m0 + i) * d_m + (n0 + j) * d_n]);
+        if (relu && last) x = x < A(0) ? A(0) : x;  // NaN stays
+        out = from_acc<S>(x);
+      }
+    }
+  }
+};
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

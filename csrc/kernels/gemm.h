@@ -1,0 +1,41 @@
+// Matrix products: C = act(alpha * A B + beta * D), batched, for any strides.
+#pragma once
+#include "common.h"
+
+namespace fastnn {
+
+struct GemmParams {
+  const void* a;  // [batch, m, k]
+  const void* b;  // [batch, k, n]
+  const void* d;  // [batch, m, n] by its strides (0 broadcasts: a bias), or null; must not overlap c
+  void* c;        // [batch, m, n]
+  void* workspace;  // gemm_workspace() bytes, 64-byte aligned; may be null when that is 0
+  int64_t batch, m, n, k;
+  int64_t a_stride_batch, a_stride_m, a_stride_k;
+  int64_t b_stride_batch, b_stride_k, b_stride_n;
+  int64_t c_stride_batch, c_stride_m, c_stride_n;
+  int64_t d_stride_batch, d_stride_m, d_stride_n;
+  double alpha, beta;
+  bool relu;
+  DType dtype;
+};
+
+// y[c] = sum over rows of x[r, c]: a bias gradient.
+struct ColumnSumParams {
+  const void* x;  // [rows, columns]
+  void* y;        // [columns]
+  int64_t rows, columns;
+  int64_t x_stride_row, x_stride_column;
+  DType dtype;
+};
+
+namespace cpu {
+// Bytes gemm() needs; a function of the sizes, the strides and the number of threads.
+int64_t gemm_workspace(const GemmParams& p);
+Status gemm(const GemmParams& p);
+// What gemm() would run, for reports: "dot", "in place" or "packed".
+const char* gemm_algorithm(const GemmParams& p);
+Status column_sum(const ColumnSumParams& p);
+}  // namespace cpu
+
+}  // namespace fastnn
