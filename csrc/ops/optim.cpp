@@ -1,11 +1,9 @@
-// fastnn::adam_step_ and its siblings: one step of an optimizer over lists of tensors, in place.
+// The shared half of the optimizer ops: which tensors they take, and how their memory is walked.
 #include "optim.h"
 
 #include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty_like.h>
-
-#include <cmath>
 
 namespace fastnn::ops {
 
@@ -131,7 +129,8 @@ void StepTensors::run(OptimParams p) {
   p.count = int64_t(tensors_.size());
   p.total = tensors_.back().begin + tensors_.back().size;
   p.serial = (params_[0].is_cuda() || at::get_num_threads() > 1) && share_memory();
-  launch(op_, params_[0], [&] { return cpu::optim_step(p); }, [&](auto s) { return cuda::optim_step(p, s); });
+  launch(
+      op_, params_[0], [&] { return cpu::optim_step(p); }, [&](auto s) { return cuda::optim_step(p, s); });
   for (const auto& [destination, copy] : write_back_) destination.copy_(copy);
 }
 
@@ -148,76 +147,4 @@ void bump_versions(TensorList written) {
     if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
 }
 
-// ---- ops -----------------------------------------------------------------------------------------------------------
-
-namespace {
-
-void adam_step_(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
-                TensorList max_exp_avg_sqs, TensorList steps, double lr, double beta1, double beta2, double eps,
-                double weight_decay, bool decoupled_weight_decay, bool maximize) {
-  StepTensors tensors("adam_step_", params, grads, {exp_avgs, exp_avg_sqs, max_exp_avg_sqs}, steps,
-                      true);
-  OptimParams p{};
-  p.rule = OptimRule::adam;
-  p.beta1 = beta1;
-  p.beta2 = beta2;
-  p.eps = eps;
-  p.weight_decay = decoupled_weight_decay ? 0 : weight_decay;
-  p.param_scale = decoupled_weight_decay ? 1 - lr * weight_decay : 1;
-  p.maximize = maximize;
-  double step = 0, step_size = 0, denom_scale = 0;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    const double next = tensors.next_step(i);
-    if (next != step) {  // the powers once for all parameters of one age
-      step = next;
-      step_size = lr / (1 - std::pow(beta1, step));
-      denom_scale = 1 / std::sqrt(1 - std::pow(beta2, step));
-    }
-    tensors[i].step_size = step_size;
-    tensors[i].denom_scale = denom_scale;
-  }
-  tensors.run(p);
-}
-
-void sgd_step_(TensorList params, TensorList grads, TensorList momentum_buffers, double lr, double momentum,
-               double dampening, double weight_decay, bool nesterov, bool maximize, bool first) {
-  StepTensors tensors("sgd_step_", params, grads, {momentum_buffers}, {}, true);
-  OptimParams p{};
-  p.rule = OptimRule::sgd;
-  p.beta1 = momentum;
-  p.beta2 = 1 - dampening;
-  p.weight_decay = weight_decay;
-  p.param_scale = 1;
-  p.maximize = maximize;
-  p.nesterov = nesterov;
-  p.first = first;
-  for (size_t i = 0; i < tensors.size(); ++i) tensors[i].step_size = lr;
-  tensors.run(p);
-}
-
-TORCH_LIBRARY_FRAGMENT(fastnn, m) {
-  m.def(
-      "adam_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-      "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, float lr, float beta1, float beta2, float eps, "
-      "float weight_decay, bool decoupled_weight_decay, bool maximize) -> ()");
-  m.def(
-      "sgd_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, float lr, float momentum, "
-      "float dampening, float weight_decay, bool nesterov, bool maximize, bool first) -> ()");
-}
-void register_kernels(torch::Library& m) {
-  m.impl("adam_step_", adam_step_);
-  m.impl("sgd_step_", sgd_step_);
-}
-TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
-TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
-TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
-  m.impl("adam_step_", AdamStep::autograd);
-  m.impl("sgd_step_", SgdStep::autograd);
-}
-TORCH_LIBRARY_IMPL(fastnn, ADInplaceOrView, m) {
-  m.impl("adam_step_", AdamStep::inplace);
-  m.impl("sgd_step_", SgdStep::inplace);
-}
-
-}  // namespace
 }  // namespace fastnn::ops

@@ -91,13 +91,18 @@ struct StepOp {
   }
 };
 
-// params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs (empty without amsgrad), steps,
-// lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize
+// Lists and numbers in the order of the schemas in optim_steps.cpp; a list whose option is off is empty.
 using AdamStep = StepOp<"adam_step_", TensorList, TensorList, TensorList, TensorList, TensorList, TensorList, double,
                         double, double, double, double, bool, bool>;
-// params, grads, momentum_buffers (empty without momentum), lr, momentum, dampening, weight_decay, nesterov, maximize,
-// first
+using YogiStep = StepOp<"yogi_step_", TensorList, TensorList, TensorList, TensorList, TensorList, double, double,
+                        double, double, double, bool>;
 using SgdStep =
     StepOp<"sgd_step_", TensorList, TensorList, TensorList, double, double, double, double, bool, bool, bool>;
+using AdagradStep =
+    StepOp<"adagrad_step_", TensorList, TensorList, TensorList, TensorList, double, double, double, double, bool>;
+using RmspropStep = StepOp<"rmsprop_step_", TensorList, TensorList, TensorList, TensorList, TensorList, TensorList,
+                           double, double, double, double, double, bool>;
+using AdadeltaStep = StepOp<"adadelta_step_", TensorList, TensorList, TensorList, TensorList, TensorList, double,
+                            double, double, double, bool>;
 
 }  // namespace fastnn::ops

@@ -104,17 +104,19 @@ class Options {
   bool ok_;
 };
 
-// The tensors of one group: every parameter that has a gradient, and its state under `names`.
+// The tensors of one group: every parameter that has a gradient, and its state under `names` (null: left empty).
 struct Tensors {
   std::vector<Tensor> params, grads;
   std::vector<Tensor> state[4];
 };
+using Names = std::array<const Key*, 4>;
 
-Reason gather(PyObject* params, PyObject* state, std::initializer_list<const Key*> names, Tensors& out) {
+Reason gather(PyObject* params, PyObject* state, const Names& names, Tensors& out) {
   const Py_ssize_t count = PyList_GET_SIZE(params);
   out.params.reserve(count);
   out.grads.reserve(count);
-  for (size_t slot = 0; slot < names.size(); ++slot) out.state[slot].reserve(count);
+  for (size_t slot = 0; slot < names.size(); ++slot)
+    if (names[slot]) out.state[slot].reserve(count);
   for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* const object = PyList_GET_ITEM(params, i);
     const Tensor* param = as_tensor(object);
@@ -123,14 +125,14 @@ Reason gather(PyObject* params, PyObject* state, std::initializer_list<const Key
     if (!grad.defined()) continue;
     out.params.push_back(*param);
     out.grads.push_back(grad);
-    if (!names.size()) continue;
+    if (!names[0]) continue;
     PyObject* const entry = find(state, object);
     if (!entry || !PyDict_Check(entry) || PyDict_GET_SIZE(entry) == 0) return kNoState;
-    int slot = 0;
-    for (const Key* name : names) {
-      const Tensor* value = as_tensor(find(entry, (*name)()));
+    for (size_t slot = 0; slot < names.size(); ++slot) {
+      if (!names[slot]) continue;
+      const Tensor* value = as_tensor(find(entry, (*names[slot])()));
       if (!value) return "state";
-      out.state[slot++].push_back(*value);
+      out.state[slot].push_back(*value);
     }
   }
   return nullptr;
@@ -145,58 +147,133 @@ void call(const std::vector<Tensor>& params, const Args&... args) {
   Op::handle().call(params, args...);
 }
 
-// ---- Adam and AdamW ------------------------------------------------------------------------------------------------
+// What all groups have in common: numbers that every optimizer here knows.
+struct Group {
+  Tensors tensors;
+  double lr, eps, weight_decay;
+  bool maximize;
+  double a, b;  // betas, momentum, alpha, ...
+  bool flag;
+};
 
-Reason adam_step(const py::list& groups, const py::dict& state) {
-  static const Key step("step"), exp_avg("exp_avg"), exp_avg_sq("exp_avg_sq"), max_exp_avg_sq("max_exp_avg_sq");
-  struct Group {
-    Tensors tensors;
-    double lr, beta1, beta2, eps, weight_decay;
-    bool decoupled, maximize;
-  };
+// Reads all groups before the first is stepped: a reason is given while nothing has changed. `read` takes the options
+// that are not common and returns the names of the state, the counter's first. `on_cuda`: the rule has a CUDA kernel.
+template <class Read, class Step>
+Reason step_groups(const py::list& groups, const py::dict& state, bool on_cuda, const Read& read, const Step& step) {
   std::vector<Group> ready(groups.size());
   for (size_t i = 0; i < ready.size(); ++i) {
     Group& g = ready[i];
     Options options(PyList_GET_ITEM(groups.ptr(), i));
     g.lr = options.rate("lr");
-    std::tie(g.beta1, g.beta2) = options.pair("betas");
     g.eps = options.number("eps");
     g.weight_decay = options.number("weight_decay");
-    g.decoupled = options.flag("decoupled_weight_decay");
     g.maximize = options.flag("maximize");
     options.refuse("differentiable");
     options.refuse("capturable");
     if (options.is_tensor("lr")) options.refuse("foreach");
-    const bool amsgrad = options.flag("amsgrad");
+    const Names names = read(options, g);
     PyObject* const params = options.params();
     if (!options.ok()) return kOptions;
     Tensors& t = g.tensors;
-    Reason reason = amsgrad ? gather(params, state.ptr(), {&step, &exp_avg, &exp_avg_sq, &max_exp_avg_sq}, t)
-                            : gather(params, state.ptr(), {&step, &exp_avg, &exp_avg_sq}, t);
-    if (!reason) reason = why_not_steppable(t.params, t.grads, {t.state[1], t.state[2], t.state[3]}, t.state[0], true);
-    if (reason) return reason;
+    if (Reason reason = gather(params, state.ptr(), names, t)) return reason;
+    if (Reason reason = why_not_steppable(t.params, t.grads, {t.state[1], t.state[2], t.state[3]}, t.state[0], on_cuda))
+      return reason;
   }
-  for (const Group& g : ready) {
-    const Tensors& t = g.tensors;
-    call<AdamStep>(t.params, t.grads, t.state[1], t.state[2], t.state[3], t.state[0], g.lr, g.beta1, g.beta2, g.eps,
-                   g.weight_decay, g.decoupled, g.maximize);
-  }
+  for (const Group& g : ready) step(g, g.tensors.params, g.tensors.grads, g.tensors.state);
   return nullptr;
 }
 
-// ---- SGD -----------------------------------------------------------------------------------------------------------
+using List = std::vector<Tensor>;
+const Key& step_key() {
+  static const Key key("step");
+  return key;
+}
+
+// ---- the optimizers ------------------------------------------------------------------------------------------------
+
+Reason adam_step(const py::list& groups, const py::dict& state) {
+  static const Key exp_avg("exp_avg"), exp_avg_sq("exp_avg_sq"), max_exp_avg_sq("max_exp_avg_sq");
+  return step_groups(
+      groups, state, true,
+      [](Options& options, Group& g) {
+        std::tie(g.a, g.b) = options.pair("betas");
+        g.flag = options.flag("decoupled_weight_decay");
+        return Names{&step_key(), &exp_avg, &exp_avg_sq, options.flag("amsgrad") ? &max_exp_avg_sq : nullptr};
+      },
+      [](const Group& g, const List& params, const List& grads, const List* s) {
+        call<AdamStep>(params, grads, s[1], s[2], s[3], s[0], g.lr, g.a, g.b, g.eps, g.weight_decay, g.flag,
+                       g.maximize);
+      });
+}
+
+Reason yogi_step(const py::list& groups, const py::dict& state) {
+  static const Key exp_avg("exp_avg"), exp_avg_sq("exp_avg_sq");
+  return step_groups(
+      groups, state, false,
+      [](Options& options, Group& g) {
+        std::tie(g.a, g.b) = options.pair("betas");
+        return Names{&step_key(), &exp_avg, &exp_avg_sq};
+      },
+      [](const Group& g, const List& params, const List& grads, const List* s) {
+        call<YogiStep>(params, grads, s[1], s[2], s[0], g.lr, g.a, g.b, g.eps, g.weight_decay, g.maximize);
+      });
+}
+
+Reason adagrad_step(const py::list& groups, const py::dict& state) {
+  static const Key sum("sum");
+  return step_groups(
+      groups, state, false,
+      [](Options& options, Group& g) {
+        g.a = options.number("lr_decay");
+        return Names{&step_key(), &sum};
+      },
+      [](const Group& g, const List& params, const List& grads, const List* s) {
+        call<AdagradStep>(params, grads, s[1], s[0], g.lr, g.a, g.eps, g.weight_decay, g.maximize);
+      });
+}
+
+Reason rmsprop_step(const py::list& groups, const py::dict& state) {
+  static const Key square_avg("square_avg"), momentum_buffer("momentum_buffer"), grad_avg("grad_avg");
+  return step_groups(
+      groups, state, false,
+      [](Options& options, Group& g) {
+        g.a = options.number("alpha");
+        g.b = options.number("momentum");
+        return Names{&step_key(), &square_avg, g.b > 0 ? &momentum_buffer : nullptr,
+                     options.flag("centered") ? &grad_avg : nullptr};
+      },
+      [](const Group& g, const List& params, const List& grads, const List* s) {
+        call<RmspropStep>(params, grads, s[1], s[2], s[3], s[0], g.lr, g.a, g.eps, g.weight_decay, g.b, g.maximize);
+      });
+}
+
+Reason adadelta_step(const py::list& groups, const py::dict& state) {
+  static const Key square_avg("square_avg"), acc_delta("acc_delta");
+  return step_groups(
+      groups, state, false,
+      [](Options& options, Group& g) {
+        g.a = options.number("rho");
+        return Names{&step_key(), &square_avg, &acc_delta};
+      },
+      [](const Group& g, const List& params, const List& grads, const List* s) {
+        call<AdadeltaStep>(params, grads, s[1], s[2], s[0], g.lr, g.a, g.eps, g.weight_decay, g.maximize);
+      });
+}
+
+// ---- SGD: its buffers begin as the first gradient
+// ---------------------------------------------------------------------
 
 Reason sgd_step(const py::list& groups, const py::dict& state) {
   static const Key momentum_buffer("momentum_buffer");
-  struct Group {
+  struct SgdGroup {
     Tensors old, first;             // state[0]: momentum buffers; those of `first` are to be filled
     std::vector<PyObject*> owners;  // the parameters of `first`
     double lr, momentum, dampening, weight_decay;
     bool nesterov, maximize;
   };
-  std::vector<Group> ready(groups.size());
+  std::vector<SgdGroup> ready(groups.size());
   for (size_t i = 0; i < ready.size(); ++i) {
-    Group& g = ready[i];
+    SgdGroup& g = ready[i];
     Options options(PyList_GET_ITEM(groups.ptr(), i));
     g.lr = options.rate("lr");
     g.momentum = options.number("momentum");
@@ -208,7 +285,7 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
     PyObject* const params = options.params();
     if (!options.ok()) return kOptions;
     Tensors all;
-    if (Reason reason = gather(params, state.ptr(), {}, all)) return reason;
+    if (Reason reason = gather(params, state.ptr(), Names{}, all)) return reason;
     if (Reason reason = why_not_steppable(all.params, all.grads, {}, {}, true)) return reason;
     if (g.momentum == 0) {
       g.old = std::move(all);
@@ -233,7 +310,7 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
     }
     if (Reason reason = why_not_steppable(g.old.params, g.old.grads, {g.old.state[0]}, {}, true)) return reason;
   }
-  for (const Group& g : ready) {
+  for (const SgdGroup& g : ready) {
     for (const Tensors* t : {&g.old, &g.first})
       call<SgdStep>(t->params, t->grads, t->state[0], g.lr, g.momentum, g.dampening, g.weight_decay, g.nesterov,
                     g.maximize, t == &g.first);
@@ -247,6 +324,10 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
 
 void bind(py::module_& m) {
   m.def("adam_step", adam_step);
+  m.def("yogi_step", yogi_step);
+  m.def("adagrad_step", adagrad_step);
+  m.def("rmsprop_step", rmsprop_step);
+  m.def("adadelta_step", adadelta_step);
   m.def("sgd_step", sgd_step);
 }
 const Bindings bindings(bind);

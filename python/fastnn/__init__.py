@@ -9,8 +9,11 @@ from fastnn.convert import convert, disabled, report, revert  # noqa: E402
 from fastnn.info import fallbacks  # noqa: E402
 from fastnn.modules import *  # noqa: E402,F403
 from fastnn.modules import __all__ as _module_names  # noqa: E402
+from fastnn.optim import clip_grad_norm_  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["convert", "disabled", "fallbacks", "functional", "optim", "report", "revert", *_module_names]
+__all__ = [
+    "clip_grad_norm_", "convert", "disabled", "fallbacks", "functional", "optim", "report", "revert", *_module_names
+]
 
 del _fake

@@ -101,6 +101,7 @@ Status gemm(const GemmParams& p) { return kernels().gemm(p); }
 const char* gemm_algorithm(const GemmParams& p) { return kernels().gemm_algorithm(p); }
 Status column_sum(const ColumnSumParams& p) { return kernels().column_sum(p); }
 Status optim_step(const OptimParams& p) { return kernels().optim_step(p); }
+Status partial_norms(const NormParams& p) { return kernels().partial_norms(p); }
 Status softmax_forward(const SoftmaxParams& p) { return kernels().softmax_forward(p); }
 Status softmax_backward(const SoftmaxParams& p) { return kernels().softmax_backward(p); }
 

@@ -13,6 +13,7 @@ struct KernelTable {
   const char* (*gemm_algorithm)(const GemmParams&);
   Status (*column_sum)(const ColumnSumParams&);
   Status (*optim_step)(const OptimParams&);
+  Status (*partial_norms)(const NormParams&);
   Status (*softmax_forward)(const SoftmaxParams&);
   Status (*softmax_backward)(const SoftmaxParams&);
 };

@@ -5,23 +5,27 @@ import torch
 from fastnn import _C
 
 
-def torch_step(base, optimizer, closure=None):
+def torch_step(base):
     """base.step without the profiling and hooks around it: those already run around our own step."""
-    step = base.step
-    return getattr(step, "__wrapped__", step)(optimizer, closure) if hasattr(step, "hooked") else step(optimizer, closure)
+    return base.step.__wrapped__ if hasattr(base.step, "hooked") else base.step
 
 
-def run(optimizer, closure, base, lists, native):
-    """One step of `optimizer`, a subclass of torch's `base`.
+def run(optimizer, closure, base, lists, native, other=None):
+    """One step of `optimizer`.
 
     Args:
         closure: as torch.optim's step takes it, or None.
-        lists: how many lists base._init_group fills, which creates missing state exactly as torch does.
+        base: the class whose _init_group creates missing state; torch's own class, but for optimizers torch lacks.
+        lists: how many lists base._init_group fills.
         native: the entry point in C++. It returns None when it made the step; otherwise it changed nothing and
             returns the reason.
+        other: other(optimizer) makes the step where `native` does not; None for torch's own.
     """
-    if torch.compiler.is_compiling():
-        return torch_step(base, optimizer, closure)
+    other = other or torch_step(base)
+    if torch.compiler.is_compiling() and base.__module__.startswith("torch."):
+        return other(optimizer, closure)
+    if torch.cuda.is_initialized() and base is not torch.optim.SGD:
+        optimizer._accelerator_graph_capture_health_check()  # a captured step would repeat one value of its counters
     loss = None
     if closure is not None:
         with torch.enable_grad():
@@ -39,5 +43,5 @@ def run(optimizer, closure, base, lists, native):
             reason = native(optimizer.param_groups, optimizer.state)
     if reason is not None:
         _C.note_fallback(f"{base.__name__}.step", reason)
-        torch_step(base, optimizer)
+        other(optimizer)
     return loss

@@ -12,6 +12,7 @@ Status gemm(const GemmParams& p);
 const char* gemm_algorithm(const GemmParams& p);
 Status column_sum(const ColumnSumParams& p);
 Status optim_step(const OptimParams& p);
+Status partial_norms(const NormParams& p);
 Status softmax_forward(const SoftmaxParams& p);
 Status softmax_backward(const SoftmaxParams& p);
 

@@ -52,7 +52,15 @@ struct Gradient {
 
 // ---- rules: elements [from, to) of one tensor ----------------------------------------------------------------------
 
-template <class S>
+// v moves towards g^2 by a fixed share of g^2, whatever the distance: Yogi's second moment.
+template <class A>
+FASTNN_INLINE Vec<A> yogi_moment(Vec<A> v, Vec<A> g, Vec<A> rest) {
+  const Vec<A> g2 = g * g, distance = v - g2;
+  const Vec<A> towards = {distance.v > 0 ? g2.v : distance.v < 0 ? -g2.v : distance.v};  // keeps 0 and NaN
+  return v - rest * towards;
+}
+
+template <class S, bool kYogi>
 void adam(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) {
   using V = Vec<acc_t<S>>;
   const Gradient<S> gradient(o, t);
@@ -65,7 +73,7 @@ void adam(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) 
     const V g = gradient(i, lanes, param);
     V m = get<S>(t.state[0], i, lanes), v = get<S>(t.state[1], i, lanes);
     m = fma(rest1, g - m, m);
-    v = fma(rest2 * g, g, beta2 * v);
+    v = kYogi ? yogi_moment(v, g, rest2) : fma(rest2 * g, g, beta2 * v);
     put<S>(t.state[0], i, lanes, m);
     put<S>(t.state[1], i, lanes, v);
     if (amsgrad) {
@@ -94,7 +102,102 @@ void sgd(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) {
   });
 }
 
-// ---- launcher ------------------------------------------------------------------------------------------------------
+template <class S>
+void adagrad(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) {
+  using V = Vec<acc_t<S>>;
+  const Gradient<S> gradient(o, t);
+  const V step = V::set1(-t.step_size), eps = V::set1(o.eps);
+  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) {
+    const V param = get<S>(t.param, i, lanes), g = gradient(i, lanes, param);
+    const V sum = fma(g, g, get<S>(t.state[0], i, lanes));
+    put<S>(t.state[0], i, lanes, sum);
+    put<S>(t.param, i, lanes, param + step * g / (sqrt(sum) + eps));
+  });
+}
+
+template <class S>
+void rmsprop(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) {
+  using V = Vec<acc_t<S>>;
+  const Gradient<S> gradient(o, t);
+  const V alpha = V::set1(o.beta2), rest = V::set1(1 - o.beta2), momentum = V::set1(o.beta1);
+  const V step = V::set1(-t.step_size), eps = V::set1(o.eps);
+  const bool buffered = t.state[1] != nullptr, centered = t.state[2] != nullptr;
+  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) {
+    const V param = get<S>(t.param, i, lanes), g = gradient(i, lanes, param);
+    V v = get<S>(t.state[0], i, lanes);
+    v = fma(rest * g, g, alpha * v);
+    put<S>(t.state[0], i, lanes, v);
+    if (centered) {
+      V mean = get<S>(t.state[2], i, lanes);
+      mean = fma(rest, g - mean, mean);
+      put<S>(t.state[2], i, lanes, mean);
+      v = v - mean * mean;
+    }
+    V update = g / (sqrt(v) + eps);
+    if (buffered) {
+      update = fma(momentum, get<S>(t.state[1], i, lanes), update);
+      put<S>(t.state[1], i, lanes, update);
+    }
+    put<S>(t.param, i, lanes, fma(step, update, param));
+  });
+}
+
+template <class S>
+void adadelta(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) {
+  using V = Vec<acc_t<S>>;
+  const Gradient<S> gradient(o, t);
+  const V rho = V::set1(o.beta2), rest = V::set1(1 - o.beta2), step = V::set1(-t.step_size), eps = V::set1(o.eps);
+  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) {
+    const V param = get<S>(t.param, i, lanes), g = gradient(i, lanes, param);
+    V v = get<S>(t.state[0], i, lanes), acc = get<S>(t.state[1], i, lanes);
+    v = fma(rest * g, g, rho * v);
+    const V delta = sqrt(acc + eps) / sqrt(v + eps) * g;
+    acc = fma(rest * delta, delta, rho * acc);
+    put<S>(t.state[0], i, lanes, v);
+    put<S>(t.state[1], i, lanes, acc);
+    put<S>(t.param, i, lanes, fma(step, delta, param));
+  });
+}
+
+template <class S>
+void scale(const OptimTensor& t, int64_t from, int64_t to) {
+  using V = Vec<acc_t<S>>;
+  const V factor = V::set1(t.step_size);
+  for_vectors<V::N>(from, to,
+                    [&](int64_t i, int lanes) { put<S>(t.param, i, lanes, get<S>(t.param, i, lanes) * factor); });
+}
+
+// ---- norms ---------------------------------------------------------------------------------------------------------
+
+template <class S>
+double partial_norm(const S* x, int64_t n, NormKind kind) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  constexpr int kChains = 4;  // independent sums hide the latency of the addition
+  V sums[kChains];
+  for (V& sum : sums) sum = V::zero();
+  const auto add = [&](V& sum, int64_t i, int lanes) {
+    const V v = get<S>(x, i, lanes);
+    const V magnitude = {v.v < 0 ? -v.v : v.v};
+    sum = kind == NormKind::two ? fma(v, v, sum) : kind == NormKind::one ? sum + magnitude : maximum(magnitude, sum);
+  };
+  int64_t i = 0;
+  for (; i + kChains * V::N <= n; i += kChains * V::N) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) add(sums[c], i + c * V::N, V::N);
+  }
+  for_vectors<V::N>(i, n, [&](int64_t k, int lanes) { add(sums[0], k, lanes); });
+  double total = 0;
+  for (const V& sum : sums)
+    for (int lane = 0; lane < V::N; ++lane) {
+      const double s = sum.v[lane];
+      if (kind != NormKind::inf) total += s;
+      else if (total == total && !(s <= total)) total = s;  // NaN stays
+    }
+  return total;
+}
+
+// ---- launchers -----------------------------------------------------------------------------------------------------
 
 // Calls f(tensor, from, to) for pieces that cover every element once. Where a tensor is cut depends on the number of
 // threads; no element's result does, because every lane runs the same instructions.
@@ -125,16 +228,43 @@ void for_pieces(const OptimParams& p, const F& f) {
 Status optim_step(const OptimParams& p) {
   for (int64_t i = 0; i < p.count; ++i)
     if (p.tensors[i].dtype > DType::f16) return Status::unsupported_dtype;
-  if (p.rule > OptimRule::sgd) return Status::invalid_argument;
+  if (p.rule > OptimRule::scale) return Status::invalid_argument;
   for_pieces(p, [&](const OptimTensor& t, int64_t from, int64_t to) {
     dispatch_dtype(t.dtype, [&](auto tag) {
       using S = typename decltype(tag)::type;
       switch (p.rule) {
-        case OptimRule::adam: adam<S>(p, t, from, to); break;
+        case OptimRule::adam: adam<S, false>(p, t, from, to); break;
+        case OptimRule::yogi: adam<S, true>(p, t, from, to); break;
         case OptimRule::sgd: sgd<S>(p, t, from, to); break;
+        case OptimRule::adagrad: adagrad<S>(p, t, from, to); break;
+        case OptimRule::rmsprop: rmsprop<S>(p, t, from, to); break;
+        case OptimRule::adadelta: adadelta<S>(p, t, from, to); break;
+        case OptimRule::scale: scale<S>(t, from, to); break;
       }
       return Status::ok;
     });
+  });
+  return Status::ok;
+}
+
+Status partial_norms(const NormParams& p) {
+  for (int64_t i = 0; i < p.count; ++i)
+    if (p.tensors[i].dtype > DType::f16) return Status::unsupported_dtype;
+  if (p.kind > NormKind::inf) return Status::invalid_argument;
+  parallel_for(0, p.chunks, 2, [&](int64_t begin, int64_t end) {
+    int64_t tensor = 0;
+    while (tensor + 1 < p.count && p.tensors[tensor + 1].first_chunk <= begin) ++tensor;
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      while (tensor + 1 < p.count && p.tensors[tensor + 1].first_chunk <= chunk) ++tensor;
+      const NormTensor& t = p.tensors[tensor];
+      const int64_t from = (chunk - t.first_chunk) * kNormChunk;
+      dispatch_dtype(t.dtype, [&](auto tag) {
+        using S = typename decltype(tag)::type;
+        const S* x = static_cast<const S*>(t.data) + from;
+        p.partial[chunk] = partial_norm(x, min64(kNormChunk, t.size - from), p.kind);
+        return Status::ok;
+      });
+    }
   });
   return Status::ok;
 }

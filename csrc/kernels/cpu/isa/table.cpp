@@ -13,6 +13,7 @@ const KernelTable table = {
     .gemm_algorithm = gemm_algorithm,
     .column_sum = column_sum,
     .optim_step = optim_step,
+    .partial_norms = partial_norms,
     .softmax_forward = softmax_forward,
     .softmax_backward = softmax_backward,
 };
