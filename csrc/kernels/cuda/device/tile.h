@@ -1,0 +1,108 @@
+// A block's tile of a matrix product, out of registers and shared memory, whatever the operands look like in memory: an
+// operand is an object that fetches element (row, k), so that a strided matrix, an image seen as im2col rows and a
+// gradient are all the same to it.
+#pragma once
+#include "dtype.h"
+
+namespace fastnn::cuda {
+
+constexpr int kTile = 64;    // rows of both operands
+constexpr int kTileK = 16;   // of the reduced dimension at a time
+constexpr int kTileThreads = 256;
+constexpr int kMicro = 4;    // a thread computes 4 x 4 results
+
+// Element i of the tile's loads by this thread: neighbouring threads take neighbouring k, or neighbouring rows.
+struct TileLoads {
+  static constexpr int kCount = kTile * kTileK / kTileThreads;
+  bool along_k;
+  __device__ __forceinline__ int row(int i) const {
+    const int at = i * kTileThreads + int(threadIdx.x);
+    return along_k ? at / kTileK : at % kTile;
+  }
+  __device__ __forceinline__ int k(int i) const {
+    const int at = i * kTileThreads + int(threadIdx.x);
+    return along_k ? at % kTileK : at / kTile;
+  }
+};
+
+// sum over k in [k_begin, k_end) of a(row0 + i, k) b(column0 + j, k), handed to store(row, column, sum) for the rows
+// below `rows` and columns below `columns`. An operand has:
+//   using Row = ...;         what is known of a row before the loop over k
+//   Row row(int r) const;    r below rows (columns)
+//   A at(const Row&, int k) const
+//   bool along_k;            neighbouring k lie together in memory, rather than neighbouring rows
+// along_rows: neighbouring rows of the result lie together in memory, rather than neighbouring columns.
+template <class A, class OperandA, class OperandB, class Store>
+__device__ __forceinline__ void tile_product(const OperandA& a, const OperandB& b, int rows, int columns, int row0,
+                                             int column0, int k_begin, int k_end, bool along_rows, const Store& store) {
+  constexpr int kPadded = kTile + 16 / int(sizeof(A));  // rows stay 16-byte aligned, k's spread over the banks
+  FASTNN_SHARED(as, A[kTileK][kPadded]);
+  FASTNN_SHARED(bs, A[kTileK][kPadded]);
+  constexpr int kLoads = TileLoads::kCount;
+  const TileLoads la{a.along_k}, lb{b.along_k};
+  typename OperandA::Row ra[kLoads];
+  typename OperandB::Row rb[kLoads];
+#pragma unroll
+  for (int i = 0; i < kLoads; ++i) {  // rows past the end repeat the last one; nobody stores what comes of them
+    ra[i] = a.row(min(row0 + la.row(i), rows - 1));
+    rb[i] = b.row(min(column0 + lb.row(i), columns - 1));
+  }
+  A next_a[kLoads], next_b[kLoads];
+  const auto fetch = [&](int k0) {
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      next_a[i] = k0 + la.k(i) < k_end ? a.at(ra[i], k0 + la.k(i)) : A(0);
+      next_b[i] = k0 + lb.k(i) < k_end ? b.at(rb[i], k0 + lb.k(i)) : A(0);
+    }
+  };
+  const int fast = threadIdx.x % (kTile / kMicro) * kMicro, slow = threadIdx.x / (kTile / kMicro) * kMicro;
+  const int my_row = along_rows ? fast : slow, my_column = along_rows ? slow : fast;
+  A sum[kMicro][kMicro] = {};
+  fetch(k_begin);
+  for (int k0 = k_begin; k0 < k_end; k0 += kTileK) {
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      as[la.k(i)][la.row(i)] = next_a[i];
+      bs[lb.k(i)][lb.row(i)] = next_b[i];
+    }
+    __syncthreads();
+    if (k0 + kTileK < k_end) fetch(k0 + kTileK);  // in flight during the arithmetic
+#pragma unroll
+    for (int k = 0; k < kTileK; ++k) {
+      A x[kMicro], y[kMicro];
+      constexpr int N = kPack<A>;
+#pragma unroll
+      for (int i = 0; i < kMicro; i += N) {
+        const Pack<A, N> px = load_pack<N>(&as[k][my_row + i]), py = load_pack<N>(&bs[k][my_column + i]);
+#pragma unroll
+        for (int n = 0; n < N; ++n) x[i + n] = px.at[n], y[i + n] = py.at[n];
+      }
+#pragma unroll
+      for (int i = 0; i < kMicro; ++i)
+#pragma unroll
+        for (int j = 0; j < kMicro; ++j) sum[i][j] += x[i] * y[j];
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < kMicro; ++i)
+#pragma unroll
+    for (int j = 0; j < kMicro; ++j) {
+      const int row = row0 + my_row + i, column = column0 + my_column + j;
+      if (row < rows && column < columns) store(row, column, sum[i][j]);
+    }
+}
+
+// The tile of this block among `tiles` x `others` tiles: rows vary fastest.
+struct TileAt {
+  int row0, column0;
+  int64_t other;
+};
+__device__ __forceinline__ TileAt tile_at(int rows, int columns) {
+  const int64_t row_tiles = (rows + kTile - 1) / kTile, column_tiles = (columns + kTile - 1) / kTile;
+  const int64_t b = blockIdx.x;
+  return {int(b % row_tiles) * kTile, int(b / row_tiles % column_tiles) * kTile, b / (row_tiles * column_tiles)};
+}
+inline int64_t tiles_of(int64_t rows, int64_t columns) { return ceil_div(rows, kTile) * ceil_div(columns, kTile); }
+
+}  // namespace fastnn::cuda
