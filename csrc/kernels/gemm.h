@@ -2,6 +2,8 @@
 #pragma once
 #include "common.h"
 
+struct CUstream_st;
+
 namespace fastnn {
 
 struct GemmParams {
@@ -37,5 +39,11 @@ Status gemm(const GemmParams& p);
 const char* gemm_algorithm(const GemmParams& p);
 Status column_sum(const ColumnSumParams& p);
 }  // namespace cpu
+
+namespace cuda {
+int64_t gemm_workspace(const GemmParams& p);
+Status gemm(const GemmParams& p, CUstream_st* stream);
+Status column_sum(const ColumnSumParams& p, CUstream_st* stream);
+}  // namespace cuda
 
 }  // namespace fastnn

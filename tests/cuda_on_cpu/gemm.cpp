@@ -1,0 +1,59 @@
+// Matrix products: every combination of transposed operands and result, biases, batches, odd sizes; column sums.
+#include "../../csrc/kernels/gemm.h"
+
+#include "harness.h"
+
+namespace {
+
+using namespace fastnn;
+using namespace harness;
+
+struct Shape {
+  int64_t batch, m, n, k;
+};
+constexpr Shape kShapes[] = {{1, 1, 1, 1}, {1, 5, 7, 3}, {2, 64, 64, 16}, {3, 17, 70, 33}, {1, 130, 65, 100}, {2, 4, 3, 0}};
+
+void run_gemm(DType dtype, const Shape& s, int variant) {
+  const bool a_transposed = variant & 1, b_transposed = variant & 2, c_transposed = variant & 4;
+  const Array a = normal(dtype, s.batch * s.m * s.k), b = normal(dtype, s.batch * s.k * s.n);
+  const Array d = normal(dtype, s.batch * s.m * s.n);
+  Array c = output(dtype, s.batch * s.m * s.n);
+  c.tolerance = 32;
+  GemmParams p{};
+  p.a = a.data(), p.b = b.data(), p.c = c.data();
+  p.batch = s.batch, p.m = s.m, p.n = s.n, p.k = s.k, p.dtype = dtype, p.alpha = 1, p.beta = 1;
+  p.a_stride_batch = s.m * s.k, p.a_stride_m = a_transposed ? 1 : s.k, p.a_stride_k = a_transposed ? s.m : 1;
+  p.b_stride_batch = s.k * s.n, p.b_stride_k = b_transposed ? 1 : s.n, p.b_stride_n = b_transposed ? s.k : 1;
+  p.c_stride_batch = s.m * s.n, p.c_stride_m = c_transposed ? 1 : s.n, p.c_stride_n = c_transposed ? s.m : 1;
+  if (variant & 8) p.d = d.data(), p.d_stride_n = 1, p.relu = true;  // a bias of the first row
+  if (variant == 9) p.d_stride_batch = s.m * s.n, p.d_stride_m = s.n, p.alpha = 0.5, p.beta = -2, p.relu = false;
+  const auto cpu = [&] {
+    GemmParams on_cpu = p;
+    const Array workspace = index_output<char>(cpu::gemm_workspace(p) + 64);
+    on_cpu.workspace = reinterpret_cast<void*>((uintptr_t(workspace.data()) + 63) / 64 * 64);
+    return cpu::gemm(on_cpu);
+  };
+  check(std::string("gemm ") + name_of(dtype) + " " + std::to_string(s.m) + "x" + std::to_string(s.n) + "x" +
+            std::to_string(s.k) + " variant " + std::to_string(variant),
+        {&c}, cpu, [&] { return cuda::gemm(p, nullptr); });
+}
+
+void run() {
+  for (DType dtype : kDTypes) {
+    for (const Shape& s : kShapes)
+      for (int variant = 0; variant < 16; ++variant) run_gemm(dtype, s, variant);
+    for (bool tall : {false, true})
+      for (auto [rows, columns] : {std::pair<int64_t, int64_t>{1, 1}, {300, 5}, {7, 70}, {0, 3}}) {
+        const Array x = normal(dtype, rows * columns);
+        Array y = output(dtype, columns);
+        y.tolerance = 32;
+        const ColumnSumParams p{x.data(), y.data(), rows, columns, tall ? 1 : columns, tall ? rows : 1, dtype};
+        check(std::string("column_sum ") + name_of(dtype), {&y}, [&] { return cpu::column_sum(p); },
+              [&] { return cuda::column_sum(p, nullptr); });
+      }
+  }
+}
+
+const Test gemm("gemm", run);
+
+}  // namespace
