@@ -1,4 +1,4 @@
-# make demo | make test: set up the environment, build, run. Repeatable; the active virtual environment is used when
+# make demo, make test: set up the environment, build, run. Repeatable; the active virtual environment is used when
 # there is one, else .venv here; its torch is used when it has one.
 SHELL := /bin/bash
 TORCH ?= torch==2.13.0
@@ -7,26 +7,40 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
 BUILD := build/dev
 
-.PHONY: demo test bench develop tools install env cuda-compile gpu test-cuda bench-cuda format clean help
+.PHONY: demo test bench develop tools install env cuda-compile gpu test-cuda bench-cuda aarch64-compile format clean help
 
 help:
-	@grep -E '^# make|^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  --/'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  --/'
 
-env: ## the environment: a virtual environment with torch and the tools to build and test
-	@if [ ! -x $(PY) ]; then echo "-- making a virtual environment in $(VENV)"; python3 -m venv $(VENV); fi
+env: ## the environment: a virtual environment with torch
+	@if [ ! -x $(PY) ]; then \
+	  python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "fastnn needs Python 3.10 or newer; python3 is $$(python3 --version 2>&1)" >&2; exit 1; }; \
+	  echo "-- making a virtual environment in $(VENV)"; python3 -m venv $(VENV); fi
 	@if $(PY) -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"; then \
-	  $(PY) -c "from importlib.metadata import version; print('-- using torch', version('torch'), 'of $(VENV)')"; \
+	  $(PY) -c "$$CHECK_TORCH" $(VENV); \
 	else echo "-- installing $(TORCH) in $(VENV)"; $(PIP) install numpy $(TORCH); fi
 
+# Stops before pip could replace an older torch by another one.
+define CHECK_TORCH
+import sys
+from importlib.metadata import version
+torch, venv = version("torch"), sys.argv[1]
+if tuple(map(int, torch.split("+")[0].split(".")[:2])) < (2, 11):
+    sys.exit(f"fastnn needs torch 2.11 or newer and {venv} has {torch}: type `{venv}/bin/pip install --upgrade torch`")
+print("-- using torch", torch, "of", venv)
+endef
+export CHECK_TORCH
+
 install: env ## fastnn built and installed in the environment, with what the demo and the tests need
-	@echo "-- building and installing fastnn"
+	@echo "-- building and installing fastnn (minutes the first time)"
 	@$(PIP) install '.[test]'
 
 demo: install ## trains the MNIST CNN with torch.nn and with fastnn side by side
 	@mkdir -p out
 	@echo "-- python -m fastnn train"
 	@cd out && $(PY) -m fastnn train --png train.png --json train.json
-	@echo "-- wrote out/train.png and out/train.json"
+	@echo "-- train.png and train.json are in out/"
 
 test: install ## all tests
 	@echo "-- pytest"
@@ -63,5 +77,16 @@ bench-cuda: gpu ## on a machine with a GPU: fastnn against torch, op by op; writ
 	@mkdir -p out
 	@PYTHONPATH=python $(PY) benches/run_cuda.py --out out/cuda.json
 
-clean:
+AARCH64_CXX ?= aarch64-linux-gnu-g++
+aarch64-compile: ## the CPU kernels compiled for aarch64 by a cross compiler
+	@for file in csrc/kernels/cpu/*.cpp csrc/kernels/cpu/isa/*.cpp; do \
+	  $(AARCH64_CXX) -std=gnu++20 -O2 -fno-rtti -Wall -Wextra -Wno-psabi -DFASTNN_ISA_NS=isa_baseline \
+	    '-DFASTNN_ISA_NAME="baseline"' -c -o /dev/null $$file || exit 1; \
+	  echo "-- $$file"; done
+
+format: ## clang-format and ruff, as .pre-commit-config.yaml runs them
+	@$(PY) -m pre_commit --version > /dev/null 2>&1 || $(PIP) install pre-commit
+	@$(PY) -m pre_commit run --all-files
+
+clean: ## removes what the build made; the environment stays
 	rm -rf build out

@@ -2,10 +2,23 @@
 # and find_package(Torch) is not used: it stops when a CUDA wheel meets a machine without the CUDA toolkit.
 find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
 if(NOT FASTNN_TORCH_DIR)
-  # Inside pip's isolated build, sysconfig still answers with the real environment.
-  execute_process(COMMAND ${Python_EXECUTABLE} -c "import sysconfig; print(sysconfig.get_path('purelib'))"
-                  OUTPUT_VARIABLE purelib OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
-  set(FASTNN_TORCH_DIR "${purelib}/torch")
+  # Inside pip's isolated build, sysconfig still answers with the real environment. A virtual environment may also see
+  # its base's packages; pip install --user has a folder of its own.
+  execute_process(COMMAND ${Python_EXECUTABLE} -c [[
+import os, site, sys, sysconfig
+places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+config = os.path.join(sys.prefix, "pyvenv.cfg")
+base = not os.path.exists(config)
+if not base:
+    lines = [line.replace(" ", "").strip().lower() for line in open(config, encoding="utf-8")]
+    base = "include-system-site-packages=true" in lines
+if base:
+    prefixes = {"base": sys.base_prefix, "platbase": sys.base_prefix}
+    places += [site.getusersitepackages(), sysconfig.get_path("purelib", vars=prefixes)]
+    places += site.getsitepackages([sys.base_prefix])
+found = [p for p in places if os.path.exists(os.path.join(p, "torch", "version.py"))]
+print(os.path.join((found or places)[0], "torch"))
+]] OUTPUT_VARIABLE FASTNN_TORCH_DIR OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
 endif()
 if(NOT EXISTS "${FASTNN_TORCH_DIR}/version.py")
   message(FATAL_ERROR "fastnn builds against the installed torch, and there is none in ${FASTNN_TORCH_DIR}: "

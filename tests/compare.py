@@ -1,7 +1,6 @@
 """How a case's outputs and gradients are compared with torch's."""
 
 import torch
-
 from cases import differentiable, tensors
 from fastnn import _build
 

@@ -9,7 +9,7 @@ from fastnn import _build
 
 
 def _release(version):
-    """The release part of a version: "2.13.0" of "2.13.0+cpu" (CPU and CUDA wheels of one release share their C++ ABI)."""
+    """The release part of a version, "2.13.0" of "2.13.0+cpu": a release's CPU and CUDA wheels share their C++ ABI."""
     return version.split("+")[0]
 
 

@@ -1,0 +1,1 @@
+"""The main job: train the MNIST CNN with torch.nn and with fastnn side by side and compare them."""
