@@ -25,7 +25,8 @@ foreach(isa IN LISTS FASTNN_ISAS)
     DEPENDS kernels_${isa} $<TARGET_OBJECTS:kernels_${isa}> VERBATIM)
 endforeach()
 
-add_library(kernels STATIC ${PROJECT_SOURCE_DIR}/csrc/kernels/cpu/dispatch.cpp)
+file(GLOB CPU_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/kernels/cpu/*.cpp)
+add_library(kernels STATIC ${CPU_SOURCES})
 target_compile_options(kernels PRIVATE -O2 -fno-rtti -Wall -Wextra)
 foreach(isa IN LISTS FASTNN_ISAS)  # baseline first
   target_sources(kernels PRIVATE $<TARGET_OBJECTS:kernels_${isa}>)

@@ -142,7 +142,55 @@ GEMM = []
 
 # ---- conv2d --------------------------------------------------------------------------------------------------------
 
-CONV2D = []
+
+def conv(*args, tags=(), **kwargs):
+    return case("conv2d", *args, tags=tags, **kwargs)
+
+
+CONV2D = [
+    conv(N(2, 3, 8, 9), N(4, 3, 3, 3), N(4)),
+    conv(N(2, 3, 8, 9), N(4, 3, 3, 3)),
+    conv(N(2, 3, 7, 6), N(5, 3, 3, 2), N(5), stride=2, padding=1),
+    conv(N(2, 2, 9, 8), N(3, 2, 3, 3), N(3), stride=(2, 3), padding=(2, 1), dilation=(2, 1)),
+    conv(N(1, 2, 11, 10), N(2, 2, 3, 3), None, 3, 0, 2),
+    conv(N(2, 4, 6, 6), N(6, 2, 3, 3), N(6), padding=1, groups=2),
+    conv(N(2, 4, 6, 7), N(4, 1, 3, 3), N(4), padding=1, groups=4),
+    conv(N(1, 3, 7, 7), N(6, 1, 3, 3), N(6), stride=2, padding=1, groups=3),
+    conv(N(2, 5, 4, 3), N(7, 5, 1, 1), N(7)),
+    conv(N(2, 3, 7, 7), N(4, 3, 1, 1), N(4), stride=2),
+    conv(N(2, 3, 4, 4), N(4, 3, 1, 1), N(4), padding=1),
+    conv(N(2, 3, 6, 5), N(2, 3, 3, 3), N(2), padding="same"),
+    conv(N(2, 3, 6, 5), N(2, 3, 2, 4), N(2), padding="same"),
+    conv(N(1, 2, 9, 8), N(2, 2, 3, 2), N(2), padding="same", dilation=(2, 3)),
+    conv(N(2, 3, 6, 5), N(2, 3, 3, 3), N(2), padding="valid"),
+    conv(N(3, 6, 7), N(4, 3, 3, 3), N(4), padding=1),
+    conv(N(3, 6, 7), N(4, 3, 3, 3), None, [2], [1], [1]),
+    conv(N(0, 3, 6, 6), N(4, 3, 3, 3), N(4)),
+    conv(N(2, 1, 6, 6), N(3, 1, 5, 5), N(3)),
+    conv(N(1, 1, 3, 3), N(1, 1, 3, 3), N(1)),
+    conv(N(1, 2, 3, 3), N(2, 2, 3, 3), N(2), padding=4),
+    conv(N(1, 2, 8, 3), N(2, 2, 3, 3), N(2), stride=2, padding=(0, 1)),
+    conv(N(2, 2, 6, 5), N(3, 2, 2, 2), N(3), stride=3),
+    conv(N(2, 3, 6, 6), N(4, 3, 3, 3, grad=False), N(4), padding=1),
+    conv(N(2, 3, 6, 6, grad=False), N(4, 3, 3, 3), N(4), padding=1),
+    conv(N(2, 3, 6, 6, grad=False), N(4, 3, 3, 3, grad=False), N(4), padding=1),
+    # Networks' layers, and more channels, pixels and taps than any register tile or band.
+    conv(N(3, 1, 28, 28), N(10, 1, 5, 5), N(10), tags={"big"}),
+    conv(N(3, 10, 12, 12), N(20, 10, 5, 5), N(20), tags={"big"}),
+    conv(N(2, 3, 32, 32), N(32, 3, 5, 5), N(32), padding=2, tags={"big"}),
+    conv(N(2, 32, 8, 8), N(64, 32, 5, 5), N(64), padding=2, tags={"big"}),
+    conv(N(2, 16, 32, 32), N(16, 16, 3, 3), None, padding=1, tags={"big"}),
+    conv(N(2, 16, 16, 16), N(32, 16, 3, 3), None, stride=2, padding=1, tags={"big"}),
+    conv(N(1, 3, 56, 56), N(37, 3, 7, 7), None, stride=2, padding=3, tags={"big"}),
+    conv(N(1, 3, 67, 67), N(33, 3, 11, 11), N(33), stride=4, padding=2, tags={"big"}),
+    conv(N(1, 70, 15, 14), N(67, 70, 3, 3), N(67), padding=1, tags={"big"}),
+    conv(N(2, 65, 13, 9), N(130, 65, 1, 1), N(130), tags={"big"}),
+    conv(N(1, 64, 14, 14), N(96, 64, 1, 1), None, stride=2, tags={"big"}),
+    conv(N(1, 5, 100, 100), N(10, 5, 3, 3), N(10), tags={"big"}),
+    conv(N(2, 48, 20, 20), N(48, 1, 3, 3), None, padding=1, groups=48, tags={"big"}),
+    conv(N(2, 48, 21, 21), N(48, 1, 3, 3), None, stride=2, padding=1, groups=48, tags={"big"}),
+    conv(N(1, 40, 9, 9), N(48, 20, 3, 3), N(48), padding=2, dilation=2, groups=2, tags={"big"}),
+]
 
 # ---- pool2d --------------------------------------------------------------------------------------------------------
 
@@ -164,4 +212,34 @@ BAD = [
     ("softmax", lambda: ("text", 1)),
     ("log_softmax", lambda: (torch.randn(3, 4), 2)),
     ("log_softmax", lambda: (torch.randn(3, 4), "one")),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 5, 3, 3))),
+    ("conv2d", lambda: (torch.randn(3, 8), torch.randn(4, 3, 3, 3))),
+    ("conv2d", lambda: (torch.randn(1, 2, 3, 8, 8), torch.randn(4, 3, 3, 3))),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3))),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(5))),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(4, 1))),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), None, 0)),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), None, -1)),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), None, 1, -1)),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), None, 1, 0, 0)),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), None, 1, 0, 1, 2)),
+    ("conv2d", lambda: (torch.randn(2, 4, 8, 8), torch.randn(3, 2, 3, 3), None, 1, 0, 1, 2)),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), None, 1, 0, 1, 0)),
+    ("conv2d", lambda: (torch.randn(2, 3, 2, 2), torch.randn(4, 3, 3, 3))),
+    ("conv2d", lambda: (torch.randn(3, 2, 2), torch.randn(4, 3, 3, 3))),
+    ("conv2d", lambda: (torch.randn(3, 8, 8), torch.randn(4, 5, 3, 3))),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3).double())),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(4).double())),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), None, (1, 2, 3))),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), None, 1.5)),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), None, ())),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), None, 1, "full")),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), None, 2, "same")),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3), None, 1, "same")),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 0, 3))),
+    ("conv2d", lambda: (torch.randn(2, 0, 8, 8), torch.randn(4, 3, 3, 3))),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), None, 1, 0, 2**62)),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), "weight")),
+    ("conv2d", lambda: (None, torch.randn(4, 3, 3, 3))),
+    ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), "bias")),
 ]

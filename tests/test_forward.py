@@ -26,7 +26,9 @@ def test_matches_torch(case, dtype, device):
 @pytest.mark.parametrize("case", [c for c in ALL if c.has_4d], ids=lambda c: c.name)
 @by_device
 def test_channels_last(case, device):
-    (outputs, _, _), _ = compare(case, torch.float32, "channels_last", device)
+    (outputs, _, arguments), _ = compare(case, torch.float32, "channels_last", device)
+    if arguments[0].is_contiguous():
+        return  # empty, or one channel or pixel: the input is in both formats at once
     for o in outputs:
         if o.dim() == 4:
             assert o.is_contiguous(memory_format=torch.channels_last)

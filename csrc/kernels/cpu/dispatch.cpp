@@ -100,6 +100,9 @@ int64_t gemm_workspace(const GemmParams& p) { return kernels().gemm_workspace(p)
 Status gemm(const GemmParams& p) { return kernels().gemm(p); }
 const char* gemm_algorithm(const GemmParams& p) { return kernels().gemm_algorithm(p); }
 Status column_sum(const ColumnSumParams& p) { return kernels().column_sum(p); }
+int64_t conv2d_workspace(const Conv2dParams& p) { return kernels().conv2d_workspace(p); }
+Status conv2d(const Conv2dParams& p) { return kernels().conv2d(p); }
+Status conv2d_grad_bias(const Conv2dParams& p) { return kernels().conv2d_grad_bias(p); }
 Status optim_step(const OptimParams& p) { return kernels().optim_step(p); }
 Status partial_norms(const NormParams& p) { return kernels().partial_norms(p); }
 Status softmax_forward(const SoftmaxParams& p) { return kernels().softmax_forward(p); }

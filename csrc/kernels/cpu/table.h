@@ -1,6 +1,7 @@
 // One table of kernels per ISA, and the choice among them: the only list every family adds a line to.
 #pragma once
 #include "../gemm.h"
+#include "../conv2d.h"
 #include "../optim.h"
 #include "../softmax.h"
 
@@ -12,6 +13,9 @@ struct KernelTable {
   Status (*gemm)(const GemmParams&);
   const char* (*gemm_algorithm)(const GemmParams&);
   Status (*column_sum)(const ColumnSumParams&);
+  int64_t (*conv2d_workspace)(const Conv2dParams&);
+  Status (*conv2d)(const Conv2dParams&);
+  Status (*conv2d_grad_bias)(const Conv2dParams&);
   Status (*optim_step)(const OptimParams&);
   Status (*partial_norms)(const NormParams&);
   Status (*softmax_forward)(const SoftmaxParams&);

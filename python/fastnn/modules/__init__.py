@@ -1,5 +1,6 @@
 """fastnn's layers: each a subclass of its torch.nn namesake that differs in forward() alone."""
 
+from fastnn.modules.conv2d import Conv2d
 from fastnn.modules.softmax import LogSoftmax, Softmax
 
-__all__ = ["LogSoftmax", "Softmax"]
+__all__ = ["Conv2d", "LogSoftmax", "Softmax"]

@@ -36,20 +36,36 @@ void tile(const Tile<A>& job) {
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) acc[m][v] = V::set1(bias[m]).v;
-  for (int64_t t = 0; t < num_taps; ++t, w += MR) {
-    const A* p = band + taps[t];
-    Raw x[NV];
+  // Long sums are cut: each kSumTaps terms are added up on their own, which keeps the rounding error at the level of a
+  // blocked product.
+  constexpr int64_t kSumTaps = 128;
+  Raw total[MR][NV];
+  for (int64_t t = 0, stop = min64(kSumTaps, num_taps);; stop = min64(stop + kSumTaps, num_taps)) {
+    for (; t < stop; ++t, w += MR) {
+      const A* p = band + taps[t];
+      Raw x[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      if constexpr (kHalf) x[v] = V::load_halves(p + 2 * v * half_stride, p + (2 * v + 1) * half_stride).v;
-      else x[v] = V::load(p + v * V::N).v;
-    }
+      for (int v = 0; v < NV; ++v) {
+        if constexpr (kHalf) x[v] = V::load_halves(p + 2 * v * half_stride, p + (2 * v + 1) * half_stride).v;
+        else x[v] = V::load(p + v * V::N).v;
+      }
 #pragma GCC unroll 16
-    for (int m = 0; m < MR; ++m) {
-      const Raw a = V::set1(w[m]).v;
+      for (int m = 0; m < MR; ++m) {
+        const Raw a = V::set1(w[m]).v;
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) acc[m][v] += a * x[v];
+        for (int v = 0; v < NV; ++v) acc[m][v] += a * x[v];
+      }
     }
+    const bool first = stop <= kSumTaps, last = stop == num_taps;
+    if (first && last) break;
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) {
+        if (!first) acc[m][v] += total[m][v];
+        if (!last) total[m][v] = acc[m][v], acc[m][v] = Raw{};
+      }
+    if (last) break;
   }
 #if defined(__AVX512F__)
   if constexpr (kStore) {

@@ -2,6 +2,7 @@
 // a symbol compiled for AVX-512 can never stand in for the baseline's at link time (cmake/check_isa_symbols.cmake).
 #pragma once
 #include "../../gemm.h"
+#include "../../conv2d.h"
 #include "../../optim.h"
 #include "../../softmax.h"
 
@@ -11,6 +12,10 @@ int64_t gemm_workspace(const GemmParams& p);
 Status gemm(const GemmParams& p);
 const char* gemm_algorithm(const GemmParams& p);
 Status column_sum(const ColumnSumParams& p);
+int64_t conv2d_workspace(const Conv2dParams& p);
+Status conv2d(const Conv2dParams& p);
+Status conv2d_grad_bias(const Conv2dParams& p);
+
 Status optim_step(const OptimParams& p);
 Status partial_norms(const NormParams& p);
 Status softmax_forward(const SoftmaxParams& p);

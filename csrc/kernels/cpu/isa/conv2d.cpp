@@ -1,0 +1,224 @@
+// A pass of Conv2dParams as one ConvProblem per group (and, for grad_input with a stride, per phase of the stride),
+// handed to the chosen algorithm.
+#include "conv2d.h"
+
+#include "../../parallel.h"
+#include "conv2d_problem.h"
+#include "isa.h"
+#include "simd.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+namespace {
+
+// The sum of n values that lie next to each other, in kVecs independent vectors.
+template <class S>
+acc_t<S> sum_row(const S* x, int64_t n) {
+  using V = Vec<acc_t<S>>;
+  constexpr int kVecs = 4;
+  V sums[kVecs];
+#pragma GCC unroll 4
+  for (int i = 0; i < kVecs; ++i) sums[i] = V::zero();
+  int64_t at = 0;
+  for (; at + kVecs * V::N <= n; at += kVecs * V::N)
+#pragma GCC unroll 4
+    for (int i = 0; i < kVecs; ++i) sums[i] = sums[i] + V::load(x + at + i * V::N);
+  for (; at + V::N <= n; at += V::N) sums[0] = sums[0] + V::load(x + at);
+  if (at < n) sums[1] = sums[1] + V::load_n(x + at, n - at);
+  return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+// Channels apart (NCHW): each channel of each image is a row.
+template <class S>
+void grad_bias_rows(const Conv2dParams& p) {
+  using A = acc_t<S>;
+  const S* grad = static_cast<const S*>(p.grad_output);
+  S* out = static_cast<S*>(p.grad_bias);
+  const int64_t pixels = p.P * p.Q;
+  parallel_for(0, p.K, ceil_div(1 << 15, max64(1, p.N * pixels)), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      A total = 0;
+      for (int64_t n = 0; n < p.N; ++n) total += sum_row(grad + n * p.output_stride_n + k * p.output_stride_k, pixels);
+      out[k] = from_acc<S>(total);
+    }
+  });
+}
+
+// Channels together (NHWC): one vector of channels at a time, over pixels in fixed chunks so that sums stay short.
+template <class S>
+void grad_bias_columns(const Conv2dParams& p) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  constexpr int64_t kChunk = 256;
+  const S* grad = static_cast<const S*>(p.grad_output);
+  S* out = static_cast<S*>(p.grad_bias);
+  const int64_t pixels = p.N * p.P * p.Q;
+  parallel_for(0, ceil_div(p.K, V::N), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group) {
+      const int64_t k = group * V::N, lanes = min64(V::N, p.K - k);
+      V total = V::zero();
+      for (int64_t chunk = 0; chunk < pixels; chunk += kChunk) {
+        V sum = V::zero();
+        for (int64_t i = chunk; i < min64(pixels, chunk + kChunk); ++i) {
+          const S* at = grad + i * p.output_stride_q + k;
+          sum = sum + (lanes == V::N ? V::load(at) : V::load_n(at, lanes));
+        }
+        total = total + sum;
+      }
+      if (lanes == V::N) total.store(out + k);
+      else total.store_n(out + k, lanes);
+    }
+  });
+}
+
+// ---- a pass as convolution problems --------------------------------------------------------------------------------
+
+// The rows (or columns) a, a + stride, a + 2 stride, ... of grad_input see only every step-th tap of the kernel, and
+// see grad_output with stride 1: a convolution of its own.
+struct Phase {
+  int64_t first, step, taps, dilation, pad, count;
+};
+Phase make_phase(int64_t a, int64_t size, int64_t taps, int64_t stride, int64_t dilation, int64_t pad) {
+  Phase f{};
+  f.count = a < size ? ceil_div(size - a, stride) : 0;
+  while (f.first < taps && (a + pad - f.first * dilation) % stride) ++f.first;
+  if (f.first == taps) return f;
+  f.step = 1;
+  while (f.step * dilation % stride) ++f.step;
+  f.taps = (taps - 1 - f.first) / f.step + 1;
+  f.dilation = f.step * dilation / stride;
+  f.pad = (f.taps - 1) * f.dilation - (a + pad - f.first * dilation) / stride;
+  return f;
+}
+
+template <class S>
+ConvProblem group_problem(const Conv2dParams& p, int64_t group) {
+  const int64_t c = p.C / p.groups, k = p.K / p.groups;
+  const bool from_grad = p.pass == Conv2dPass::grad_weight;
+  const S* x = static_cast<const S*>(p.input);
+  const S* w = from_grad ? static_cast<const S*>(p.grad_weight) : static_cast<const S*>(p.weight);
+  S* y = from_grad ? const_cast<S*>(static_cast<const S*>(p.grad_output)) : static_cast<S*>(p.output);
+  ConvProblem d{};
+  d.x = x ? x + group * c * p.input_stride_c : nullptr;
+  d.xn = p.input_stride_n, d.xc = p.input_stride_c, d.xh = p.input_stride_h, d.xw = p.input_stride_w;
+  d.n = p.N, d.c = c, d.h = p.H, d.w = p.W;
+  d.weight = w ? w + group * k * p.weight_stride_k : nullptr;
+  d.wk = p.weight_stride_k, d.wc = p.weight_stride_c, d.wr = p.weight_stride_r, d.ws = p.weight_stride_s;
+  d.r = p.R, d.s = p.S;
+  d.bias = p.bias ? static_cast<const S*>(p.bias) + group * k : nullptr;
+  d.y = y ? y + group * k * p.output_stride_k : nullptr;
+  d.yn = p.output_stride_n, d.yk = p.output_stride_k, d.yh = p.output_stride_p, d.yw = p.output_stride_q;
+  d.k = k, d.p = p.P, d.q = p.Q;
+  d.stride_h = p.stride_h, d.stride_w = p.stride_w, d.pad_h = p.pad_h, d.pad_w = p.pad_w;
+  d.dil_h = p.dilation_h, d.dil_w = p.dilation_w;
+  return d;
+}
+
+// grad_input of one group and one phase: the convolution of grad_output with the phase's taps, flipped.
+template <class S>
+ConvProblem phase_problem(const Conv2dParams& p, int64_t group, int64_t a, int64_t b, const Phase& h, const Phase& w) {
+  const int64_t c = p.C / p.groups, k = p.K / p.groups;
+  const S *g = static_cast<const S*>(p.grad_output), *weight = static_cast<const S*>(p.weight);
+  S* dx = static_cast<S*>(p.grad_input);
+  ConvProblem d{};
+  d.x = g ? g + group * k * p.output_stride_k : nullptr;
+  d.xn = p.output_stride_n, d.xc = p.output_stride_k, d.xh = p.output_stride_p, d.xw = p.output_stride_q;
+  d.n = p.N, d.c = k, d.h = p.P, d.w = p.Q;
+  d.weight = weight ? weight + group * k * p.weight_stride_k + (h.first + (h.taps - 1) * h.step) * p.weight_stride_r +
+                          (w.first + (w.taps - 1) * w.step) * p.weight_stride_s
+                    : nullptr;
+  d.wk = p.weight_stride_c, d.wc = p.weight_stride_k;
+  d.wr = -h.step * p.weight_stride_r, d.ws = -w.step * p.weight_stride_s;
+  d.r = h.taps, d.s = w.taps;
+  d.y = dx ? dx + group * c * p.input_stride_c + a * p.input_stride_h + b * p.input_stride_w : nullptr;
+  d.yn = p.input_stride_n, d.yk = p.input_stride_c;
+  d.yh = p.stride_h * p.input_stride_h, d.yw = p.stride_w * p.input_stride_w;
+  d.k = c, d.p = h.count, d.q = w.count;
+  d.stride_h = d.stride_w = 1, d.pad_h = h.pad, d.pad_w = w.pad;
+  d.dil_h = h.dilation, d.dil_w = w.dilation;
+  return d;
+}
+
+// Calls f(problem, group) for the problems the pass consists of. One with r * s == 0 is to be filled with zeros.
+template <class S, class F>
+void for_problems(const Conv2dParams& p, int64_t groups, const F& f) {
+  for (int64_t group = 0; group < groups; ++group) {
+    if (p.pass != Conv2dPass::grad_input) {
+      f(group_problem<S>(p, group), group);
+      continue;
+    }
+    for (int64_t a = 0; a < p.stride_h; ++a)
+      for (int64_t b = 0; b < p.stride_w; ++b) {
+        const Phase h = make_phase(a, p.H, p.R, p.stride_h, p.dilation_h, p.pad_h);
+        const Phase w = make_phase(b, p.W, p.S, p.stride_w, p.dilation_w, p.pad_w);
+        if (h.count && w.count) f(phase_problem<S>(p, group, a, b, h, w), group);
+      }
+  }
+}
+
+template <class S>
+void fill_zero(const ConvProblem& d) {
+  S* y = static_cast<S*>(d.y);
+  parallel_for(0, d.n * d.k, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t p = 0; p < d.p; ++p)
+        for (int64_t q = 0; q < d.q; ++q) y[i / d.k * d.yn + i % d.k * d.yk + p * d.yh + q * d.yw] = S{};
+  });
+}
+
+template <class S>
+int64_t problem_workspace(const ConvProblem& d, const Conv2dParams& p) {
+  const int64_t workers = num_threads();
+  if (p.algorithm == Conv2dAlgorithm::winograd) return winograd_workspace(d, workers);
+  return p.pass == Conv2dPass::grad_weight ? shift_grad_workspace<S>(d, workers) : shift_workspace<S>(d, workers);
+}
+
+template <class S>
+void run_problem(const ConvProblem& d, const Conv2dParams& p, int64_t group) {
+  const int64_t workers = num_threads();
+  char* workspace = static_cast<char*>(p.workspace);
+  if (p.pass == Conv2dPass::grad_weight) {
+    S* bias = p.grad_bias ? static_cast<S*>(p.grad_bias) + group * d.k : nullptr;
+    return shift_grad_weight<S>(d, static_cast<S*>(const_cast<void*>(d.weight)), bias, workers, workspace);
+  }
+  if (p.algorithm == Conv2dAlgorithm::winograd) return winograd_forward(d, workers, workspace);
+  shift_forward<S>(d, workers, workspace);
+}
+
+}  // namespace
+
+Status conv2d_grad_bias(const Conv2dParams& p) {
+  return dispatch_dtype(p.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    if (p.output_stride_q == 1) grad_bias_rows<S>(p);
+    else grad_bias_columns<S>(p);
+    return Status::ok;
+  });
+}
+
+int64_t conv2d_workspace(const Conv2dParams& p) {
+  if (p.algorithm == Conv2dAlgorithm::reference || p.algorithm == Conv2dAlgorithm::aten) return 0;
+  int64_t bytes = 0;
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    for_problems<S>(p, 1, [&](const ConvProblem& d, int64_t) {
+      if (d.r > 0 && d.s > 0) bytes = max64(bytes, problem_workspace<S>(d, p));
+    });
+    return Status::ok;
+  });
+  return bytes;
+}
+
+Status conv2d(const Conv2dParams& p) {
+  if (p.algorithm == Conv2dAlgorithm::reference) return conv2d_reference(p);
+  if (p.algorithm == Conv2dAlgorithm::aten) return Status::invalid_argument;  // the ops layer's business
+  return dispatch_dtype(p.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    for_problems<S>(p, p.groups, [&](const ConvProblem& d, int64_t group) {
+      if (d.r > 0 && d.s > 0) run_problem<S>(d, p, group);
+      else fill_zero<S>(d);
+    });
+    return Status::ok;
+  });
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -1,0 +1,388 @@
+// fastnn::conv2d: torch.nn.functional.conv2d and its gradients on the algorithms of kernels/conv2d.h.
+#include "kernels/conv2d.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "common.h"
+
+namespace fastnn::ops {
+namespace {
+
+using at::IntArrayRef;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+using Grads = std::tuple<Tensor, Tensor, Tensor>;
+
+constexpr const char* kName = "conv2d";
+constexpr const char* kBackwardName = "conv2d_backward";
+
+const auto& forward_op() {
+  static const auto op =
+      handle<Tensor(const Tensor&, const Tensor&, const OptTensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t)>(
+          kName);
+  return op;
+}
+const auto& backward_op() {
+  static const auto op = handle<Grads(const Tensor&, const Tensor&, const Tensor&, IntArrayRef, IntArrayRef,
+                                      IntArrayRef, int64_t, std::array<bool, 3>)>(kBackwardName);
+  return op;
+}
+
+// ---- checks and parameters -----------------------------------------------------------------------------------------
+
+// Sizes of the convolution without pointers or strides; nullopt where torch would refuse the arguments (or where they
+// are so large that sizes might overflow): the caller then lets torch's own op have them.
+std::optional<Conv2dParams> shape_params(const Tensor& input, const Tensor& weight, const OptTensor& bias,
+                                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                         int64_t groups) {
+  constexpr int64_t kLimit = int64_t(1) << 31;
+  if (input.dim() != 4 || weight.dim() != 4 || groups < 1) return std::nullopt;
+  if (stride.size() != 2 || padding.size() != 2 || dilation.size() != 2) return std::nullopt;
+  for (int i = 0; i < 2; ++i) {
+    if (stride[i] < 1 || stride[i] >= kLimit || dilation[i] < 1 || dilation[i] >= kLimit) return std::nullopt;
+    if (padding[i] < 0 || padding[i] >= kLimit) return std::nullopt;
+  }
+  Conv2dParams p{};
+  p.N = input.size(0), p.C = input.size(1), p.H = input.size(2), p.W = input.size(3);
+  p.K = weight.size(0), p.R = weight.size(2), p.S = weight.size(3);
+  p.groups = groups;
+  p.stride_h = stride[0], p.stride_w = stride[1];
+  p.pad_h = padding[0], p.pad_w = padding[1];
+  p.dilation_h = dilation[0], p.dilation_w = dilation[1];
+  for (int64_t size : {p.C, p.H, p.W, p.K, p.R, p.S})
+    if (size < 1 || size >= kLimit) return std::nullopt;
+  if (p.C % groups || weight.size(1) != p.C / groups || p.K % groups) return std::nullopt;
+  const Tensor& b = or_undefined(bias);
+  if (b.defined() && (b.dim() != 1 || b.size(0) != p.K)) return std::nullopt;
+  const int64_t span_h = (p.R - 1) * p.dilation_h + 1, span_w = (p.S - 1) * p.dilation_w + 1;
+  if (span_h > p.H + 2 * p.pad_h || span_w > p.W + 2 * p.pad_w) return std::nullopt;
+  p.P = (p.H + 2 * p.pad_h - span_h) / p.stride_h + 1;
+  p.Q = (p.W + 2 * p.pad_w - span_w) / p.stride_w + 1;
+  return p;
+}
+
+void set_strides(Conv2dParams& p, const Tensor& x, const Tensor& w, const Tensor& y) {
+  p.input_stride_n = x.stride(0), p.input_stride_c = x.stride(1);
+  p.input_stride_h = x.stride(2), p.input_stride_w = x.stride(3);
+  p.weight_stride_k = w.stride(0), p.weight_stride_c = w.stride(1);
+  p.weight_stride_r = w.stride(2), p.weight_stride_s = w.stride(3);
+  p.output_stride_n = y.stride(0), p.output_stride_k = y.stride(1);
+  p.output_stride_p = y.stride(2), p.output_stride_q = y.stride(3);
+}
+
+// Chooses the algorithm of p.pass; false when it is torch's own.
+bool choose(Conv2dParams& p, Conv2dPass pass) {
+  p.pass = pass;
+  p.algorithm = cpu::conv2d_choose(p);
+  return p.algorithm != Conv2dAlgorithm::aten;
+}
+
+void run(Conv2dParams& p, const Tensor& like, const char* op) {
+  Tensor workspace;
+  if (const int64_t bytes = cpu::conv2d_workspace(p)) {
+    workspace = at::empty({bytes + 64}, like.options().dtype(at::kByte));
+    p.workspace =
+        reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr()) + 63) & ~uintptr_t(63));
+  }
+  check(cpu::conv2d(p), op);
+}
+
+Tensor aten_forward(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
+                    IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  return at::conv2d(input, weight, bias, stride, padding, dilation, groups);
+}
+
+Grads aten_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, IntArrayRef stride,
+                    IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::array<bool, 3> mask) {
+  const int64_t bias_size = weight.dim() ? weight.size(0) : 0;
+  return at::convolution_backward(grad_output, input, weight, IntArrayRef(bias_size), stride, padding, dilation, false,
+                                  {0, 0}, groups, mask);
+}
+
+constexpr const char* kVendorWins = "torch's kernel is faster on this shape";
+
+// ---- kernels -------------------------------------------------------------------------------------------------------
+
+Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
+               IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  if (input.dim() == 3) {
+    const Tensor batch = input.unsqueeze(0);
+    if (shape_params(batch, weight, bias, stride, padding, dilation, groups))
+      return forward(batch, weight, bias, stride, padding, dilation, groups).squeeze(0);
+  }
+  auto shape = shape_params(input, weight, bias, stride, padding, dilation, groups);
+  if (!shape || !native(kName, {&input, &weight, &or_undefined(bias)}))
+    return aten_forward(input, weight, bias, stride, padding, dilation, groups);
+  Conv2dParams& p = *shape;
+  const Tensor x = dense(input);
+  Tensor y = at::empty({p.N, p.K, p.P, p.Q}, x.options().memory_format(dense_format(x)));
+  if (p.N == 0) return y;
+  p.dtype = dtype_of(x);
+  set_strides(p, x, weight, y);
+  if (!choose(p, Conv2dPass::forward)) {
+    note_fallback(kName, kVendorWins);
+    return aten_forward(x, weight, bias, stride, padding, dilation, groups).contiguous(dense_format(x));
+  }
+  const Tensor b = or_undefined(bias).defined() ? bias->contiguous() : Tensor();
+  p.input = x.const_data_ptr();
+  p.weight = weight.const_data_ptr();
+  p.bias = b.defined() ? b.const_data_ptr() : nullptr;
+  p.output = y.mutable_data_ptr();
+  run(p, x, kName);
+  return y;
+}
+
+Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, IntArrayRef stride,
+               IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::array<bool, 3> mask) {
+  auto shape = shape_params(input, weight, std::nullopt, stride, padding, dilation, groups);
+  if (!shape || grad_output.sizes() != IntArrayRef({shape->N, shape->K, shape->P, shape->Q}) ||
+      !native(kBackwardName, {&grad_output, &input, &weight}))
+    return aten_backward(grad_output, input, weight, stride, padding, dilation, groups, mask);
+  Conv2dParams& p = *shape;
+  const Tensor x = dense(input);
+  const at::MemoryFormat format = dense_format(x);
+  const Tensor g = grad_output.contiguous(format);
+  p.dtype = dtype_of(x);
+  Grads grads;
+  auto& [grad_input, grad_weight, grad_bias] = grads;
+  if (p.N == 0) {
+    if (mask[0]) grad_input = at::empty_like(x);
+    if (mask[1]) grad_weight = at::zeros_like(weight, dense_format(weight));
+    if (mask[2]) grad_bias = at::zeros({p.K}, x.options());
+    return grads;
+  }
+  p.grad_output = g.const_data_ptr();
+  if (mask[0]) {
+    grad_input = at::empty_like(x, format);
+    set_strides(p, grad_input, weight, g);
+    p.weight = weight.const_data_ptr();
+    if (choose(p, Conv2dPass::grad_input)) {
+      p.grad_input = grad_input.mutable_data_ptr();
+      run(p, x, kBackwardName);
+    } else {
+      note_fallback(kBackwardName, kVendorWins);
+      grad_input = std::get<0>(aten_backward(g, x, weight, stride, padding, dilation, groups, {true, false, false}))
+                       .contiguous(format);
+    }
+  }
+  if (mask[2]) grad_bias = at::empty({p.K}, x.options());
+  if (mask[1]) {
+    grad_weight = at::empty_like(weight, dense_format(weight));
+    set_strides(p, x, grad_weight, g);
+    if (choose(p, Conv2dPass::grad_weight)) {
+      p.input = x.const_data_ptr();
+      p.grad_weight = grad_weight.mutable_data_ptr();
+      p.grad_bias = mask[2] ? grad_bias.mutable_data_ptr() : nullptr;
+      run(p, x, kBackwardName);
+    } else {
+      note_fallback(kBackwardName, kVendorWins);
+      auto [_, dw, db] = aten_backward(g, x, weight, stride, padding, dilation, groups, {false, true, mask[2]});
+      grad_weight = dw.contiguous(dense_format(weight));
+      grad_bias = db;
+    }
+  } else if (mask[2]) {
+    set_strides(p, x, weight, g);
+    p.grad_bias = grad_bias.mutable_data_ptr();
+    check(cpu::conv2d_grad_bias(p), kBackwardName);
+  }
+  return grads;
+}
+
+// ---- autograd ------------------------------------------------------------------------------------------------------
+
+// stride, padding, dilation and groups as one saved value.
+std::vector<int64_t> pack(IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  return {stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1], groups};
+}
+struct Unpacked {
+  std::vector<int64_t> v;
+  IntArrayRef stride() const { return {v.data(), 2}; }
+  IntArrayRef padding() const { return {v.data() + 2, 2}; }
+  IntArrayRef dilation() const { return {v.data() + 4, 2}; }
+  int64_t groups() const { return v[6]; }
+};
+
+struct Conv2dFunction : Function<Conv2dFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptTensor& bias,
+                        IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({input, weight});
+    ctx->saved_data["args"] = pack(stride, padding, dilation, groups);
+    ctx->saved_data["bias"] = or_undefined(bias).defined();
+    return forward_op().call(input, weight, bias, stride, padding, dilation, groups);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Unpacked a{ctx->saved_data["args"].toIntVector()};
+    const bool bias = ctx->saved_data["bias"].toBool();
+    auto [grad_input, grad_weight, grad_bias] =
+        backward_op().call(grads[0], saved[0], saved[1], a.stride(), a.padding(), a.dilation(), a.groups(),
+                           {ctx->needs_input_grad(0), ctx->needs_input_grad(1), bias && ctx->needs_input_grad(2)});
+    return {grad_input, grad_weight, grad_bias, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+// Spreads the values of the gradients that `mask` asks for over all three places.
+template <class Values>
+std::array<Tensor, 3> spread(const Values& values, std::array<bool, 3> mask) {
+  std::array<Tensor, 3> all;
+  size_t next = 0;
+  for (int i = 0; i < 3; ++i)
+    if (mask[i]) all[i] = values[next++];
+  return all;
+}
+
+// All three gradients are linear in grad_output, and bilinear in it and input or weight, so their derivatives are
+// convolutions again. Outputs are the wanted gradients alone: autograd takes no undefined ones.
+struct Conv2dBackwardFunction : Function<Conv2dBackwardFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
+                               const Tensor& weight, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                               int64_t groups, std::array<bool, 3> mask) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({grad_output, input, weight});
+    ctx->saved_data["args"] = pack(stride, padding, dilation, groups);
+    ctx->saved_data["mask"] = int64_t(mask[0]) | int64_t(mask[1]) << 1 | int64_t(mask[2]) << 2;
+    const auto [grad_input, grad_weight, grad_bias] =
+        backward_op().call(grad_output, input, weight, stride, padding, dilation, groups, mask);
+    variable_list wanted;
+    for (const Tensor* t : {&grad_input, &grad_weight, &grad_bias})
+      if (t->defined()) wanted.push_back(*t);
+    return wanted;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &g = saved[0], &input = saved[1], &weight = saved[2];
+    const int64_t mask = ctx->saved_data["mask"].toInt();
+    const auto [v_input, v_weight, v_bias] = spread(grads, {bool(mask & 1), bool(mask & 2), bool(mask & 4)});
+    const Unpacked a{ctx->saved_data["args"].toIntVector()};
+    const auto conv = [&](const Tensor& x, const Tensor& w, const OptTensor& b) {
+      return forward_op().call(x, w, b, a.stride(), a.padding(), a.dilation(), a.groups());
+    };
+    const auto grad = [&](const Tensor& x, const Tensor& w, std::array<bool, 3> wanted) {
+      return backward_op().call(g, x, w, a.stride(), a.padding(), a.dilation(), a.groups(), wanted);
+    };
+    Tensor grad_g, grad_input, grad_weight;
+    if (ctx->needs_input_grad(0)) {
+      if (v_weight.defined()) grad_g = conv(input, v_weight, v_bias.defined() ? OptTensor(v_bias) : std::nullopt);
+      else if (v_bias.defined()) grad_g = v_bias.view({1, -1, 1, 1}).expand_as(g);
+      if (v_input.defined()) {
+        const Tensor part = conv(v_input, weight, std::nullopt);
+        grad_g = grad_g.defined() ? grad_g + part : part;
+      }
+    }
+    if (ctx->needs_input_grad(1) && v_weight.defined())
+      grad_input = std::get<0>(grad(input, v_weight, {true, false, false}));
+    if (ctx->needs_input_grad(2) && v_input.defined())
+      grad_weight = std::get<1>(grad(v_input, weight, {false, true, false}));
+    return {grad_g, grad_input, grad_weight, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
+                        IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  if (input.dim() == 3) {
+    const Tensor batch = input.unsqueeze(0);
+    if (shape_params(batch, weight, bias, stride, padding, dilation, groups))
+      return forward_autograd(batch, weight, bias, stride, padding, dilation, groups).squeeze(0);
+  }
+  const Tensor& b = or_undefined(bias);
+  if (!shape_params(input, weight, bias, stride, padding, dilation, groups) || !native(kName, {&input, &weight, &b}))
+    return aten_forward(input, weight, bias, stride, padding, dilation, groups);
+  if (needs_grad({&input, &weight, &b}))
+    return Conv2dFunction::apply(input, weight, bias, stride, padding, dilation, groups);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return forward_op().call(input, weight, bias, stride, padding, dilation, groups);
+}
+
+Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& weight, IntArrayRef stride,
+                        IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::array<bool, 3> mask) {
+  if (!shape_params(input, weight, std::nullopt, stride, padding, dilation, groups))
+    return aten_backward(grad_output, input, weight, stride, padding, dilation, groups, mask);
+  if ((mask[0] || mask[1] || mask[2]) && needs_grad({&grad_output, &input, &weight})) {
+    const auto [dx, dw, db] = spread(
+        Conv2dBackwardFunction::apply(grad_output, input, weight, stride, padding, dilation, groups, mask), mask);
+    return {dx, dw, db};
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return backward_op().call(grad_output, input, weight, stride, padding, dilation, groups, mask);
+}
+
+// ---- autocast: convolutions run in the autocast dtype
+// ----------------------------------------------------------------
+
+template <c10::DeviceType kDevice>
+Tensor forward_autocast(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
+                        IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  const NoAutocast guard(kDevice);
+  OptTensor b = bias;
+  if (or_undefined(bias).defined()) b = autocast_lower(*bias, kDevice);
+  return forward_op().call(autocast_lower(input, kDevice), autocast_lower(weight, kDevice), b, stride, padding,
+                           dilation, groups);
+}
+
+// ---- registration --------------------------------------------------------------------------------------------------
+
+TORCH_LIBRARY_FRAGMENT(fastnn, m) {
+  m.def(
+      "conv2d(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups)"
+      " -> Tensor");
+  m.def(
+      "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups, bool[3] output_mask) -> (Tensor, Tensor, Tensor)");
+}
+
+void register_kernels(torch::Library& m) {
+  m.impl("conv2d", forward);
+  m.impl("conv2d_backward", backward);
+}
+TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
+
+TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
+  m.impl("conv2d", forward_autograd);
+  m.impl("conv2d_backward", backward_autograd);
+}
+
+TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("conv2d", forward_autocast<at::kCPU>); }
+TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("conv2d", forward_autocast<at::kCUDA>); }
+
+// The name of the algorithm a pass ("forward", "grad_input" or "grad_weight") takes for these tensors.
+std::string algorithm(const Tensor& input, const Tensor& weight, std::vector<int64_t> stride,
+                      std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
+                      const std::string& pass) {
+  auto p = shape_params(input, weight, std::nullopt, stride, padding, dilation, groups);
+  if (!p || why_not_native(input) || why_not_native(weight) || p->N == 0) return "aten";
+  TORCH_CHECK(pass == "forward" || pass == "grad_input" || pass == "grad_weight", "unknown pass: ", pass);
+  const Tensor x = dense(input);
+  p->dtype = dtype_of(x);
+  set_strides(*p, x, weight, at::empty({p->N, p->K, p->P, p->Q}, x.options().memory_format(dense_format(x))));
+  choose(*p, pass == "forward"      ? Conv2dPass::forward
+             : pass == "grad_input" ? Conv2dPass::grad_input
+                                    : Conv2dPass::grad_weight);
+  return conv2d_algorithm_name(p->algorithm);
+}
+
+void bind(pybind11::module_& m) {
+  using release_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
+  using Ints = std::array<int64_t, 2>;
+  m.def(
+      "conv2d",
+      [](const Tensor& input, const Tensor& weight, const OptTensor& bias, Ints stride, Ints padding, Ints dilation,
+         int64_t groups) { return forward_op().call(input, weight, bias, stride, padding, dilation, groups); },
+      release_gil());
+  m.def("conv2d_algorithm", algorithm);
+}
+const Bindings bindings(bind);
+
+}  // namespace
+}  // namespace fastnn::ops

@@ -1,0 +1,60 @@
+"""conv2d."""
+
+import torch
+import torch.nn.functional as F
+
+from fastnn.functional._call import aten, handle_torch_function, has_torch_function, op
+
+_conv2d = op("conv2d")
+
+
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """2-D convolution (cross-correlation) of a batch of images with a bank of kernels.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W], float32, float64, bfloat16 or float16; contiguous or channels_last.
+        weight: [K, C / groups, R, S], the input's dtype.
+        bias: [K] or None.
+        stride, dilation: an int or a pair.
+        padding: an int, a pair, "valid" (none) or "same" (the output has the input's size; stride 1 only).
+        groups: input and output channels are split into this many independent groups.
+
+    Returns:
+        [N, K, P, Q] (or [K, P, Q]) in the input's memory format, P = (H + 2 pad - dilation (R - 1) - 1) // stride + 1.
+
+    Raises what torch.nn.functional.conv2d raises. Source: torch.nn.functional.conv2d.
+    """
+    if has_torch_function((input, weight, bias)):
+        return handle_torch_function(
+            conv2d, (input, weight, bias), input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
+        )
+    try:
+        if isinstance(padding, str):
+            input, padding = _pad(input, weight, stride, padding, dilation)
+        return _conv2d(input, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
+    except TypeError:
+        # torch's error names the arguments it got: leave out those that were left to their defaults.
+        rest = [bias, stride, padding, dilation, groups]
+        for default in (1, 1, 0, 1, None):
+            if rest[-1] is not default:
+                break
+            rest.pop()
+        return aten(F.conv2d, input, weight, *rest)
+
+
+def _pair(value):
+    if isinstance(value, int):
+        return value, value
+    return (value[0], value[0]) if len(value) == 1 else value
+
+
+def _pad(input, weight, stride, padding, dilation):
+    """The input and the pair of ints that padding "valid" or "same" stands for."""
+    if padding == "valid":
+        return input, (0, 0)
+    if padding != "same" or weight.dim() != 4 or any(s != 1 for s in _pair(stride)):
+        raise TypeError(padding)
+    total = [d * (k - 1) for d, k in zip(_pair(dilation), weight.shape[2:], strict=True)]
+    if any(t % 2 for t in total):  # the extra row or column goes below and to the right
+        input = torch.nn.functional.pad(input, (0, total[1] % 2, 0, total[0] % 2))
+    return input, (total[0] // 2, total[1] // 2)

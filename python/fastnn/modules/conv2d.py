@@ -1,0 +1,16 @@
+"""Conv2d."""
+
+import torch
+
+from fastnn import functional as F
+
+
+class Conv2d(torch.nn.Conv2d):
+    """torch.nn.Conv2d on fastnn's kernels: [N, C, H, W] or [C, H, W] in, [N, K, P, Q] or [K, P, Q] out."""
+
+    def _conv_forward(self, input, weight, bias):
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
