@@ -90,12 +90,13 @@ class Case:
 
     @property
     def has_4d(self):
-        return any(isinstance(a, T) and len(a.shape) == 4 for a in (*self.args, *self.kwargs.values()))
+        tensors = [a for a in (*self.args, *self.kwargs.values()) if isinstance(a, T)]
+        return "contiguous" not in self.tags and any(len(t.shape) == 4 for t in tensors)
 
 
 def case(op, *args, tags=(), **kwargs):
     """tags: "nodiff2" (no second derivative to check), "big" (too large for gradcheck and opcheck),
-    "aten" (documented to run on torch's kernels)."""
+    "aten" (documented to run on torch's kernels), "contiguous" (nothing in torch to compare channels_last with)."""
     return Case(op, args, kwargs, frozenset(tags))
 
 
@@ -130,7 +131,81 @@ SOFTMAX = [
 
 # ---- loss ----------------------------------------------------------------------------------------------------------
 
-LOSS = []
+
+def classes(*shape, high):
+    """T(shape): class indices below `high`."""
+    return T(shape, kind="index", high=high)
+
+
+def constant(*shape, kind="positive"):
+    """T(shape) without a gradient: class weights."""
+    return T(shape, kind=kind, grad=False)
+
+
+def probabilities(*shape):
+    return T(shape, kind="prob")
+
+
+LOSS = (
+    [
+        # nll_loss gets values of one sign: a sum that cancels has no accuracy to compare. torch's own 4-D nll_loss
+        # raises in backward for channels_last.
+        case(
+            op, N(*shape, kind=kind), classes(*shape[:1], *shape[2:], high=shape[1]), **kwargs,
+            tags={*tags, *({"contiguous"} if op == "nll_loss" or len(shape) == 5 else ())},
+        )  # fmt: skip
+        for op, kind in (("cross_entropy", "normal"), ("nll_loss", "positive"))
+        for shape, tags in [((5, 7), ()), ((2, 3, 5), {"big"}), ((2, 5, 3, 6), ()), ((2, 3, 2, 2, 5), {"big"})]
+        for kwargs in [
+            {"reduction": "sum"},
+            {"weight": constant(shape[1]), "ignore_index": 1},
+            {"weight": constant(shape[1]), "reduction": "none"},
+        ]
+    ]
+    + [
+        case("cross_entropy", N(*shape), classes(*shape[:1], *shape[2:], high=shape[1]), label_smoothing=0.1, **kwargs)
+        for shape in ((5, 7), (2, 5, 3))
+        for kwargs in [{"reduction": "none", "ignore_index": 2}, {"weight": constant(shape[1]), "ignore_index": 1}]
+    ]
+    + [
+        case("cross_entropy", N(*shape), probabilities(*shape), **kwargs)
+        for shape in ((5, 7), (2, 5, 3, 2))
+        for kwargs in [{"label_smoothing": 0.2}, {"reduction": "none", "weight": constant(shape[1])}]
+    ]
+    + [
+        case("cross_entropy", N(7), probabilities(7), reduction="sum", tags={"big"}),
+        case("cross_entropy", N(4, 5), T((4, 5), kind="prob", grad=False)),
+        case("cross_entropy", T((4, 5), grad=False), probabilities(4, 5), tags={"big"}),
+        case("cross_entropy", N(4, 5), classes(4, high=5), label_smoothing=1.0, tags={"big"}),
+        # All ignored: the mean is NaN, which opcheck calls a difference.
+        case("cross_entropy", N(3, 4), classes(3, high=1), ignore_index=0, tags={"big"}),
+        case("cross_entropy", N(3, 4), classes(3, high=1), ignore_index=0, reduction="sum"),
+        case("cross_entropy", N(3, 4), classes(3, high=1), ignore_index=0, label_smoothing=0.1, tags={"big"}),
+        case("nll_loss", N(3, 4), classes(3, high=1), ignore_index=0, tags={"big"}),
+        *(case(op, N(5), classes(high=5), reduction="none") for op in ("cross_entropy", "nll_loss")),
+        *(
+            case(op, N(*shape), classes(*shape[:1], *shape[2:], high=shape[1]), reduction=r, tags={"big", "contiguous"})
+            for op in ("cross_entropy", "nll_loss")
+            for shape in ((0, 5), (0, 5, 2, 3), (2, 5, 0))
+            for r in ("mean", "sum", "none")
+        ),
+        *(case("cross_entropy", N(0, 5), probabilities(0, 5), reduction=r, tags={"big"}) for r in ("mean", "none")),
+        case("cross_entropy", N(3, 4), T((3, 4), kind="prob"), weight=N(4, kind="positive"), tags={"aten", "big"}),
+    ]
+    + [
+        case("cross_entropy", N(m, n), classes(m, high=n), tags={"big"})
+        for m, n in [(3, 1), (17, 2), (18, 15), (33, 16), (40, 17), (21, 31), (19, 33), (17, 64), (5, 65), (3, 1000)]
+    ]
+    + [
+        case("cross_entropy", N(*shape), classes(*shape[:1], *shape[2:], high=shape[1]), label_smoothing=0.1, tags={"big"})
+        for shape in [(19, 33), (2, 21, 20, 33)]
+    ]
+    + [
+        case("cross_entropy", N(*shape), classes(*shape[:1], *shape[2:], high=shape[1]), tags={"big"})
+        for shape in [(2, 3, 1, 100), (2, 130, 65)]
+    ]
+    + [case("cross_entropy", N(*shape), probabilities(*shape), tags={"big"}) for shape in [(21, 33), (2, 21, 5, 33)]]
+)
 
 # ---- activation ----------------------------------------------------------------------------------------------------
 
@@ -242,4 +317,66 @@ BAD = [
     ("conv2d", lambda: (torch.randn(2, 3, 8, 8), "weight")),
     ("conv2d", lambda: (None, torch.randn(4, 3, 3, 3))),
     ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), "bias")),
+    *(
+        (op, lambda x=x, t=t: (x, t))
+        for op in ("cross_entropy", "nll_loss")
+        for x, t in [
+            (torch.randn(3, 5), torch.tensor([0, 7, 9])),
+            (torch.randn(3, 5), torch.tensor([0, -1, 9])),
+            (torch.randn(3, 5), torch.tensor([0, 7, 9], dtype=torch.uint8)),
+            (torch.randn(3, 0), torch.tensor([0, 0, 0])),
+            (torch.randn(2, 5, 2, 2), torch.full((2, 2, 2), 5)),
+            (torch.randn(2, 5, 2), torch.full((2, 2), -5)),
+            (torch.randn(2, 5, 2, 2), torch.zeros(2, 2, 2, dtype=torch.uint8)),
+            (torch.randn(2, 5, 2), torch.zeros(2, 2, dtype=torch.uint8)),
+            (torch.randn(3, 5), torch.zeros(3, dtype=torch.int32)),
+            (torch.randn(3, 5), torch.zeros(3)),
+            (torch.randn(3, 5), torch.zeros(3, dtype=torch.bool)),
+            (torch.randn(3, 5), torch.zeros(3, 5, dtype=torch.int64)),
+            (torch.randn(3, 5), torch.zeros(4, dtype=torch.int64)),
+            (torch.randn(3, 5), torch.zeros(3, 1, dtype=torch.int64)),
+            (torch.randn(3, 5), torch.tensor(1)),
+            (torch.randn(3, 5, 2), torch.zeros(3, 3, dtype=torch.int64)),
+            (torch.randn(3, 5, 2, 2), torch.zeros(3, 2, 3, dtype=torch.int64)),
+            (torch.randn(3, 5, 2, 2), torch.zeros(3, 2, dtype=torch.int64)),
+            (torch.randn(3, 5, 2, 2, 2), torch.zeros(3, 2, 2, dtype=torch.int64)),
+            (torch.randn(()), torch.tensor(0)),
+            (torch.randn(5), torch.tensor([1, 2])),
+            (torch.randn(5), torch.tensor(5)),
+            (torch.randn(3, 5).int(), torch.zeros(3, dtype=torch.int64)),
+            (torch.randn(3, 5), [0, 1, 2]),
+            ([[0.0]], torch.zeros(1, dtype=torch.int64)),
+            (torch.randn(3, 5), None),
+            (torch.randn(3, 5, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")),
+        ]
+    ),
+    *(
+        (op, lambda kwargs=kwargs: (torch.randn(3, 5), torch.zeros(3, dtype=torch.int64), *kwargs))
+        for op in ("cross_entropy", "nll_loss")
+        # weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        for kwargs in [
+            (torch.ones(4),),
+            (torch.ones(5, 1),),
+            (torch.ones(5, dtype=torch.float64),),
+            (torch.ones(5, requires_grad=True),),
+            ("text",),
+            (None, None, 1.5),
+            (None, None, "text"),
+            (None, None, -100, None, "avg"),
+            (None, None, -100, None, None),
+            (None, None, -100, None, 3),
+        ]
+    ),
+    *(
+        ("cross_entropy", lambda kwargs=kwargs: (torch.randn(3, 5), *kwargs))
+        for kwargs in [
+            (torch.zeros(3, dtype=torch.int64), None, None, -100, None, "mean", 1.5),
+            (torch.zeros(3, dtype=torch.int64), None, None, -100, None, "mean", "text"),
+            (torch.zeros(3, dtype=torch.int64), None, None, -100, None, "mean", None),
+            (torch.zeros(3, 5), None, None, -100, None, "mean", 1.5),
+            (torch.zeros(3, 5), None, None, 1),
+            (torch.zeros(3, 5), torch.ones(4)),
+            (torch.zeros(3, 5), torch.ones(1, 5)),
+        ]
+    ),
 ]

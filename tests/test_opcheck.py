@@ -38,6 +38,10 @@ def fresh(value):
     return value
 
 
+# Floating arguments torch refuses to differentiate.
+CONSTANTS = {"fastnn::cross_entropy": {"weight"}, "fastnn::nll_loss": {"weight"}}
+
+
 def mutable_arguments(func):
     return {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
 
@@ -46,7 +50,8 @@ def fresh_call(func, args, kwargs):
     """The call's arguments as leaves; what the op writes to gets no gradient, as in a training loop."""
     written = mutable_arguments(func)
     names = [a.name for a in func._schema.arguments]
-    args = [fresh(a) if n not in written else a.detach().clone() if isinstance(a, torch.Tensor) else a
+    fixed = written | CONSTANTS.get(func.name(), set())
+    args = [fresh(a) if n not in fixed else a.detach().clone() if isinstance(a, torch.Tensor) else a
             for n, a in zip(names, args, strict=False)]
     return tuple(args), {k: fresh(v) for k, v in kwargs.items()}
 

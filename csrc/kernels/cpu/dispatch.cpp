@@ -103,6 +103,10 @@ Status column_sum(const ColumnSumParams& p) { return kernels().column_sum(p); }
 int64_t conv2d_workspace(const Conv2dParams& p) { return kernels().conv2d_workspace(p); }
 Status conv2d(const Conv2dParams& p) { return kernels().conv2d(p); }
 Status conv2d_grad_bias(const Conv2dParams& p) { return kernels().conv2d_grad_bias(p); }
+Status cross_entropy_forward(const CrossEntropyParams& p) { return kernels().cross_entropy_forward(p); }
+Status cross_entropy_backward(const CrossEntropyParams& p) { return kernels().cross_entropy_backward(p); }
+Status nll_loss_forward(const NllLossParams& p) { return kernels().nll_loss_forward(p); }
+Status nll_loss_backward(const NllLossParams& p) { return kernels().nll_loss_backward(p); }
 Status optim_step(const OptimParams& p) { return kernels().optim_step(p); }
 Status partial_norms(const NormParams& p) { return kernels().partial_norms(p); }
 Status softmax_forward(const SoftmaxParams& p) { return kernels().softmax_forward(p); }

@@ -2,6 +2,8 @@
 #pragma once
 #include "../gemm.h"
 #include "../conv2d.h"
+#include "../cross_entropy.h"
+#include "../nll_loss.h"
 #include "../optim.h"
 #include "../softmax.h"
 
@@ -16,6 +18,10 @@ struct KernelTable {
   int64_t (*conv2d_workspace)(const Conv2dParams&);
   Status (*conv2d)(const Conv2dParams&);
   Status (*conv2d_grad_bias)(const Conv2dParams&);
+  Status (*cross_entropy_forward)(const CrossEntropyParams&);
+  Status (*cross_entropy_backward)(const CrossEntropyParams&);
+  Status (*nll_loss_forward)(const NllLossParams&);
+  Status (*nll_loss_backward)(const NllLossParams&);
   Status (*optim_step)(const OptimParams&);
   Status (*partial_norms)(const NormParams&);
   Status (*softmax_forward)(const SoftmaxParams&);

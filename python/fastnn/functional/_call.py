@@ -8,18 +8,24 @@ from fastnn import _C
 __all__ = ["aten", "handle_torch_function", "has_torch_function", "op"]
 
 
-def op(name):
+def op(name, traced_result=None):
     """A callable for the op `fastnn::<name>`.
 
     Eager calls enter C++ through pybind11 (under 1 us; torch.ops takes several). While Dynamo traces, the same call
-    is recorded as torch.ops.fastnn.<name>.
+    is recorded as torch.ops.fastnn.<name>, of whose results `traced_result` picks the one the eager entry returns.
     """
     eager = getattr(_C, name)
     traced = getattr(torch.ops.fastnn, name)
     tracing = torch.compiler.is_dynamo_compiling
 
-    def call(*args):
-        return (traced if tracing() else eager)(*args)
+    if traced_result is None:
+
+        def call(*args):
+            return (traced if tracing() else eager)(*args)
+    else:
+
+        def call(*args):
+            return traced(*args)[traced_result] if tracing() else eager(*args)
 
     return call
 

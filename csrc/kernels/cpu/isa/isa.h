@@ -3,6 +3,8 @@
 #pragma once
 #include "../../gemm.h"
 #include "../../conv2d.h"
+#include "../../cross_entropy.h"
+#include "../../nll_loss.h"
 #include "../../optim.h"
 #include "../../softmax.h"
 
@@ -16,6 +18,10 @@ int64_t conv2d_workspace(const Conv2dParams& p);
 Status conv2d(const Conv2dParams& p);
 Status conv2d_grad_bias(const Conv2dParams& p);
 
+Status cross_entropy_forward(const CrossEntropyParams& p);
+Status cross_entropy_backward(const CrossEntropyParams& p);
+Status nll_loss_forward(const NllLossParams& p);
+Status nll_loss_backward(const NllLossParams& p);
 Status optim_step(const OptimParams& p);
 Status partial_norms(const NormParams& p);
 Status softmax_forward(const SoftmaxParams& p);

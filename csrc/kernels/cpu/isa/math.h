@@ -38,6 +38,12 @@ FASTNN_INLINE double exp(double x) { return __builtin_exp(x); }
 FASTNN_INLINE float log(float x) { return __builtin_logf(x); }
 FASTNN_INLINE double log(double x) { return __builtin_log(x); }
 
+template <class A>
+FASTNN_INLINE Vec<A> log(Vec<A> a) {
+  for (int i = 0; i < Vec<A>::N; ++i) a.v[i] = log(A(a.v[i]));
+  return a;
+}
+
 // Lane by lane through libm: float64 is for checking, not for speed.
 FASTNN_INLINE Vec<double> exp(Vec<double> a) {
   for (int i = 0; i < Vec<double>::N; ++i) a.v[i] = __builtin_exp(a.v[i]);

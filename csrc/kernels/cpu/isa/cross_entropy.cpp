@@ -1,0 +1,377 @@
+// Cross-entropy: one sweep over the logits for the loss, one for the gradient, and nothing of their size in between.
+#include "../../cross_entropy.h"
+
+#include "../../parallel.h"
+#include "isa.h"
+#include "rows.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+namespace {
+
+// With eps = label_smoothing, w the class weights (1 without) and z_c = log_sum - (x_c - max) = -log p_c, a row's loss is
+//   class index t:    (1 - eps) w_t z_t + eps / C sum_c w_c z_c
+//   probabilities t:  sum_c w_c q_c z_c,  q_c = (1 - eps) t_c + eps / C
+// and its gradient, times the row's scale,
+//   (1 - eps) w_t (p_c - [c = t]) + eps / C (p_c sum_c w_c - w_c),  or  p_c sum_c w_c q_c - w_c q_c.
+template <class S>
+struct Problem {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+
+  explicit Problem(const CrossEntropyParams& p)
+      : p(p),
+        x(static_cast<const S*>(p.input)),
+        weight(static_cast<const S*>(p.weight)),
+        probabilities(p.target_kind == TargetKind::probabilities ? static_cast<const S*>(p.target) : nullptr),
+        rows(p.outer * p.inner),
+        maximum(static_cast<A*>(p.stats)),
+        log_sum(maximum + rows),
+        keep(A(1 - p.label_smoothing)),
+        spread(A(p.label_smoothing / double(p.classes))),
+        weight_sum(A(p.classes)) {
+    if (!weight || probabilities || p.label_smoothing == 0) return;
+    weight_sum = 0;
+    for (int64_t c = 0; c < p.classes; ++c) weight_sum += to_acc(weight[c]);
+  }
+
+  const CrossEntropyParams& p;
+  const S* x;
+  const S* weight;
+  const S* probabilities;
+  int64_t rows;
+  A* maximum;
+  A* log_sum;
+  A keep, spread;
+  A weight_sum;
+
+  // The class of a row; -1 when it does not count.
+  FASTNN_VEC_FN int64_t class_of(int64_t row) const {
+    const int64_t t = p.target_kind == TargetKind::uint8 ? static_cast<const uint8_t*>(p.target)[row]
+                                                         : static_cast<const int64_t*>(p.target)[row];
+    if (t == p.ignore_index) return -1;
+    if (t >= 0 && t < p.classes) return t;
+    if (p.out_of_range) __atomic_store_n(p.out_of_range, true, __ATOMIC_RELAXED);
+    return -1;
+  }
+  FASTNN_VEC_FN A weight_of(int64_t t) const { return t < 0 ? A(0) : weight ? to_acc(weight[t]) : A(1); }
+
+  // w_c q_c of one class in every lane (or of neighbouring classes), q_c = 1 for class indices.
+  FASTNN_VEC_FN V share(V w, V t) const {
+    return probabilities ? w * fma(V::set1(keep), t, V::set1(spread)) : w;
+  }
+
+  // What a row's loss is multiplied by in backward, before the class weight.
+  FASTNN_VEC_FN A scale_of(int64_t row) const {
+    const S* g = static_cast<const S*>(p.grad_output);
+    if (p.reduction == Reduction::none) return to_acc(g[row]);
+    return p.reduction == Reduction::mean ? to_acc(g[0]) / maximum[2 * rows] : to_acc(g[0]);
+  }
+};
+
+// The running sums of one block: the loss, and the class weights that divide a mean.
+struct Sums {
+  double loss = 0, weight = 0;
+};
+
+// ---- rows: the classes of a row are contiguous ---------------------------------------------------------------------
+
+// sum_c w_c q_c z_c of one row; x and t at the row's first class.
+template <class S>
+FASTNN_INLINE acc_t<S> row_shares_loss(const Problem<S>& k, const S* x, const S* t, acc_t<S> m, acc_t<S> log_sum) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  V sum = V::zero();
+  for_vectors<V::N>(k.p.classes, [&](int64_t c, int lanes) {
+    const V z = V::set1(log_sum) - (load_some(x + c, lanes, m) - V::set1(m));
+    const V w = k.weight ? load_some(k.weight + c, lanes, A(0)) : V::set1(A(1));
+    const V share = k.share(w, k.probabilities ? load_some(t + c, lanes, A(0)) : w);
+    const V term = share * z;
+    sum = sum + (lanes == V::N ? term : first_lanes(term, lanes));
+  });
+  return reduce_add(sum);
+}
+
+template <class S>
+FASTNN_INLINE void forward_row(const Problem<S>& k, int64_t row, Sums& sums) {
+  using A = acc_t<S>;
+  const int64_t n = k.p.classes;
+  const S* x = k.x + row * n;
+  int64_t t = 0;
+  if (!k.probabilities) t = k.class_of(row);
+  A loss = 0, m = 0, log_sum = 0;
+  if (t >= 0) {
+    m = row_max(x, n);
+    log_sum = log(row_sum_exp(x, n, m));
+    if (k.probabilities) {
+      loss = row_shares_loss(k, x, k.probabilities + row * n, m, log_sum);
+    } else {
+      const A w = k.weight_of(t);
+      loss = k.keep * w * (log_sum - (to_acc(x[t]) - m));
+      if (k.p.label_smoothing != 0) loss += k.spread * row_shares_loss(k, x, static_cast<const S*>(nullptr), m, log_sum);
+      sums.weight += w;
+    }
+  }
+  k.maximum[row] = m;
+  k.log_sum[row] = log_sum;
+  if (k.p.reduction == Reduction::none) static_cast<S*>(k.p.loss)[row] = from_acc<S>(loss);
+  sums.loss += loss;
+}
+
+template <class S>
+FASTNN_INLINE void backward_row(const Problem<S>& k, int64_t row) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const int64_t n = k.p.classes;
+  const S* x = k.x + row * n;
+  S* dx = static_cast<S*>(k.p.grad_input);
+  S* dt = static_cast<S*>(k.p.grad_target);
+  if (dx) dx += row * n;
+  const A g = k.scale_of(row), m = k.maximum[row], log_sum = k.log_sum[row];
+  if (k.probabilities) {
+    const S* t = k.probabilities + row * n;
+    V vsum = V::zero();
+    for_vectors<V::N>(n, [&](int64_t c, int lanes) {
+      const V w = k.weight ? load_some(k.weight + c, lanes, A(0)) : V::set1(A(1));
+      const V share = k.share(w, load_some(t + c, lanes, A(0)));
+      vsum = vsum + (lanes == V::N ? share : first_lanes(share, lanes));
+    });
+    const V sum = V::set1(g * reduce_add(vsum));
+    for_vectors<V::N>(n, [&](int64_t c, int lanes) {
+      const V w = k.weight ? load_some(k.weight + c, lanes, A(0)) : V::set1(A(1));
+      const V log_p = (load_some(x + c, lanes, m) - V::set1(m)) - V::set1(log_sum);
+      const V share = k.share(w, load_some(t + c, lanes, A(0)));
+      if (dx) store_some(exp(log_p) * sum - V::set1(g) * share, dx + c, lanes);
+      if (dt) store_some(V::set1(-g * k.keep) * w * log_p, dt + row * n + c, lanes);
+    });
+    return;
+  }
+  const int64_t t = k.class_of(row);
+  if (t < 0) {
+    for_vectors<V::N>(n, [&](int64_t c, int lanes) { store_some(V::zero(), dx + c, lanes); });
+    return;
+  }
+  const A kept = g * k.keep * k.weight_of(t), spread = g * k.spread;
+  if (k.p.label_smoothing == 0) {
+    for_vectors<V::N>(n, [&](int64_t c, int lanes) {
+      store_some(exp((load_some(x + c, lanes, m) - V::set1(m)) - V::set1(log_sum)) * V::set1(kept), dx + c, lanes);
+    });
+    dx[t] = from_acc<S>((exp(V::set1((to_acc(x[t]) - m) - log_sum)).v[0] - A(1)) * kept);
+    return;
+  }
+  const A of_p = kept + spread * k.weight_sum;
+  for_vectors<V::N>(n, [&](int64_t c, int lanes) {
+    const V w = k.weight ? load_some(k.weight + c, lanes, A(0)) : V::set1(A(1));
+    const V y = exp((load_some(x + c, lanes, m) - V::set1(m)) - V::set1(log_sum)) * V::set1(of_p);
+    store_some(y - V::set1(spread) * w, dx + c, lanes);
+  });
+  const A w = k.weight_of(t);
+  dx[t] = from_acc<S>(exp(V::set1((to_acc(x[t]) - m) - log_sum)).v[0] * of_p - spread * w - kept);
+}
+
+// ---- columns: every lane is a row, its classes `inner` apart --------------------------------------------------------
+
+template <class S>
+struct Column {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  int64_t at;   // of the first lane's class 0 in input
+  int64_t row;  // of the first lane
+  int lanes;
+  typename V::Int target;  // class of every lane, -1 where it does not count
+  V weight;                // of that class
+};
+
+template <class S>
+FASTNN_INLINE Column<S> column(const Problem<S>& k, int64_t outer, int64_t i, int lanes) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  Column<S> c;
+  c.at = outer * k.p.classes * k.p.inner + i;
+  c.row = outer * k.p.inner + i;
+  c.lanes = lanes;
+  c.target = typename V::Int{} - 1;
+  c.weight = V::zero();
+  if (k.probabilities) return c;
+  A weights[V::N] = {};
+  for (int l = 0; l < lanes; ++l) {
+    const int64_t t = k.class_of(c.row + l);
+    c.target[l] = t;
+    weights[l] = k.weight_of(t);
+  }
+  c.weight = V::load(weights);
+  return c;
+}
+
+template <class S>
+FASTNN_INLINE void forward_columns(const Problem<S>& k, const Column<S>& col, Sums& sums) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const int64_t n = k.p.classes, inner = k.p.inner;
+  const int lanes = col.lanes;
+  const S* x = k.x + col.at;
+  V m = V::set1(kNegInf<A>), sum = V::zero(), loss = V::zero(), xt = V::zero();
+  for (int64_t c = 0; c < n; ++c) m = max(load_some(x + c * inner, lanes, A(0)), m);
+  for (int64_t c = 0; c < n; ++c) {
+    const V xc = load_some(x + c * inner, lanes, A(0));
+    sum = sum + exp(xc - m);
+    xt.v = col.target == every_lane<A>(c) ? xc.v : xt.v;
+  }
+  const V log_sum = log(sum);
+  store_some(m, k.maximum + col.row, lanes);
+  store_some(log_sum, k.log_sum + col.row, lanes);
+  if (k.probabilities || k.p.label_smoothing != 0) {
+    for (int64_t c = 0; c < n; ++c) {
+      const V z = log_sum - (load_some(x + c * inner, lanes, A(0)) - m);
+      const V w = V::set1(k.weight ? to_acc(k.weight[c]) : A(1));
+      const V t = k.probabilities ? load_some(k.probabilities + col.at + c * inner, lanes, A(0)) : w;
+      loss = fma(k.share(w, t), z, loss);
+    }
+  }
+  if (!k.probabilities) {
+    loss = k.p.label_smoothing != 0 ? V::set1(k.spread) * loss : loss;
+    loss = fma(V::set1(k.keep) * col.weight, log_sum - (xt - m), loss);
+    loss.v = col.target < 0 ? V::zero().v : loss.v;
+  }
+  if (k.p.reduction == Reduction::none) store_some(loss, static_cast<S*>(k.p.loss) + col.row, lanes);
+  A losses[V::N], weights[V::N];
+  loss.store(losses);
+  col.weight.store(weights);
+  for (int l = 0; l < lanes; ++l) {
+    sums.loss += losses[l];
+    sums.weight += weights[l];
+  }
+}
+
+template <class S>
+FASTNN_INLINE void backward_columns(const Problem<S>& k, const Column<S>& col) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const int64_t n = k.p.classes, inner = k.p.inner;
+  const int lanes = col.lanes;
+  const S* x = k.x + col.at;
+  S* dx = static_cast<S*>(k.p.grad_input);
+  S* dt = static_cast<S*>(k.p.grad_target);
+  A scales[V::N] = {};
+  for (int l = 0; l < lanes; ++l) scales[l] = k.scale_of(col.row + l);
+  const V m = load_some(k.maximum + col.row, lanes, A(0)), log_sum = load_some(k.log_sum + col.row, lanes, A(0));
+  const V g = V::load(scales);
+  if (k.probabilities) {
+    const S* t = k.probabilities + col.at;
+    V sum = V::zero();
+    for (int64_t c = 0; c < n; ++c)
+      sum = sum + k.share(V::set1(k.weight ? to_acc(k.weight[c]) : A(1)), load_some(t + c * inner, lanes, A(0)));
+    sum = sum * g;
+    for (int64_t c = 0; c < n; ++c) {
+      const V w = V::set1(k.weight ? to_acc(k.weight[c]) : A(1));
+      const V log_p = (load_some(x + c * inner, lanes, A(0)) - m) - log_sum;
+      const V share = k.share(w, load_some(t + c * inner, lanes, A(0)));
+      if (dx) store_some(exp(log_p) * sum - g * share, dx + col.at + c * inner, lanes);
+      if (dt) store_some(V::set1(-k.keep) * g * w * log_p, dt + col.at + c * inner, lanes);
+    }
+    return;
+  }
+  const typename V::Int counts = col.target >= 0;
+  const V kept = g * V::set1(k.keep) * col.weight, spread = g * V::set1(k.spread);
+  const V of_p = kept + spread * V::set1(k.weight_sum);
+  const bool smooth = k.p.label_smoothing != 0;
+  for (int64_t c = 0; c < n; ++c) {
+    const V p = exp((load_some(x + c * inner, lanes, A(0)) - m) - log_sum);
+    const typename V::Int here = col.target == every_lane<A>(c);
+    V d;
+    if (smooth) {
+      d = p * of_p - spread * V::set1(k.weight ? to_acc(k.weight[c]) : A(1));
+      d.v = here ? d.v - kept.v : d.v;
+    } else {
+      d.v = (here ? p.v - A(1) : p.v) * kept.v;
+    }
+    d.v = counts ? d.v : V::zero().v;
+    store_some(d, dx + col.at + c * inner, lanes);
+  }
+}
+
+// ---- launchers -----------------------------------------------------------------------------------------------------
+
+// Calls rows(begin, end, block) or columns(outer, begin, end, block) for every block of loss_block rows or columns.
+template <class Rows, class Columns>
+FASTNN_INLINE void for_blocks(const CrossEntropyParams& p, const Rows& rows, const Columns& columns) {
+  const int64_t size = loss_block(p.classes), blocks = loss_blocks(p.outer, p.classes, p.inner);
+  parallel_for(0, blocks, 2, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) {
+      if (p.inner == 1) {
+        rows(b * size, min64(p.outer, (b + 1) * size), b);
+      } else {
+        const int64_t per_outer = ceil_div(p.inner, size), begin = b % per_outer * size;
+        columns(b / per_outer, begin, min64(p.inner, begin + size), b);
+      }
+    }
+  });
+}
+
+template <class S>
+void forward(const CrossEntropyParams& p) {
+  using A = acc_t<S>;
+  constexpr int N = Vec<A>::N;
+  const Problem<S> k(p);
+  A* partials = static_cast<A*>(p.partials);
+  const auto keep = [&](int64_t block, const Sums& sums) {
+    if (p.reduction == Reduction::none) return;
+    partials[2 * block] = A(sums.loss);
+    partials[2 * block + 1] = A(sums.weight);
+  };
+  for_blocks(
+      p,
+      [&](int64_t begin, int64_t end, int64_t block) {
+        Sums sums;
+        for (int64_t row = begin; row < end; ++row) forward_row(k, row, sums);
+        keep(block, sums);
+      },
+      [&](int64_t outer, int64_t begin, int64_t end, int64_t block) {
+        Sums sums;
+        for (int64_t i = begin; i < end; i += N)
+          forward_columns(k, column(k, outer, i, int(min64(N, end - i))), sums);
+        keep(block, sums);
+      });
+  k.maximum[2 * k.rows] = 0;
+  if (p.reduction == Reduction::none) return;
+  Sums sums;
+  for (int64_t b = 0; b < loss_blocks(p.outer, p.classes, p.inner); ++b) {
+    sums.loss += partials[2 * b];
+    sums.weight += partials[2 * b + 1];
+  }
+  if (k.probabilities) sums.weight = p.classes == 0 ? 0 : double(k.rows);
+  k.maximum[2 * k.rows] = A(sums.weight);
+  if (p.reduction == Reduction::mean) sums.loss /= sums.weight;
+  *static_cast<S*>(p.loss) = from_acc<S>(A(sums.loss));
+}
+
+template <class S>
+void backward(const CrossEntropyParams& p) {
+  constexpr int N = Vec<acc_t<S>>::N;
+  const Problem<S> k(p);
+  for_blocks(
+      p,
+      [&](int64_t begin, int64_t end, int64_t) {
+        for (int64_t row = begin; row < end; ++row) backward_row(k, row);
+      },
+      [&](int64_t outer, int64_t begin, int64_t end, int64_t) {
+        for (int64_t i = begin; i < end; i += N) backward_columns(k, column(k, outer, i, int(min64(N, end - i))));
+      });
+}
+
+}  // namespace
+
+Status cross_entropy_forward(const CrossEntropyParams& p) {
+  return dispatch_dtype(p.dtype, [&](auto tag) {
+    forward<typename decltype(tag)::type>(p);
+    return Status::ok;
+  });
+}
+
+Status cross_entropy_backward(const CrossEntropyParams& p) {
+  return dispatch_dtype(p.dtype, [&](auto tag) {
+    backward<typename decltype(tag)::type>(p);
+    return Status::ok;
+  });
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -1,0 +1,95 @@
+// Negative log likelihood: a gather forward, a fill and a scatter backward.
+#include "../../nll_loss.h"
+
+#include "../../parallel.h"
+#include "isa.h"
+#include "simd.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+namespace {
+
+// The class of a row; -1 when it does not count.
+FASTNN_INLINE int64_t class_of(const NllLossParams& p, int64_t row) {
+  const int64_t t = p.target_kind == TargetKind::uint8 ? static_cast<const uint8_t*>(p.target)[row]
+                                                       : static_cast<const int64_t*>(p.target)[row];
+  if (t == p.ignore_index) return -1;
+  if (t >= 0 && t < p.classes) return t;
+  if (p.out_of_range) __atomic_store_n(p.out_of_range, true, __ATOMIC_RELAXED);
+  return -1;
+}
+
+template <class S>
+FASTNN_INLINE acc_t<S> weight_of(const NllLossParams& p, int64_t t) {
+  return t < 0 ? 0 : p.weight ? to_acc(static_cast<const S*>(p.weight)[t]) : 1;
+}
+
+// Where a row's class t lies in input.
+FASTNN_INLINE int64_t offset(const NllLossParams& p, int64_t row, int64_t t) {
+  return (row / p.inner * p.classes + t) * p.inner + row % p.inner;
+}
+
+template <class S>
+void forward(const NllLossParams& p) {
+  using A = acc_t<S>;
+  const S* x = static_cast<const S*>(p.input);
+  S* loss = static_cast<S*>(p.loss);
+  const auto row_loss = [&](int64_t row, double& weight) {
+    const int64_t t = class_of(p, row);
+    if (t < 0) return A(0);
+    const A w = weight_of<S>(p, t);
+    weight += w;
+    return -w * to_acc(x[offset(p, row, t)]);
+  };
+  const int64_t rows = p.outer * p.inner;
+  *static_cast<A*>(p.total_weight) = 0;
+  if (p.reduction == Reduction::none) {
+    parallel_for(0, rows, 1 << 13, [&](int64_t begin, int64_t end) {
+      double weight = 0;
+      for (int64_t row = begin; row < end; ++row) loss[row] = from_acc<S>(row_loss(row, weight));
+    });
+    return;
+  }
+  double sum = 0, weight = 0;  // one thread: a few ns a row, and the order of the sum is fixed
+  for (int64_t row = 0; row < rows; ++row) sum += row_loss(row, weight);
+  *static_cast<A*>(p.total_weight) = A(weight);
+  *loss = from_acc<S>(A(p.reduction == Reduction::mean ? sum / weight : sum));
+}
+
+template <class S>
+void backward(const NllLossParams& p) {
+  using A = acc_t<S>;
+  const S* g = static_cast<const S*>(p.grad_output);
+  S* dx = static_cast<S*>(p.grad_input);
+  A scale = 1;
+  if (p.reduction != Reduction::none) scale = to_acc(*g);
+  if (p.reduction == Reduction::mean) scale /= *static_cast<const A*>(p.total_weight);
+  parallel_for(0, p.outer, max64(1, (1 << 15) / max64(1, p.classes * p.inner)), [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      __builtin_memset(static_cast<void*>(dx + o * p.classes * p.inner), 0, sizeof(S) * p.classes * p.inner);
+      for (int64_t row = o * p.inner; row < (o + 1) * p.inner; ++row) {
+        const int64_t t = class_of(p, row);
+        if (t < 0) continue;
+        const A of_row = p.reduction == Reduction::none ? to_acc(g[row]) : scale;
+        dx[offset(p, row, t)] = from_acc<S>(-weight_of<S>(p, t) * of_row);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+Status nll_loss_forward(const NllLossParams& p) {
+  return dispatch_dtype(p.dtype, [&](auto tag) {
+    forward<typename decltype(tag)::type>(p);
+    return Status::ok;
+  });
+}
+
+Status nll_loss_backward(const NllLossParams& p) {
+  return dispatch_dtype(p.dtype, [&](auto tag) {
+    backward<typename decltype(tag)::type>(p);
+    return Status::ok;
+  });
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -1,0 +1,281 @@
+// fastnn::cross_entropy: torch's cross_entropy_loss on the kernels of kernels/cross_entropy.h.
+#include "kernels/cross_entropy.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/log_softmax.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "common.h"
+#include "loss.h"
+
+namespace fastnn::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+using Results = std::tuple<Tensor, Tensor>;               // the loss, and the statistics backward needs
+using Gradients = std::tuple<Tensor, Tensor>;             // of input, and of probabilities (undefined when not wanted)
+using Forward = Results(const Tensor&, const Tensor&, const OptTensor&, int64_t, int64_t, double);
+using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, const OptTensor&, const Tensor&, int64_t,
+                           int64_t, double, std::array<bool, 2>);
+
+const auto& forward_op() {
+  static const auto op = handle<Forward>("cross_entropy");
+  return op;
+}
+const auto& backward_op() {
+  static const auto op = handle<Backward>("cross_entropy_backward");
+  return op;
+}
+
+bool is_probabilities(const Tensor& input, const Tensor& target) { return input.sym_sizes() == target.sym_sizes(); }
+
+// What the kernels compute; torch's own function judges the rest, and raises.
+bool takes(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t reduction, int64_t ignore_index,
+           double label_smoothing) {
+  if (reduction < 0 || reduction > 2 || !(label_smoothing <= 1)) return false;
+  if (!is_probabilities(input, target)) {
+    return valid_indices(input, target, weight) && native("cross_entropy", {&input, &weight});
+  }
+  if (input.dim() < 1 || !target.is_floating_point() || ignore_index >= 0) return false;
+  if (weight.defined() && (weight.dim() != 1 || weight.sym_size(0) != input.sym_size(class_dim(input)))) return false;
+  if (weight.defined() && weight.requires_grad() && at::GradMode::is_enabled()) {
+    note_fallback("cross_entropy", "gradient of the weight");
+    return false;
+  }
+  return native("cross_entropy", {&input, &target, &weight});
+}
+
+CrossEntropyParams params(const Tensor& x, const Tensor& target, const Tensor& weight, int64_t reduction,
+                          int64_t ignore_index, double label_smoothing) {
+  CrossEntropyParams p{};
+  set_shape(p, x);
+  p.dtype = dtype_of(x);
+  p.input = x.const_data_ptr();
+  p.target = target.const_data_ptr();
+  p.weight = weight.defined() ? weight.const_data_ptr() : nullptr;
+  p.reduction = Reduction(reduction);
+  p.ignore_index = ignore_index;
+  p.label_smoothing = label_smoothing > 0 ? label_smoothing : 0;
+  p.target_kind = is_probabilities(x, target)          ? TargetKind::probabilities
+                  : target.scalar_type() == at::kByte ? TargetKind::uint8
+                                                      : TargetKind::int64;
+  return p;
+}
+
+// Class indices in row order, or probabilities in the memory order of x.
+Tensor dense_target(const Tensor& target, const Tensor& x) {
+  if (!is_probabilities(x, target) || x.is_contiguous()) return target.contiguous();
+  return target.movedim(1, -1).contiguous().movedim(-1, 1);
+}
+
+auto accumulators(const Tensor& x) {
+  return x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+}
+
+// ---- kernels -------------------------------------------------------------------------------------------------------
+
+Results forward(const Tensor& input, const Tensor& target_, const OptTensor& weight_, int64_t reduction,
+                int64_t ignore_index, double label_smoothing) {
+  const Tensor& w = or_undefined(weight_);
+  if (!takes(input, target_, w, reduction, ignore_index, label_smoothing)) {
+    return {at::cross_entropy_loss(input, target_, weight_, reduction, ignore_index, label_smoothing),
+            at::empty({0}, input.options())};
+  }
+  const Tensor x = dense_classes(input), target = dense_target(target_, x);
+  const Tensor weight = w.defined() ? w.contiguous() : w;
+  CrossEntropyParams p = params(x, target, weight, reduction, ignore_index, label_smoothing);
+  Tensor loss = p.reduction == Reduction::none ? at::empty(row_sizes(x), x.options()) : at::empty({}, x.options());
+  Tensor stats = at::empty({2 * p.outer * p.inner + 1}, accumulators(x));
+  p.loss = loss.mutable_data_ptr();
+  p.stats = stats.mutable_data_ptr();
+  const int64_t blocks = loss_blocks(p.outer, p.classes, p.inner);
+  double two_blocks[4];
+  Tensor partials;
+  p.partials = two_blocks;
+  if (p.reduction != Reduction::none && blocks > 2) {
+    partials = at::empty({2 * blocks}, stats.options());
+    p.partials = partials.mutable_data_ptr();
+  }
+  bool out_of_range = false;
+  p.out_of_range = &out_of_range;
+  check(cpu::cross_entropy_forward(p), "cross_entropy");
+  if (out_of_range) raise_out_of_range(target, p.classes, ignore_index);
+  return {loss, stats};
+}
+
+Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor& target_, const OptTensor& weight_,
+                   const Tensor& stats, int64_t reduction, int64_t ignore_index, double label_smoothing,
+                   std::array<bool, 2> wanted) {
+  const Tensor x = dense_classes(input), target = dense_target(target_, x), g = grad_output.contiguous();
+  const Tensor& w = or_undefined(weight_);
+  const Tensor weight = w.defined() ? w.contiguous() : w;
+  TORCH_CHECK(native("cross_entropy_backward", {&g, &x, &weight}),
+              "fastnn::cross_entropy_backward: expected floating CPU tensors of one dtype");
+  CrossEntropyParams p = params(x, target, weight, reduction, ignore_index, label_smoothing);
+  const int64_t rows = p.outer * p.inner;
+  TORCH_CHECK(stats.is_contiguous() && stats.numel() == 2 * rows + 1 && g.numel() == (reduction == 0 ? rows : 1),
+              "fastnn::cross_entropy_backward: statistics or gradient of another call");
+  p.stats = const_cast<void*>(stats.const_data_ptr());
+  p.grad_output = g.const_data_ptr();
+  Tensor grad_input, grad_target;
+  const bool probabilities = p.target_kind == TargetKind::probabilities;
+  if (wanted[0] || !probabilities) {
+    grad_input = at::empty_like(x);
+    p.grad_input = grad_input.mutable_data_ptr();
+  }
+  if (wanted[1] && probabilities) {
+    grad_target = at::empty_like(x);
+    p.grad_target = grad_target.mutable_data_ptr();
+  }
+  check(cpu::cross_entropy_backward(p), "cross_entropy_backward");
+  return {grad_input, grad_target};
+}
+
+// ---- autograd ------------------------------------------------------------------------------------------------------
+
+struct CrossEntropyFunction : Function<CrossEntropyFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
+                               const OptTensor& weight, int64_t reduction, int64_t ignore_index,
+                               double label_smoothing) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [loss, stats] = forward_op().call(input, target, weight, reduction, ignore_index, label_smoothing);
+    ctx->save_for_backward({input, target, or_undefined(weight), stats});
+    ctx->mark_non_differentiable({stats});
+    ctx->saved_data["reduction"] = reduction;
+    ctx->saved_data["ignore_index"] = ignore_index;
+    ctx->saved_data["label_smoothing"] = label_smoothing;
+    return {loss, stats};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const OptTensor weight = saved[2].defined() ? OptTensor(saved[2]) : OptTensor();
+    auto [grad_input, grad_target] = backward_op().call(
+        grads[0], saved[0], saved[1], weight, saved[3], ctx->saved_data["reduction"].toInt(),
+        ctx->saved_data["ignore_index"].toInt(), ctx->saved_data["label_smoothing"].toDouble(),
+        {ctx->needs_input_grad(0), ctx->needs_input_grad(1)});
+    return {grad_input, grad_target, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Results forward_autograd(const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction,
+                         int64_t ignore_index, double label_smoothing) {
+  if (!takes(input, target, or_undefined(weight), reduction, ignore_index, label_smoothing)) {
+    return {at::cross_entropy_loss(input, target, weight, reduction, ignore_index, label_smoothing),
+            at::empty({0}, input.options())};
+  }
+  if (needs_grad({&input, &target})) {
+    auto out = CrossEntropyFunction::apply(input, target, weight, reduction, ignore_index, label_smoothing);
+    return {out[0], out[1]};
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return forward_op().call(input, target, weight, reduction, ignore_index, label_smoothing);
+}
+
+// The gradients by torch's differentiable operators, for derivatives of backward itself.
+Gradients differentiable_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
+                                  const Tensor& weight, int64_t reduction, int64_t ignore_index,
+                                  double label_smoothing, std::array<bool, 2> wanted) {
+  const int64_t dim = class_dim(input), classes = input.size(dim);
+  const double eps = label_smoothing > 0 ? label_smoothing : 0, spread = eps / double(classes);
+  const Tensor log_p = at::log_softmax(input, dim);
+  c10::DimVector along(input.dim(), 1);
+  along[dim] = classes;
+  const Tensor w = weight.defined() ? weight.view(along) : Tensor();
+  const Tensor g = reduction == at::Reduction::None ? grad_output.unsqueeze(dim) : grad_output;
+  Tensor grad_input, grad_target;
+  if (is_probabilities(input, target)) {
+    const Tensor scale = reduction == at::Reduction::Mean ? g / double(c10::multiply_integers(row_sizes(input))) : g;
+    Tensor share = target * (1 - eps) + spread;
+    if (w.defined()) share = share * w;
+    if (wanted[0]) grad_input = scale * (log_p.exp() * share.sum(dim, true) - share);
+    if (wanted[1]) {
+      grad_target = -(1 - eps) * scale * log_p;
+      if (w.defined()) grad_target = grad_target * w;
+    }
+    return {grad_input, grad_target};
+  }
+  const Tensor counts = target.ne(ignore_index).unsqueeze(dim);
+  const Tensor index = target.unsqueeze(dim).to(at::kLong).masked_fill(counts.logical_not(), 0);
+  Tensor of_class = counts.to(input.scalar_type());
+  if (w.defined()) of_class = of_class * w.expand_as(input).gather(dim, index);
+  Tensor scale = g;
+  if (reduction == at::Reduction::Mean) scale = g / of_class.sum().masked_fill(counts.any().logical_not(), 1);
+  // q: what the probabilities are compared with, each row summing to what multiplies them.
+  Tensor q = at::zeros_like(log_p).scatter(dim, index, of_class * (1 - eps));
+  if (eps > 0) {
+    const Tensor even = spread * counts.to(input.scalar_type());
+    q = q + (w.defined() ? even * w : even.expand_as(q));
+  }
+  // A row that does not count may hold anything: its gradient is zero, not 0 * NaN.
+  grad_input = (scale * (log_p.exp() * q.sum(dim, true) - q)).masked_fill(counts.logical_not(), 0);
+  return {grad_input, grad_target};
+}
+
+Gradients backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& target,
+                            const OptTensor& weight, const Tensor& stats, int64_t reduction, int64_t ignore_index,
+                            double label_smoothing, std::array<bool, 2> wanted) {
+  if (needs_grad({&grad_output, &input, &target})) {
+    return differentiable_backward(grad_output, input, target, or_undefined(weight), reduction, ignore_index,
+                                   label_smoothing, wanted);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return backward_op().call(grad_output, input, target, weight, stats, reduction, ignore_index, label_smoothing, wanted);
+}
+
+// ---- autocast: float32, as torch's own policy for the losses --------------------------------------------------------
+
+template <c10::DeviceType kDevice>
+Results forward_autocast(const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction,
+                         int64_t ignore_index, double label_smoothing) {
+  const NoAutocast guard(kDevice);
+  return forward_op().call(autocast_fp32(input, kDevice), autocast_fp32(target, kDevice),
+                           weight ? OptTensor(autocast_fp32(*weight, kDevice)) : weight, reduction, ignore_index,
+                           label_smoothing);
+}
+
+// ---- registration --------------------------------------------------------------------------------------------------
+
+TORCH_LIBRARY_FRAGMENT(fastnn, m) {
+  m.def(
+      "cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, "
+      "float label_smoothing) -> (Tensor loss, Tensor stats)");
+  m.def(
+      "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor stats, "
+      "int reduction, int ignore_index, float label_smoothing, bool[2] wanted) -> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(fastnn, CPU, m) {
+  m.impl("cross_entropy", forward);
+  m.impl("cross_entropy_backward", backward);
+}
+TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { m.impl("cross_entropy", forward); }
+
+TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
+  m.impl("cross_entropy", forward_autograd);
+  m.impl("cross_entropy_backward", backward_autograd);
+}
+
+TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("cross_entropy", forward_autocast<at::kCPU>); }
+TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("cross_entropy", forward_autocast<at::kCUDA>); }
+
+void bind(pybind11::module_& m) {
+  m.def(
+      "cross_entropy",
+      [](const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction, int64_t ignore_index,
+         double label_smoothing) {
+        return std::get<0>(forward_op().call(input, target, weight, reduction, ignore_index, label_smoothing));
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
+}
+const Bindings bindings(bind);
+
+}  // namespace
+}  // namespace fastnn::ops

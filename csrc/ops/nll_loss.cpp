@@ -1,0 +1,205 @@
+// fastnn::nll_loss: torch's nll_loss on the kernels of kernels/nll_loss.h.
+#include "kernels/nll_loss.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/nll_loss_nd.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "common.h"
+#include "loss.h"
+
+namespace fastnn::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+using Results = std::tuple<Tensor, Tensor>;  // the loss, and the divisor of a mean
+using Forward = Results(const Tensor&, const Tensor&, const OptTensor&, int64_t, int64_t);
+using Backward = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptTensor&, const Tensor&, int64_t, int64_t);
+
+const auto& forward_op() {
+  static const auto op = handle<Forward>("nll_loss");
+  return op;
+}
+const auto& backward_op() {
+  static const auto op = handle<Backward>("nll_loss_backward");
+  return op;
+}
+
+// What the kernels compute; torch's own function judges the rest, and raises.
+bool takes(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t reduction) {
+  return reduction >= 0 && reduction <= 2 && valid_indices(input, target, weight) &&
+         native("nll_loss", {&input, &weight});
+}
+
+NllLossParams params(const Tensor& x, const Tensor& target, const Tensor& weight, int64_t reduction,
+                     int64_t ignore_index) {
+  NllLossParams p{};
+  set_shape(p, x);
+  p.dtype = dtype_of(x);
+  p.target = target.const_data_ptr();
+  p.weight = weight.defined() ? weight.const_data_ptr() : nullptr;
+  p.reduction = Reduction(reduction);
+  p.ignore_index = ignore_index;
+  p.target_kind = target.scalar_type() == at::kByte ? TargetKind::uint8 : TargetKind::int64;
+  return p;
+}
+
+// ---- kernels -------------------------------------------------------------------------------------------------------
+
+Results forward(const Tensor& input, const Tensor& target_, const OptTensor& weight_, int64_t reduction,
+                int64_t ignore_index) {
+  const Tensor& w = or_undefined(weight_);
+  if (!takes(input, target_, w, reduction)) {
+    return {at::nll_loss_nd(input, target_, weight_, reduction, ignore_index), at::empty({0}, input.options())};
+  }
+  const Tensor x = dense_classes(input), target = target_.contiguous();
+  const Tensor weight = w.defined() ? w.contiguous() : w;
+  NllLossParams p = params(x, target, weight, reduction, ignore_index);
+  Tensor loss = p.reduction == Reduction::none ? at::empty(row_sizes(x), x.options()) : at::empty({}, x.options());
+  Tensor total = at::empty({}, x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
+  p.input = x.const_data_ptr();
+  p.loss = loss.mutable_data_ptr();
+  p.total_weight = total.mutable_data_ptr();
+  bool out_of_range = false;
+  p.out_of_range = &out_of_range;
+  check(cpu::nll_loss_forward(p), "nll_loss");
+  if (out_of_range) raise_out_of_range(target, p.classes, ignore_index);
+  return {loss, total};
+}
+
+Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target_, const OptTensor& weight_,
+                const Tensor& total_weight, int64_t reduction, int64_t ignore_index) {
+  const Tensor& w = or_undefined(weight_);
+  const Tensor weight = w.defined() ? w.contiguous() : w;
+  const Tensor g = grad_output.contiguous(), target = target_.contiguous();
+  TORCH_CHECK(native("nll_loss_backward", {&g, &input, &weight}) && valid_indices(input, target, weight),
+              "fastnn::nll_loss_backward: arguments of no forward call");
+  Tensor dx = classes_last(input) ? at::empty_like(input) : at::empty(input.sizes(), input.options());
+  NllLossParams p = params(dx, target, weight, reduction, ignore_index);
+  TORCH_CHECK(g.numel() == (reduction == 0 ? p.outer * p.inner : 1),
+              "fastnn::nll_loss_backward: gradient of another call");
+  p.grad_output = g.const_data_ptr();
+  p.grad_input = dx.mutable_data_ptr();
+  p.total_weight = const_cast<void*>(total_weight.const_data_ptr());
+  check(cpu::nll_loss_backward(p), "nll_loss_backward");
+  return dx;
+}
+
+// ---- autograd ------------------------------------------------------------------------------------------------------
+
+struct NllLossFunction : Function<NllLossFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
+                               const OptTensor& weight, int64_t reduction, int64_t ignore_index) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [loss, total] = forward_op().call(input, target, weight, reduction, ignore_index);
+    ctx->save_for_backward({input, target, or_undefined(weight), total});
+    ctx->mark_non_differentiable({total});
+    ctx->saved_data["reduction"] = reduction;
+    ctx->saved_data["ignore_index"] = ignore_index;
+    return {loss, total};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const OptTensor weight = saved[2].defined() ? OptTensor(saved[2]) : OptTensor();
+    return {backward_op().call(grads[0], saved[0], saved[1], weight, saved[3], ctx->saved_data["reduction"].toInt(),
+                               ctx->saved_data["ignore_index"].toInt()),
+            Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+// The gradient is linear in grad_output: its derivative is the loss of v itself, without the division of a mean done
+// twice.
+struct NllLossBackwardFunction : Function<NllLossBackwardFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input, const Tensor& target,
+                        const OptTensor& weight, const Tensor& total_weight, int64_t reduction, int64_t ignore_index) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({target, or_undefined(weight)});
+    ctx->saved_data["reduction"] = reduction;
+    ctx->saved_data["ignore_index"] = ignore_index;
+    return backward_op().call(grad_output, input, target, weight, total_weight, reduction, ignore_index);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const OptTensor weight = saved[1].defined() ? OptTensor(saved[1]) : OptTensor();
+    const auto& v = grads[0];
+    Tensor grad = std::get<0>(forward_op().call(v, saved[0], weight, ctx->saved_data["reduction"].toInt(),
+                                                ctx->saved_data["ignore_index"].toInt()));
+    return {grad, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Results forward_autograd(const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction,
+                         int64_t ignore_index) {
+  if (!takes(input, target, or_undefined(weight), reduction)) {
+    return {at::nll_loss_nd(input, target, weight, reduction, ignore_index), at::empty({0}, input.options())};
+  }
+  if (needs_grad({&input})) {
+    auto out = NllLossFunction::apply(input, target, weight, reduction, ignore_index);
+    return {out[0], out[1]};
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return forward_op().call(input, target, weight, reduction, ignore_index);
+}
+
+Tensor backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& target, const OptTensor& weight,
+                         const Tensor& total_weight, int64_t reduction, int64_t ignore_index) {
+  if (needs_grad({&grad_output})) {
+    return NllLossBackwardFunction::apply(grad_output, input, target, weight, total_weight, reduction, ignore_index);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return backward_op().call(grad_output, input, target, weight, total_weight, reduction, ignore_index);
+}
+
+// ---- autocast: float32, as torch's own policy for the losses --------------------------------------------------------
+
+template <c10::DeviceType kDevice>
+Results forward_autocast(const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction,
+                         int64_t ignore_index) {
+  const NoAutocast guard(kDevice);
+  return forward_op().call(autocast_fp32(input, kDevice), target,
+                           weight ? OptTensor(autocast_fp32(*weight, kDevice)) : weight, reduction, ignore_index);
+}
+
+// ---- registration --------------------------------------------------------------------------------------------------
+
+TORCH_LIBRARY_FRAGMENT(fastnn, m) {
+  m.def(
+      "nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) "
+      "-> (Tensor loss, Tensor total_weight)");
+  m.def(
+      "nll_loss_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor total_weight, "
+      "int reduction, int ignore_index) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(fastnn, CPU, m) {
+  m.impl("nll_loss", forward);
+  m.impl("nll_loss_backward", backward);
+}
+TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { m.impl("nll_loss", forward); }
+
+TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
+  m.impl("nll_loss", forward_autograd);
+  m.impl("nll_loss_backward", backward_autograd);
+}
+
+TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("nll_loss", forward_autocast<at::kCPU>); }
+TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("nll_loss", forward_autocast<at::kCUDA>); }
+
+void bind(pybind11::module_& m) {
+  m.def(
+      "nll_loss",
+      [](const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction, int64_t ignore_index) {
+        return std::get<0>(forward_op().call(input, target, weight, reduction, ignore_index));
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
+}
+const Bindings bindings(bind);
+
+}  // namespace
+}  // namespace fastnn::ops

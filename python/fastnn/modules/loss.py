@@ -1,0 +1,28 @@
+"""CrossEntropyLoss and NLLLoss."""
+
+import torch
+
+from fastnn import functional as F
+
+
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+    """torch.nn.CrossEntropyLoss on fastnn's kernels: logits (N, C, ...) and targets in, the loss out."""
+
+    def forward(self, input, target):
+        return F.cross_entropy(
+            input,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+class NLLLoss(torch.nn.NLLLoss):
+    """torch.nn.NLLLoss on fastnn's kernels: log-probabilities (N, C, ...) and targets in, the loss out."""
+
+    def forward(self, input, target):
+        return F.nll_loss(
+            input, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction
+        )
