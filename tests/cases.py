@@ -269,7 +269,87 @@ CONV2D = [
 
 # ---- pool2d --------------------------------------------------------------------------------------------------------
 
-POOL2D = []
+MAX_WINDOWS = [
+    ((N(2, 3, 8, 8), 2), {}),
+    ((N(2, 3, 9, 7), 2), {}),
+    ((N(2, 2, 9, 11), 3, 2), {}),
+    ((N(1, 2, 8, 10), 3), {"stride": 2, "padding": 1}),
+    ((N(1, 3, 7, 9), 3, 1, 1), {}),
+    ((N(2, 7, 8), (2, 3), (1, 2)), {}),
+    ((N(1, 2, 7, 8), 3, 2), {"ceil_mode": True}),
+    ((N(1, 2, 6, 7), (3, 2), 2, (1, 0)), {"ceil_mode": True}),
+    ((N(1, 2, 9, 11), 3, 2, 1, 2), {}),
+    ((N(1, 2, 9, 11), (2, 3), (1, 2), 1, (2, 1)), {}),
+    ((N(1, 2, 12, 10), 3), {}),
+    ((N(1, 1, 12, 9), (1, 4), (1, 5)), {}),
+    ((N(0, 2, 6, 6), 2), {}),
+    ((N(1, 1, 1, 1), 1), {}),
+    ((N(1, 1, 17, 17), 16, 1), {}),
+]
+
+POOL2D = (
+    [case("max_pool2d", *args, **kwargs) for args, kwargs in MAX_WINDOWS]
+    + [case("max_pool2d", *args, **kwargs, return_indices=True) for args, kwargs in MAX_WINDOWS]
+    + [
+        case("avg_pool2d", *args, **kwargs)
+        for args, kwargs in [
+            ((N(2, 3, 8, 8), 2), {}),
+            ((N(2, 3, 9, 7), 2), {}),
+            ((N(1, 2, 9, 11), 3, 2), {}),
+            ((N(1, 2, 8, 10), 3), {"stride": 2, "padding": 1}),
+            ((N(1, 2, 8, 10), 3, 2, 1), {"count_include_pad": False}),
+            ((N(1, 3, 7, 9), 3, 1, 1), {}),
+            ((N(2, 7, 8), (2, 3), (1, 2)), {}),
+            ((N(1, 2, 7, 8), 3, 2), {"ceil_mode": True}),
+            ((N(1, 2, 6, 8), 3, 2, 1), {"ceil_mode": True}),
+            ((N(1, 2, 6, 8), 3, 2, 1), {"ceil_mode": True, "count_include_pad": False}),
+            ((N(1, 2, 6, 7), (3, 2), 2, (1, 0)), {"ceil_mode": True, "divisor_override": 5}),
+            ((N(1, 2, 6, 6), 2), {"divisor_override": -3}),
+            ((N(1, 2, 12, 10), 3), {}),
+            ((N(1, 1, 12, 9), (1, 4), (1, 5)), {}),
+            ((N(0, 2, 6, 6), 2), {}),
+            ((N(1, 1, 1, 1), 1), {}),
+            ((N(1, 2, 7, 7), 7), {}),
+        ]
+    ]
+    + [
+        case(op, *args, **kwargs)
+        for op in ("adaptive_avg_pool2d", "adaptive_max_pool2d")
+        for args in [
+            (N(2, 3, 8, 6), 1),
+            (N(2, 3, 8, 6), (4, 2)),
+            (N(1, 2, 7, 9), (3, 4)),
+            (N(2, 7, 5), (None, 3)),
+            (N(1, 2, 5, 4), (7, 4)),
+            (N(1, 2, 3, 3), 5),
+            (N(0, 2, 6, 6), 4),
+            (N(1, 1, 20, 33), (1, 2)),
+        ]
+        for kwargs in ([{}] if op == "adaptive_avg_pool2d" else [{}, {"return_indices": True}])
+    ]
+    # Rows shorter and longer than vectors, more planes than lanes; large windows; columns cut into tiles.
+    + [
+        case(op, N(2, 3, 6, width), kernel, stride, padding, tags={"big"})
+        for op in ("max_pool2d", "avg_pool2d")
+        for width in (15, 16, 17, 31, 32, 33, 64, 65, 130)
+        for kernel, stride, padding in [(2, 2, 0), (3, 2, 1), (3, 1, 1)]
+    ]
+    + [
+        case(op, *args, tags={"big"})
+        for op in ("max_pool2d", "avg_pool2d")
+        for args in [
+            (N(33, 5, 4, 4), 2),
+            (N(9, 7, 8, 8), 2),
+            (N(17, 3, 5, 5), 3, 2),
+            (N(1, 2, 5, 3000), 2),
+            (N(1, 2, 5, 3000), 3, 1, 1),
+            (N(1, 1, 4, 5000), (2, 2500), 1),
+            (N(1, 2, 40, 41), 5, 1, 2),
+            (N(1, 2, 40, 41), 4, 4, 2),
+            (N(1, 3, 40, 42), (5, 6), (5, 6)),
+        ]
+    ]
+)
 
 # ---- batch_norm ----------------------------------------------------------------------------------------------------
 
@@ -281,6 +361,48 @@ ALL = SOFTMAX + LOSS + ACTIVATION + GEMM + CONV2D + POOL2D + BATCH_NORM
 
 # Calls that torch refuses: (op, args builder). fastnn must raise the same type with the same text.
 BAD = [
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), 2, 2, 2)),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), 2, 0)),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), 0)),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), -2)),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), 2, 2, -1)),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), 2, 2, 0, 0)),
+    ("max_pool2d", lambda: (torch.randn(8, 8), 2)),
+    ("max_pool2d", lambda: (torch.randn(1, 1, 1, 8, 8), 2)),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), (2, 2, 2))),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), ())),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), "two")),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), 2.0)),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), 9)),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8, requires_grad=True), 9)),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8, requires_grad=True), 2, 2, 2)),
+    ("max_pool2d", lambda: (torch.randn(1, 0, 8, 8), 2)),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 0, 8), 2)),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), 2**40)),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), 2**80)),
+    ("max_pool2d", lambda: ("text", 2)),
+    ("max_pool2d", lambda: (torch.zeros(1, 2, 8, 8, dtype=torch.bool), 2)),
+    ("max_pool2d", lambda: (torch.randn(1, 2, 8, 8), 2, 2, 2, 1, False, True)),
+    ("avg_pool2d", lambda: (torch.randn(1, 2, 8, 8), 2, 2, 2)),
+    ("avg_pool2d", lambda: (torch.randn(1, 2, 8, 8), 2, 0)),
+    ("avg_pool2d", lambda: (torch.randn(1, 2, 8, 8), 0)),
+    ("avg_pool2d", lambda: (torch.randn(8, 8), 2)),
+    ("avg_pool2d", lambda: (torch.randn(1, 2, 8, 8), (2, 2, 2))),
+    ("avg_pool2d", lambda: (torch.randn(1, 2, 8, 8), 2, 2, 0, False, True, 0)),
+    ("avg_pool2d", lambda: (torch.zeros(1, 2, 8, 8, dtype=torch.int64), 9)),
+    ("avg_pool2d", lambda: (torch.randn(1, 2, 8, 8, requires_grad=True), 9)),
+    ("adaptive_avg_pool2d", lambda: (torch.randn(1, 2, 8, 8), -1)),
+    ("adaptive_avg_pool2d", lambda: (torch.randn(1, 2, 8, 8), (1, 2, 3))),
+    ("adaptive_avg_pool2d", lambda: (torch.randn(1, 2, 8, 8), (1, 2, 3, 4))),
+    ("adaptive_avg_pool2d", lambda: (torch.randn(8, 8), (2, 2))),
+    ("adaptive_avg_pool2d", lambda: (torch.randn(8), (2, None))),
+    ("adaptive_avg_pool2d", lambda: (torch.randn(1, 2, 8, 8), "ab")),
+    ("adaptive_avg_pool2d", lambda: (torch.randn(1, 2, 0, 8), 2)),
+    ("adaptive_max_pool2d", lambda: (torch.randn(1, 2, 8, 8), -1)),
+    ("adaptive_max_pool2d", lambda: (torch.randn(1, 2, 8, 8, requires_grad=True), (-1, 2))),
+    ("adaptive_max_pool2d", lambda: (torch.randn(1, 2, 8, 8), (1, 2, 3))),
+    ("adaptive_max_pool2d", lambda: (torch.randn(8, 8), 2)),
+    ("adaptive_max_pool2d", lambda: (torch.randn(1, 2, 0, 8), 2)),
     ("softmax", lambda: (torch.randn(3, 4), 2)),
     ("softmax", lambda: (torch.randn(3, 4), -3)),
     ("softmax", lambda: (torch.ones(3, 4, dtype=torch.int64), 1)),

@@ -30,7 +30,7 @@ def test_channels_last(case, device):
     if arguments[0].is_contiguous():
         return  # empty, or one channel or pixel: the input is in both formats at once
     for o in outputs:
-        if o.dim() == 4:
+        if o.dim() == 4 and o.numel() > 0:
             assert o.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -109,6 +109,11 @@ Status nll_loss_forward(const NllLossParams& p) { return kernels().nll_loss_forw
 Status nll_loss_backward(const NllLossParams& p) { return kernels().nll_loss_backward(p); }
 Status optim_step(const OptimParams& p) { return kernels().optim_step(p); }
 Status partial_norms(const NormParams& p) { return kernels().partial_norms(p); }
+Status avg_pool2d_backward(const Pool2dParams& p) { return kernels().avg_pool2d_backward(p); }
+Status avg_pool2d_forward(const Pool2dParams& p) { return kernels().avg_pool2d_forward(p); }
+Status max_pool2d_backward(const Pool2dParams& p) { return kernels().max_pool2d_backward(p); }
+Status max_pool2d_forward(const Pool2dParams& p) { return kernels().max_pool2d_forward(p); }
+Status max_pool2d_indices(const Pool2dParams& p) { return kernels().max_pool2d_indices(p); }
 Status softmax_forward(const SoftmaxParams& p) { return kernels().softmax_forward(p); }
 Status softmax_backward(const SoftmaxParams& p) { return kernels().softmax_backward(p); }
 

@@ -5,6 +5,7 @@
 #include "../cross_entropy.h"
 #include "../nll_loss.h"
 #include "../optim.h"
+#include "../pool2d.h"
 #include "../softmax.h"
 
 namespace fastnn::cpu {
@@ -24,6 +25,11 @@ struct KernelTable {
   Status (*nll_loss_backward)(const NllLossParams&);
   Status (*optim_step)(const OptimParams&);
   Status (*partial_norms)(const NormParams&);
+  Status (*avg_pool2d_backward)(const Pool2dParams&);
+  Status (*avg_pool2d_forward)(const Pool2dParams&);
+  Status (*max_pool2d_backward)(const Pool2dParams&);
+  Status (*max_pool2d_forward)(const Pool2dParams&);
+  Status (*max_pool2d_indices)(const Pool2dParams&);
   Status (*softmax_forward)(const SoftmaxParams&);
   Status (*softmax_backward)(const SoftmaxParams&);
 };

@@ -2,6 +2,17 @@
 
 from fastnn.functional.conv2d import conv2d
 from fastnn.functional.loss import cross_entropy, nll_loss
+from fastnn.functional.pool2d import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, max_pool2d
 from fastnn.functional.softmax import log_softmax, softmax
 
-__all__ = ["conv2d", "cross_entropy", "log_softmax", "nll_loss", "softmax"]
+__all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "avg_pool2d",
+    "conv2d",
+    "cross_entropy",
+    "log_softmax",
+    "max_pool2d",
+    "nll_loss",
+    "softmax",
+]

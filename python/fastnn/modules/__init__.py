@@ -2,6 +2,17 @@
 
 from fastnn.modules.conv2d import Conv2d
 from fastnn.modules.loss import CrossEntropyLoss, NLLLoss
+from fastnn.modules.pool2d import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d
 from fastnn.modules.softmax import LogSoftmax, Softmax
 
-__all__ = ["Conv2d", "CrossEntropyLoss", "LogSoftmax", "NLLLoss", "Softmax"]
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool2d",
+    "AvgPool2d",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "LogSoftmax",
+    "MaxPool2d",
+    "NLLLoss",
+    "Softmax",
+]

@@ -6,6 +6,7 @@
 #include "../../cross_entropy.h"
 #include "../../nll_loss.h"
 #include "../../optim.h"
+#include "../../pool2d.h"
 #include "../../softmax.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
@@ -24,6 +25,11 @@ Status nll_loss_forward(const NllLossParams& p);
 Status nll_loss_backward(const NllLossParams& p);
 Status optim_step(const OptimParams& p);
 Status partial_norms(const NormParams& p);
+Status avg_pool2d_backward(const Pool2dParams& p);
+Status avg_pool2d_forward(const Pool2dParams& p);
+Status max_pool2d_backward(const Pool2dParams& p);
+Status max_pool2d_forward(const Pool2dParams& p);
+Status max_pool2d_indices(const Pool2dParams& p);
 Status softmax_forward(const SoftmaxParams& p);
 Status softmax_backward(const SoftmaxParams& p);
 

@@ -21,6 +21,11 @@ const KernelTable table = {
     .nll_loss_backward = nll_loss_backward,
     .optim_step = optim_step,
     .partial_norms = partial_norms,
+    .avg_pool2d_backward = avg_pool2d_backward,
+    .avg_pool2d_forward = avg_pool2d_forward,
+    .max_pool2d_backward = max_pool2d_backward,
+    .max_pool2d_forward = max_pool2d_forward,
+    .max_pool2d_indices = max_pool2d_indices,
     .softmax_forward = softmax_forward,
     .softmax_backward = softmax_backward,
 };

@@ -1,0 +1,45 @@
+// Picks the kernel of a pooling call, and turns window taps into the flat indices torch returns.
+#include "../../parallel.h"
+#include "isa.h"
+#include "pool2d_paths.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+namespace {
+
+template <class O>
+void indices_from_taps(const Pool2dParams& p) {
+  const Axis h = axis_h(p), w = axis_w(p);
+  const O* taps = static_cast<const O*>(p.offsets);
+  const int64_t inner = p.channels_last ? p.channels : 1, planes = p.channels_last ? p.batch : p.batch * p.channels;
+  parallel_for(0, planes * h.out, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      for (int64_t ow = 0; ow < w.out; ++ow)
+        for (int64_t c = 0; c < inner; ++c) {
+          const int64_t at = (r * w.out + ow) * inner + c, tap = taps[at];
+          const int64_t row = h.first(r % h.out) + tap / w.kernel * h.dilation;
+          p.indices[at] = row * w.in + w.first(ow) + tap % w.kernel * w.dilation;
+        }
+  });
+}
+
+}  // namespace
+
+Status max_pool2d_forward(const Pool2dParams& p) {
+  return p.channels_last ? max_pool2d_forward_nhwc(p) : max_pool2d_forward_any(p);
+}
+Status max_pool2d_backward(const Pool2dParams& p) {
+  return p.channels_last ? max_pool2d_backward_nhwc(p) : max_pool2d_backward_any(p);
+}
+Status avg_pool2d_forward(const Pool2dParams& p) {
+  return p.channels_last ? avg_pool2d_forward_nhwc(p) : avg_pool2d_forward_any(p);
+}
+Status avg_pool2d_backward(const Pool2dParams& p) {
+  return p.channels_last ? avg_pool2d_backward_nhwc(p) : avg_pool2d_backward_any(p);
+}
+Status max_pool2d_indices(const Pool2dParams& p) {
+  if (p.wide) indices_from_taps<int32_t>(p);
+  else indices_from_taps<uint8_t>(p);
+  return Status::ok;
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -1,0 +1,58 @@
+// Which inputs a pooling window covers, and which windows cover an input, along one dimension.
+#pragma once
+#include "../../pool2d.h"
+#include "simd.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+template <class A>
+constexpr A kLowest = -__builtin_inf();
+
+struct Axis : PoolAxis {
+  bool adaptive;
+
+  FASTNN_INLINE int64_t floor_scale(int64_t a, int64_t num, int64_t den) { return a / den * num + a % den * num / den; }
+  FASTNN_INLINE int64_t ceil_scale(int64_t a, int64_t num, int64_t den) {
+    return a / den * num + (a % den * num + den - 1) / den;
+  }
+
+  // Window o has taps at first(o) + i * dilation; those with begin(o) <= i < end(o) lie inside the input.
+  __attribute__((always_inline)) int64_t first(int64_t o) const {
+    return adaptive ? floor_scale(o, in, out) : o * stride - padding;
+  }
+  __attribute__((always_inline)) int64_t begin(int64_t o) const {
+    const int64_t at = first(o);
+    return at < 0 ? ceil_div(-at, dilation) : 0;
+  }
+  __attribute__((always_inline)) int64_t end(int64_t o) const {
+    const int64_t at = first(o);
+    if (adaptive) return ceil_scale(o + 1, in, out) - at;
+    return at >= in ? 0 : min64(kernel, ceil_div(in - at, dilation));
+  }
+  // Input x lies between the first and the last tap of windows low(x) <= o < high(x); tap(x, o) is -1 where it falls
+  // between two taps.
+  __attribute__((always_inline)) int64_t low(int64_t x) const {
+    if (adaptive) return floor_scale(x, out, in);
+    const int64_t reach = x + padding - (kernel - 1) * dilation;
+    return reach <= 0 ? 0 : ceil_div(reach, stride);
+  }
+  __attribute__((always_inline)) int64_t high(int64_t x) const {
+    if (adaptive) return ceil_scale(x + 1, out, in);
+    return min64(out, (x + padding) / stride + 1);
+  }
+  __attribute__((always_inline)) int64_t tap(int64_t x, int64_t o) const {
+    const int64_t distance = x - first(o);
+    return dilation == 1 ? distance : distance % dilation == 0 ? distance / dilation : -1;
+  }
+  // What window o counts in an average along this dimension.
+  __attribute__((always_inline)) int64_t count(int64_t o, bool include_pad) const {
+    if (adaptive) return end(o);
+    const int64_t from = first(o), to = min64(from + kernel, in + padding);
+    return include_pad ? to - from : min64(to, in) - max64(from, 0);
+  }
+};
+
+FASTNN_INLINE Axis axis_h(const Pool2dParams& p) { return {p.h, p.adaptive}; }
+FASTNN_INLINE Axis axis_w(const Pool2dParams& p) { return {p.w, p.adaptive}; }
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -1,0 +1,349 @@
+// fastnn::max_pool2d and fastnn::adaptive_max_pool2d. What backward needs of the argmax is one byte an output: the tap
+// of its window ("offset"); torch's int64 indices are computed from those when the caller asks for them.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/adaptive_max_pool2d.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/gather.h>
+#include <ATen/ops/max_pool2d.h>
+#include <ATen/ops/max_pool2d_with_indices.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "pool2d.h"
+
+namespace fastnn::ops {
+namespace {
+
+using at::IntArrayRef;
+using c10::SymIntArrayRef;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+using Pair = std::tuple<Tensor, Tensor>;
+
+const auto& max_op() {
+  static const auto op = handle<Tensor(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool)>("max_pool2d");
+  return op;
+}
+const auto& offsets_op() {
+  static const auto op = handle<Pair(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool)>(
+      "max_pool2d_with_offsets");
+  return op;
+}
+const auto& with_indices_op() {
+  static const auto op = handle<Pair(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool)>(
+      "max_pool2d_with_indices");
+  return op;
+}
+const auto& adaptive_op() {
+  static const auto op = handle<Tensor(const Tensor&, IntArrayRef)>("adaptive_max_pool2d");
+  return op;
+}
+const auto& adaptive_offsets_op() {
+  static const auto op = handle<Pair(const Tensor&, IntArrayRef)>("adaptive_max_pool2d_with_offsets");
+  return op;
+}
+const auto& adaptive_with_indices_op() {
+  static const auto op = handle<Pair(const Tensor&, IntArrayRef)>("adaptive_max_pool2d_with_indices");
+  return op;
+}
+const auto& indices_op() {
+  static const auto op =
+      handle<Tensor(const Tensor&, SymIntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool)>(
+          "max_pool2d_indices");
+  return op;
+}
+const auto& backward_op() {
+  static const auto op = handle<Tensor(const Tensor&, const Tensor&, SymIntArrayRef, IntArrayRef, IntArrayRef,
+                                       IntArrayRef, IntArrayRef, bool)>("max_pool2d_backward");
+  return op;
+}
+
+// ---- kernels -------------------------------------------------------------------------------------------------------
+
+// The maxima, and the offsets when asked for.
+Tensor run_forward(const char* name, Pool2dParams& p, const Tensor& input, Tensor* offsets) {
+  const Tensor x = dense(input);
+  const bool channels_last = is_channels_last(x);
+  const auto sizes = with_plane(x.sizes(), p.h.out, p.w.out);
+  Tensor y = at::empty(sizes, x.options().memory_format(format_of(channels_last)));
+  if (offsets) {
+    *offsets = at::empty(sizes, x.options().dtype(p.wide ? at::kInt : at::kByte).memory_format(format_of(channels_last)));
+    p.offsets = offsets->mutable_data_ptr();
+  }
+  if (y.numel() == 0) return y;
+  fill_layout(p, x, channels_last);
+  p.input = x.const_data_ptr();
+  p.output = y.mutable_data_ptr();
+  check(cpu::max_pool2d_forward(p), name);
+  return y;
+}
+
+Tensor max_pool2d(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                  bool ceil_mode) {
+  Pool2dParams p{};
+  if (!native("max_pool2d", {&input}) || !fill_windows(p, input.sizes(), {kernel, stride, padding, dilation, ceil_mode}))
+    return at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);
+  return run_forward("max_pool2d", p, input, nullptr);
+}
+
+Pair max_pool2d_with_offsets(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                             IntArrayRef dilation, bool ceil_mode) {
+  Pool2dParams p{};
+  if (!native("max_pool2d", {&input}) || !fill_windows(p, input.sizes(), {kernel, stride, padding, dilation, ceil_mode})) {
+    at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);  // raises torch's error
+    TORCH_CHECK(false, "fastnn::max_pool2d_with_offsets: unsupported tensor or windows");
+  }
+  Tensor offsets;
+  Tensor y = run_forward("max_pool2d", p, input, &offsets);
+  return {std::move(y), std::move(offsets)};
+}
+
+Tensor adaptive_max_pool2d(const Tensor& input, IntArrayRef output_size) {
+  Pool2dParams p{};
+  if (!native("adaptive_max_pool2d", {&input}) || !fill_adaptive(p, input.sizes(), output_size))
+    return std::get<0>(at::adaptive_max_pool2d(input, output_size));
+  return run_forward("adaptive_max_pool2d", p, input, nullptr);
+}
+
+Pair adaptive_max_pool2d_with_offsets(const Tensor& input, IntArrayRef output_size) {
+  Pool2dParams p{};
+  if (!native("adaptive_max_pool2d", {&input}) || !fill_adaptive(p, input.sizes(), output_size)) {
+    at::adaptive_max_pool2d(input, output_size);  // raises torch's error
+    TORCH_CHECK(false, "fastnn::adaptive_max_pool2d_with_offsets: unsupported tensor or output size");
+  }
+  Tensor offsets;
+  Tensor y = run_forward("adaptive_max_pool2d", p, input, &offsets);
+  return {std::move(y), std::move(offsets)};
+}
+
+Tensor indices(const Tensor& offsets, IntArrayRef input_size, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+               IntArrayRef dilation, bool channels_last) {
+  Pool2dParams p{};
+  TORCH_CHECK(fill_backward(p, offsets.sizes(), input_size, {kernel, stride, padding, dilation, false}) &&
+                  offsets.scalar_type() == (p.wide ? at::kInt : at::kByte),
+              "fastnn::max_pool2d_indices: offsets do not fit the windows");
+  const Tensor taps = offsets.contiguous(format_of(channels_last));
+  Tensor result = at::empty_like(taps, taps.options().dtype(at::kLong));
+  p.channels_last = channels_last;
+  p.offsets = taps.mutable_data_ptr();
+  p.indices = result.mutable_data_ptr<int64_t>();
+  check(cpu::max_pool2d_indices(p), "max_pool2d_indices");
+  return result;
+}
+
+Tensor backward(const Tensor& grad_output, const Tensor& offsets, IntArrayRef input_size, IntArrayRef kernel,
+                IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool channels_last) {
+  Pool2dParams p{};
+  TORCH_CHECK(native("max_pool2d_backward", {&grad_output}) && grad_output.sizes() == offsets.sizes() &&
+                  fill_backward(p, offsets.sizes(), input_size, {kernel, stride, padding, dilation, false}) &&
+                  offsets.scalar_type() == (p.wide ? at::kInt : at::kByte) && offsets.is_cpu() &&
+                  !(channels_last && offsets.dim() != 4),
+              "fastnn::max_pool2d_backward: gradient and offsets do not fit the windows");
+  const auto format = format_of(channels_last);
+  const Tensor g = grad_output.contiguous(format), taps = offsets.contiguous(format);
+  Tensor dx = at::empty(with_plane(g.sizes(), p.h.in, p.w.in), g.options().memory_format(format));
+  if (dx.numel() == 0) return dx;
+  fill_layout(p, g, channels_last);
+  p.grad_output = g.const_data_ptr();
+  p.offsets = taps.mutable_data_ptr();
+  p.grad_input = dx.mutable_data_ptr();
+  check(cpu::max_pool2d_backward(p), "max_pool2d_backward");
+  return dx;
+}
+
+// ---- autograd ------------------------------------------------------------------------------------------------------
+
+// The windows as backward wants them, in one list: kernel, stride, padding, dilation; empty when adaptive.
+struct SavedWindows {
+  std::vector<int64_t> values;
+  IntArrayRef part(size_t i) const { return values.empty() ? IntArrayRef() : IntArrayRef(values).slice(2 * i, 2); }
+};
+
+std::vector<int64_t> save_windows(IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation) {
+  const IntArrayRef step = stride.empty() ? kernel : stride;
+  return {kernel[0], kernel.back(), step[0], step.back(), padding[0], padding.back(), dilation[0], dilation.back()};
+}
+
+void save(AutogradContext* ctx, const Tensor& input, const Tensor& offsets, std::vector<int64_t> windows) {
+  ctx->save_for_backward({offsets});
+  ctx->mark_non_differentiable({offsets});
+  ctx->set_materialize_grads(false);
+  const auto sizes = input.sym_sizes();
+  ctx->saved_data["size"] = sizes.slice(sizes.size() - 2);
+  ctx->saved_data["windows"] = std::move(windows);
+  ctx->saved_data["channels_last"] = is_channels_last(input);
+}
+
+Tensor saved_backward(AutogradContext* ctx, const variable_list& grads) {
+  if (!grads[0].defined()) return {};
+  const SavedWindows w{ctx->saved_data["windows"].toIntVector()};
+  return backward_op().call(grads[0], ctx->get_saved_variables()[0], ctx->saved_data["size"].toSymIntVector(), w.part(0),
+                            w.part(1), w.part(2), w.part(3), ctx->saved_data["channels_last"].toBool());
+}
+
+struct MaxFunction : Function<MaxFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, IntArrayRef kernel, IntArrayRef stride,
+                               IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [y, offsets] = offsets_op().call(input, kernel, stride, padding, dilation, ceil_mode);
+    save(ctx, input, offsets, save_windows(kernel, stride, padding, dilation));
+    return {y, offsets};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return {saved_backward(ctx, grads), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+struct AdaptiveMaxFunction : Function<AdaptiveMaxFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, IntArrayRef output_size) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [y, offsets] = adaptive_offsets_op().call(input, output_size);
+    save(ctx, input, offsets, {});
+    return {y, offsets};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return {saved_backward(ctx, grads), Tensor()};
+  }
+};
+
+// Backward is linear in grad_output: its own backward picks the same elements out of the gradient's gradient.
+struct MaxBackwardFunction : Function<MaxBackwardFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& offsets, SymIntArrayRef input_size,
+                        IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                        bool channels_last) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward(
+        {indices_op().call(offsets, input_size, kernel, stride, padding, dilation, channels_last)});
+    return backward_op().call(grad_output, offsets, input_size, kernel, stride, padding, dilation, channels_last);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const Tensor at = ctx->get_saved_variables()[0];
+    const Tensor picked = at::gather(grads[0].flatten(-2), -1, at.flatten(-2)).reshape_symint(at.sym_sizes());
+    return {picked, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Pair as_pair(const variable_list& list) { return {list[0], list[1]}; }
+
+Pair with_offsets_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                           IntArrayRef dilation, bool ceil_mode) {
+  if (needs_grad({&input})) return as_pair(MaxFunction::apply(input, kernel, stride, padding, dilation, ceil_mode));
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return offsets_op().call(input, kernel, stride, padding, dilation, ceil_mode);
+}
+Tensor max_pool2d_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                           IntArrayRef dilation, bool ceil_mode) {
+  if (!native("max_pool2d", {&input})) return at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);
+  if (needs_grad({&input})) return MaxFunction::apply(input, kernel, stride, padding, dilation, ceil_mode)[0];
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return max_op().call(input, kernel, stride, padding, dilation, ceil_mode);
+}
+
+Pair adaptive_with_offsets_autograd(const Tensor& input, IntArrayRef output_size) {
+  if (needs_grad({&input})) return as_pair(AdaptiveMaxFunction::apply(input, output_size));
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return adaptive_offsets_op().call(input, output_size);
+}
+Tensor adaptive_autograd(const Tensor& input, IntArrayRef output_size) {
+  if (!native("adaptive_max_pool2d", {&input}))
+    return std::get<0>(at::adaptive_max_pool2d(input, output_size));
+  if (needs_grad({&input})) return AdaptiveMaxFunction::apply(input, output_size)[0];
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return adaptive_op().call(input, output_size);
+}
+
+Tensor backward_autograd(const Tensor& grad_output, const Tensor& offsets, SymIntArrayRef input_size, IntArrayRef kernel,
+                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool channels_last) {
+  if (needs_grad({&grad_output})) {
+    return MaxBackwardFunction::apply(grad_output, offsets, input_size, kernel, stride, padding, dilation, channels_last);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return backward_op().call(grad_output, offsets, input_size, kernel, stride, padding, dilation, channels_last);
+}
+
+// ---- with indices: made of the ops above, so autograd follows from theirs --------------------------------------------
+
+Pair max_pool2d_with_indices(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                             IntArrayRef dilation, bool ceil_mode) {
+  if (!native("max_pool2d", {&input}))
+    return at::max_pool2d_with_indices(input, kernel, stride, padding, dilation, ceil_mode);
+  auto [y, offsets] = offsets_op().call(input, kernel, stride, padding, dilation, ceil_mode);
+  const auto sizes = input.sym_sizes();
+  return {y, indices_op().call(offsets, sizes.slice(sizes.size() - 2), kernel, stride, padding, dilation,
+                               is_channels_last(input))};
+}
+
+Pair adaptive_max_pool2d_with_indices(const Tensor& input, IntArrayRef output_size) {
+  if (!native("adaptive_max_pool2d", {&input})) return at::adaptive_max_pool2d(input, output_size);
+  auto [y, offsets] = adaptive_offsets_op().call(input, output_size);
+  const auto sizes = input.sym_sizes();
+  return {y, indices_op().call(offsets, sizes.slice(sizes.size() - 2), {}, {}, {}, {}, is_channels_last(input))};
+}
+
+// ---- registration --------------------------------------------------------------------------------------------------
+
+TORCH_LIBRARY_FRAGMENT(fastnn, m) {
+  const std::string windows = "(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode)";
+  m.def(("max_pool2d" + windows + " -> Tensor").c_str());
+  m.def(("max_pool2d_with_offsets" + windows + " -> (Tensor, Tensor)").c_str());
+  m.def(("max_pool2d_with_indices" + windows + " -> (Tensor, Tensor)").c_str(), max_pool2d_with_indices);
+  m.def("adaptive_max_pool2d(Tensor input, int[] output_size) -> Tensor");
+  m.def("adaptive_max_pool2d_with_offsets(Tensor input, int[] output_size) -> (Tensor, Tensor)");
+  m.def("adaptive_max_pool2d_with_indices(Tensor input, int[] output_size) -> (Tensor, Tensor)",
+        adaptive_max_pool2d_with_indices);
+  // An empty kernel_size means adaptive windows.
+  m.def("max_pool2d_indices(Tensor offsets, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, "
+        "int[] dilation, bool channels_last) -> Tensor");
+  m.def("max_pool2d_backward(Tensor grad_output, Tensor offsets, SymInt[] input_size, int[] kernel_size, int[] stride, "
+        "int[] padding, int[] dilation, bool channels_last) -> Tensor");
+}
+
+void register_kernels(torch::Library& m) {
+  m.impl("max_pool2d", max_pool2d);
+  m.impl("max_pool2d_with_offsets", max_pool2d_with_offsets);
+  m.impl("adaptive_max_pool2d", adaptive_max_pool2d);
+  m.impl("adaptive_max_pool2d_with_offsets", adaptive_max_pool2d_with_offsets);
+  m.impl("max_pool2d_indices", indices);
+  m.impl("max_pool2d_backward", backward);
+}
+TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
+
+TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
+  m.impl("max_pool2d", max_pool2d_autograd);
+  m.impl("max_pool2d_with_offsets", with_offsets_autograd);
+  m.impl("adaptive_max_pool2d", adaptive_autograd);
+  m.impl("adaptive_max_pool2d_with_offsets", adaptive_with_offsets_autograd);
+  m.impl("max_pool2d_backward", backward_autograd);
+}
+
+template <class Op>
+auto call_windows(const Op& op) {
+  return [&op](const Tensor& input, pybind11::handle kernel, pybind11::handle stride, pybind11::handle padding,
+               pybind11::handle dilation, bool ceil_mode) {
+    const Ints k(kernel), s(stride), p(padding), d(dilation);
+    const pybind11::gil_scoped_release release;
+    return op.call(input, k, s, p, d, ceil_mode);
+  };
+}
+template <class Op>
+auto call_adaptive(const Op& op) {
+  return [&op](const Tensor& input, int64_t h, int64_t w) {
+    const int64_t size[] = {h, w};
+    const pybind11::gil_scoped_release release;
+    return op.call(input, size);
+  };
+}
+
+void bind(pybind11::module_& m) {
+  m.def("max_pool2d", call_windows(max_op()));
+  m.def("max_pool2d_with_indices", call_windows(with_indices_op()));
+  m.def("adaptive_max_pool2d", call_adaptive(adaptive_op()));
+  m.def("adaptive_max_pool2d_with_indices", call_adaptive(adaptive_with_indices_op()));
+}
+const Bindings bindings(bind);
+
+}  // namespace
+}  // namespace fastnn::ops

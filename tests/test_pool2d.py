@@ -1,0 +1,161 @@
+"""What the list of cases cannot say about pooling: ties, NaN, infinities, memory kept for backward, modules, fallbacks."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fastnn
+
+SHAPES = [((3, 5, 8, 8), (2,)), ((2, 3, 24, 24), (2,)), ((2, 3, 13, 37), (3, 2)), ((2, 5, 14, 18), (3, 1, 1)),
+          ((2, 3, 13, 35), (3, 2, 1)), ((1, 2, 40, 41), (5, 3, 2)), ((1, 17, 9, 10), (3, 3)), ((1, 3, 20, 33), (2, 1)),
+          ((1, 18, 11, 11), (17, 1, 8))]  # fmt: skip
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def special(shape, generator_seed=0):
+    """Few distinct values, so most windows tie; rows of -inf, both zeros, and NaN here and there."""
+    g = torch.Generator().manual_seed(generator_seed)
+    x = torch.randint(-1, 3, shape, generator=g).float()
+    x[x == 0] *= torch.where(torch.rand(int((x == 0).sum()), generator=g) < 0.5, 1.0, -1.0)
+    x[..., : shape[-2] // 3, :] = -float("inf")
+    x[torch.rand(shape, generator=g) < 0.02] = float("nan")
+    x[torch.rand(shape, generator=g) < 0.02] = -float("nan")
+    x[torch.rand(shape, generator=g) < 0.02] = float("inf")
+    return x
+
+
+def same(a, b):
+    """Equal values; any NaN equals any other."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(77.0), b.nan_to_num(77.0))
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("shape, windows", SHAPES, ids=str)
+def test_ties_and_nan(shape, windows, layout, dtype, isa):
+    fastnn._C.set_isa(isa)
+    x = special(shape).to(dtype).contiguous(memory_format=layout)
+    y, indices = fastnn.functional.max_pool2d(x, *windows, return_indices=True)
+    ty, tindices = F.max_pool2d(x, *windows, return_indices=True)
+    assert same(y, ty) and torch.equal(indices, tindices)
+    assert same(fastnn.functional.max_pool2d(x, *windows), ty)
+    ours, torchs = (x.clone().requires_grad_() for _ in range(2))
+    g = torch.randint(-8, 8, y.shape).to(dtype)  # sums exactly, in any order
+    fastnn.functional.max_pool2d(ours, *windows).backward(g)
+    F.max_pool2d(torchs, *windows).backward(g)
+    assert same(ours.grad, torchs.grad)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("size", [1, (3, 5), (6, 12)], ids=str)
+def test_adaptive_ties_and_nan(size, layout):
+    x = special((2, 5, 12, 24)).contiguous(memory_format=layout)
+    y, indices = fastnn.functional.adaptive_max_pool2d(x, size, return_indices=True)
+    ty, tindices = F.adaptive_max_pool2d(x, size, return_indices=True)
+    assert same(y, ty) and torch.equal(indices, tindices)
+
+
+def test_all_minus_infinity():
+    x = torch.full((1, 2, 6, 6), -float("inf"), requires_grad=True)
+    y, indices = fastnn.functional.max_pool2d(x, 3, 2, 1, return_indices=True)
+    assert torch.equal(indices, F.max_pool2d(x, 3, 2, 1, return_indices=True)[1])
+    y.sum().backward()
+    assert x.grad.sum() == y.numel()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("op", ["max_pool2d", "avg_pool2d"])
+@pytest.mark.parametrize("shape, windows", SHAPES, ids=str)
+def test_same_bits_for_every_thread_count(op, shape, windows, layout):
+    x = torch.randn(7, *shape[1:]).contiguous(memory_format=layout).requires_grad_()
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            y = getattr(fastnn.functional, op)(x, *windows)
+            results.append((y, *torch.autograd.grad(y, x, torch.linspace(-1, 1, y.numel()).view(y.shape))))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("n", [3, 7, 49, 1001])
+def test_average_of_equal_integers_is_exact(n):
+    x = torch.full((2, 3, 14, 14), float(n))
+    for y in (fastnn.functional.avg_pool2d(x, 7), fastnn.functional.adaptive_avg_pool2d(x, (1, 2))):
+        assert torch.equal(y, torch.full_like(y, float(n)))
+    assert torch.equal(fastnn.functional.avg_pool2d(x, 3, 2), F.avg_pool2d(x, 3, 2))
+
+
+def test_backward_keeps_one_byte_per_output():
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    y = fastnn.functional.max_pool2d(x, 2)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = fastnn.functional.max_pool2d(x, 2)
+        fastnn.functional.avg_pool2d(x, 2)
+    assert [t.dtype for t in kept] == [torch.uint8] and kept[0].numel() == y.numel()
+
+
+def test_integers_run_on_torch_and_are_counted():
+    x = torch.randint(-9, 9, (1, 2, 8, 8))
+    assert torch.equal(fastnn.functional.max_pool2d(x, 2), F.max_pool2d(x, 2))
+    y, i = fastnn.functional.max_pool2d(x, 2, return_indices=True)
+    ty, ti = F.max_pool2d(x, 2, return_indices=True)
+    assert torch.equal(y, ty) and torch.equal(i, ti)
+    assert sum(fastnn.fallbacks().values()) == 2
+
+
+MODULES = [
+    ("MaxPool2d", (2,), {}), ("MaxPool2d", (3, 2, 1), {"dilation": 1, "ceil_mode": True}),
+    ("MaxPool2d", (2,), {"return_indices": True}), ("AvgPool2d", (2,), {}),
+    ("AvgPool2d", (3, 2, 1), {"count_include_pad": False, "divisor_override": 2}),
+    ("AdaptiveAvgPool2d", ((None, 3),), {}), ("AdaptiveAvgPool2d", (1,), {}),
+    ("AdaptiveMaxPool2d", (2,), {}), ("AdaptiveMaxPool2d", (2, True), {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, args, kwargs", MODULES, ids=str)
+def test_module(name, args, kwargs):
+    ours, torchs = getattr(fastnn, name)(*args, **kwargs), getattr(torch.nn, name)(*args, **kwargs)
+    assert isinstance(ours, getattr(torch.nn, name)) and repr(ours) == repr(torchs)
+    x = torch.randn(2, 3, 8, 9)
+    for module in (ours, copy.deepcopy(ours)):
+        torch.testing.assert_close(module(x), torchs(x))
+
+
+@pytest.mark.parametrize("name, args, kwargs", MODULES, ids=str)
+def test_compiles_whole(name, args, kwargs):
+    torch._dynamo.reset()
+    module = getattr(fastnn, name)(*args, **kwargs)
+    x = torch.randn(2, 3, 8, 9, requires_grad=True)
+
+    def function(x):
+        y = module(x)
+        return y[0] if isinstance(y, tuple) else y
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), function(x))
+    g = torch.randn_like(function(x))
+    torch.testing.assert_close(torch.autograd.grad(compiled(x), x, g), torch.autograd.grad(function(x), x, g))
+
+
+def test_backward_refuses_what_does_not_fit():
+    backward = torch.ops.fastnn.max_pool2d_backward
+    g, offsets = torch.randn(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
+    assert backward(g, offsets, [8, 8], [2, 2], [2, 2], [0, 0], [1, 1], False).sum().isclose(g.sum())
+    for bad in [
+        (g, offsets, [4, 8], [2, 2], [2, 2], [0, 0], [1, 1], False),
+        (g, offsets[..., :2], [8, 8], [2, 2], [2, 2], [0, 0], [1, 1], False),
+        (g, offsets.int(), [8, 8], [2, 2], [2, 2], [0, 0], [1, 1], False),
+        (g.int(), offsets, [8, 8], [2, 2], [2, 2], [0, 0], [1, 1], False),
+        (g[0], offsets[0], [8, 8], [2, 2], [2, 2], [0, 0], [1, 1], True),
+    ]:
+        with pytest.raises(RuntimeError, match="do not fit"):
+            backward(*bad)
