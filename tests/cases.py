@@ -213,7 +213,91 @@ ACTIVATION = []
 
 # ---- gemm ----------------------------------------------------------------------------------------------------------
 
-GEMM = []
+GEMM = (
+    [
+        case("linear", *args)
+        for args in [
+            (N(3, 4), N(5, 4), N(5)),
+            (N(3, 4), N(5, 4)),
+            (N(4), N(5, 4), N(5)),
+            (N(1, 8), N(1, 8), N(1)),
+            (N(2, 3, 4), N(5, 4), N(5)),
+            (N(2, 1, 3, 4), N(1, 4), N(1)),
+            (N(7, 4), N(3, 4, grad=False), N(3)),
+            (N(7, 4, grad=False), N(3, 4), N(3)),
+            (N(7, 4), N(3, 4, grad=False)),
+            (N(0, 4), N(5, 4), N(5)),
+            (N(2, 0, 4), N(5, 4), N(5)),
+            (N(3, 0), N(5, 0), N(5)),
+            (N(3, 4), N(0, 4), N(0)),
+            (N(1, 1), N(17, 1), N(17)),
+            (N(17, 18), N(9, 18), N(9)),
+        ]
+    ]
+    + [
+        case("linear", N(m, k), N(n, k), N(n), tags={"big"})
+        for m, k, n in [
+            (1, 320, 10), (64, 320, 10), (1, 33, 100), (5, 17, 37), (13, 31, 16), (16, 64, 33), (29, 100, 65),
+            (64, 784, 128), (65, 40, 33), (100, 300, 200), (256, 400, 120), (130, 600, 70), (8, 1100, 30), (70, 9, 9000),
+        ]
+    ]
+    + [case("linear", N(3, 4), N(4), tags={"aten"})]
+    + [
+        case(op, *args, tags={"contiguous"})
+        for op, args in [
+            ("mm", (N(3, 4), N(4, 5))),
+            ("mm", (N(1, 4), N(4, 1))),
+            ("mm", (N(3, 0), N(0, 5))),
+            ("mm", (N(0, 4), N(4, 5))),
+            ("mm", (N(17, 5), N(5, 18))),
+            ("bmm", (N(2, 3, 4), N(2, 4, 5))),
+            ("bmm", (N(0, 3, 4), N(0, 4, 5))),
+            ("bmm", (N(3, 1, 4), N(3, 4, 1))),
+            ("matmul", (N(4), N(4))),
+            ("matmul", (N(4), N(4, 5))),
+            ("matmul", (N(3, 4), N(4))),
+            ("matmul", (N(3, 4), N(4, 5))),
+            ("matmul", (N(2, 3, 4), N(4))),
+            ("matmul", (N(4), N(2, 4, 5))),
+            ("matmul", (N(2, 3, 4), N(4, 5))),
+            ("matmul", (N(3, 4), N(2, 4, 5))),
+            ("matmul", (N(2, 3, 4), N(2, 4, 5))),
+            ("matmul", (N(2, 1, 3, 4), N(3, 4, 2))),
+            ("matmul", (N(1, 3, 4), N(2, 4, 2))),
+            ("matmul", (N(2, 2, 3, 4), N(2, 2, 4, 3))),
+            ("matmul", (N(0, 3, 4), N(4, 2))),
+            ("matmul", (N(2, 3, 0), N(2, 0, 3))),
+        ]
+    ]
+    + [
+        case(op, *args, tags={"big", "contiguous"})
+        for op, args in [
+            ("mm", (N(70, 300), N(300, 90))),
+            ("mm", (N(600, 30), N(30, 500))),
+            ("mm", (N(20, 9000), N(9000, 30))),
+            ("mm", (N(2, 700), N(700, 300))),
+            ("mm", (N(300, 700), N(700, 3))),
+            ("bmm", (N(5, 40, 20), N(5, 20, 33))),
+            ("matmul", (N(300, 200), N(200))),
+            ("matmul", (N(300), N(300, 200))),
+            ("matmul", (N(2, 70, 65, 66), N(66, 67))),
+        ]
+    ]
+    + [
+        case("addmm", *args, **kwargs)
+        for args, kwargs in [
+            ((N(5), N(3, 4), N(4, 5)), {}),
+            ((N(3, 5), N(3, 4), N(4, 5)), {"beta": 0.5, "alpha": 2}),
+            ((N(3, 1), N(3, 4), N(4, 5)), {"beta": -1.5}),
+            ((N(1, 5), N(3, 4), N(4, 5)), {"alpha": -0.5}),
+            ((N(), N(3, 4), N(4, 5)), {}),
+            ((N(1), N(3, 4), N(4, 1)), {}),
+            ((N(3, 5), N(3, 4), N(4, 5)), {"beta": 0}),
+            ((N(5), N(3, 0), N(0, 5)), {}),
+            ((N(5), N(0, 4), N(4, 5)), {}),
+        ]
+    ]
+)
 
 # ---- conv2d --------------------------------------------------------------------------------------------------------
 
@@ -501,4 +585,28 @@ BAD = [
             (torch.zeros(3, 5), torch.ones(1, 5)),
         ]
     ),
+    ("linear", lambda: (torch.randn(3, 4), torch.randn(5, 3))),
+    ("linear", lambda: (torch.randn(3, 4), torch.randn(5, 4), torch.randn(4))),
+    ("linear", lambda: (torch.randn(()), torch.randn(5, 4))),
+    ("linear", lambda: (torch.randn(3, 4), torch.randn(2, 5, 4))),
+    ("linear", lambda: (torch.randn(3, 4), torch.randn(5, 4).double())),
+    ("linear", lambda: (torch.ones(3, 4, dtype=torch.int64), torch.randn(5, 4))),
+    ("linear", lambda: (torch.randn(3, 4), torch.randn(5, 4), torch.randn(5).double())),
+    ("linear", lambda: (torch.randn(3, 4), "weight")),
+    ("linear", lambda: (torch.randn(3, 4), None)),
+    ("linear", lambda: (torch.randn(3, 4, device="meta"), torch.randn(5, 3, device="meta"))),
+    ("mm", lambda: (torch.randn(3, 4), torch.randn(3, 4))),
+    ("mm", lambda: (torch.randn(3), torch.randn(3, 4))),
+    ("mm", lambda: (torch.randn(3, 4), torch.randn(4, 5).double())),
+    ("mm", lambda: (torch.randn(3, 4), 2)),
+    ("bmm", lambda: (torch.randn(2, 3, 4), torch.randn(3, 4, 5))),
+    ("bmm", lambda: (torch.randn(2, 3, 4), torch.randn(4, 5))),
+    ("matmul", lambda: (torch.randn(()), torch.randn(4))),
+    ("matmul", lambda: (torch.randn(3, 4), torch.randn(3))),
+    ("matmul", lambda: (torch.randn(2, 3, 4), torch.randn(3, 4, 5))),
+    ("matmul", lambda: (torch.randn(3, 4), None)),
+    ("addmm", lambda: (torch.randn(6), torch.randn(3, 4), torch.randn(4, 5))),
+    ("addmm", lambda: (torch.randn(5), torch.randn(3, 4), torch.randn(3, 5))),
+    ("addmm", lambda: (torch.randn(1, 3, 5), torch.randn(3, 4), torch.randn(4, 5))),
+    ("addmm", lambda: (torch.randn(5), torch.randn(3, 4), "text")),
 ]

@@ -1,6 +1,8 @@
 """torch.nn.functional's signatures on fastnn's kernels."""
 
 from fastnn.functional.conv2d import conv2d
+from fastnn.functional.gemm import addmm, bmm, matmul, mm
+from fastnn.functional.linear import linear
 from fastnn.functional.loss import cross_entropy, nll_loss
 from fastnn.functional.pool2d import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, max_pool2d
 from fastnn.functional.softmax import log_softmax, softmax
@@ -8,11 +10,16 @@ from fastnn.functional.softmax import log_softmax, softmax
 __all__ = [
     "adaptive_avg_pool2d",
     "adaptive_max_pool2d",
+    "addmm",
     "avg_pool2d",
+    "bmm",
     "conv2d",
     "cross_entropy",
+    "linear",
     "log_softmax",
+    "matmul",
     "max_pool2d",
+    "mm",
     "nll_loss",
     "softmax",
 ]

@@ -1,6 +1,7 @@
 """fastnn's layers: each a subclass of its torch.nn namesake that differs in forward() alone."""
 
 from fastnn.modules.conv2d import Conv2d
+from fastnn.modules.linear import Linear
 from fastnn.modules.loss import CrossEntropyLoss, NLLLoss
 from fastnn.modules.pool2d import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d
 from fastnn.modules.softmax import LogSoftmax, Softmax
@@ -11,6 +12,7 @@ __all__ = [
     "AvgPool2d",
     "Conv2d",
     "CrossEntropyLoss",
+    "Linear",
     "LogSoftmax",
     "MaxPool2d",
     "NLLLoss",

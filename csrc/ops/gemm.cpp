@@ -1,0 +1,338 @@
+// fastnn::mm, addmm, bmm and matmul: torch's matrix products of any rank, strides and broadcast on one kernel.
+#include "gemm.h"
+
+#include <ATen/ExpandUtils.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/mm.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/utils/pybind.h>
+
+namespace fastnn::ops {
+
+// ---- matrices ------------------------------------------------------------------------------------------------------
+
+namespace {
+Matrix normalised(Matrix m) {
+  if (m.cols == 1) m.col_stride = 1;
+  if (m.rows == 1) m.row_stride = m.col_stride == 1 ? m.cols : 1;
+  return m;
+}
+}  // namespace
+
+Matrix matrix_of(const Tensor& t) {
+  return normalised({t.const_data_ptr(), t.size(-2), t.size(-1), t.stride(-2), t.stride(-1)});
+}
+
+Matrix rows_of(const Tensor& t, Tensor& keep) {
+  const int64_t cols = t.size(-1), rows = cols ? t.numel() / cols : c10::multiply_integers(t.sizes().slice(0, t.dim() - 1));
+  if (!t.is_contiguous()) {
+    if (t.dim() == 2 && (t.stride(0) == 1 || t.stride(1) == 1)) return matrix_of(t);
+    keep = t.contiguous();
+    return {keep.const_data_ptr(), rows, cols, cols, 1};
+  }
+  return {t.const_data_ptr(), rows, cols, cols, 1};
+}
+
+GemmParams Product::params() const {
+  GemmParams p{};
+  p.a = a.data, p.b = b.data, p.c = out, p.d = d;
+  p.batch = batch, p.m = a.rows, p.n = b.cols, p.k = a.cols;
+  p.a_stride_batch = a_batch_stride, p.a_stride_m = a.row_stride, p.a_stride_k = a.col_stride;
+  p.b_stride_batch = b_batch_stride, p.b_stride_k = b.row_stride, p.b_stride_n = b.col_stride;
+  p.c_stride_batch = p.m * p.n, p.c_stride_m = p.n, p.c_stride_n = 1;
+  p.d_stride_m = d_row_stride, p.d_stride_n = d_col_stride;
+  p.alpha = alpha, p.beta = beta;
+  p.dtype = dtype;
+  return p;
+}
+
+void Product::run(const char* op) const {
+  GemmParams p = params();
+  constexpr int64_t kOnStack = 1 << 14;  // an allocation costs as much as a small product
+  const int64_t bytes = cpu::gemm_workspace(p);
+  if (bytes <= kOnStack) {
+    alignas(64) char buffer[kOnStack];
+    p.workspace = buffer;
+    return check(cpu::gemm(p), op);
+  }
+  const Tensor workspace = at::empty({bytes}, at::TensorOptions(at::kByte));
+  p.workspace = workspace.mutable_data_ptr();
+  check(cpu::gemm(p), op);
+}
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// ---- mm, bmm, matmul -----------------------------------------------------------------------------------------------
+
+struct Mm {
+  static constexpr const char* name = "mm";
+  static Tensor aten(const Tensor& a, const Tensor& b) { return at::mm(a, b); }
+  static bool valid(const Tensor& a, const Tensor& b) {
+    return a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0);
+  }
+};
+struct Bmm {
+  static constexpr const char* name = "bmm";
+  static Tensor aten(const Tensor& a, const Tensor& b) { return at::bmm(a, b); }
+  static bool valid(const Tensor& a, const Tensor& b) {
+    return a.dim() == 3 && b.dim() == 3 && a.size(0) == b.size(0) && a.size(2) == b.size(1);
+  }
+};
+struct Matmul {
+  static constexpr const char* name = "matmul";
+  static Tensor aten(const Tensor& a, const Tensor& b) { return at::matmul(a, b); }
+  static bool valid(const Tensor& a, const Tensor& b) {
+    if (a.dim() == 0 || b.dim() == 0 || a.size(-1) != b.size(b.dim() == 1 ? 0 : -2)) return false;
+    for (int64_t i = 3; i <= std::min(a.dim(), b.dim()); ++i)
+      if (a.size(-i) != b.size(-i) && a.size(-i) != 1 && b.size(-i) != 1) return false;
+    return true;
+  }
+};
+
+template <class Op>
+const auto& op() {
+  static const auto op = handle<Tensor(const Tensor&, const Tensor&)>(Op::name);
+  return op;
+}
+
+template <class Op>
+bool takes(const Tensor& a, const Tensor& b) {
+  if (!native(Op::name, {&a, &b})) return false;
+  if (Op::valid(a, b)) return true;
+  note_fallback(Op::name, "shapes");
+  return false;
+}
+
+// a [..., m, k] (or [k]) times b [..., k, n] (or [k]), valid and native.
+Tensor product(const char* name, const Tensor& a, const Tensor& b) {
+  const DType dtype = dtype_of(a);
+  const int64_t k = a.size(-1);
+  c10::SmallVector<int64_t, 8> sizes;
+  Tensor keep;
+  if (b.dim() <= 2) {  // all rows of a against one matrix
+    sizes.assign(a.sizes().begin(), a.sizes().end() - 1);
+    if (b.dim() == 2) sizes.push_back(b.size(1));
+    Tensor out = at::empty(sizes, a.options());
+    if (out.numel() == 0) return out;
+    const Matrix right = b.dim() == 2 ? matrix_of(b) : Matrix{b.const_data_ptr(), k, 1, k == 1 ? 1 : b.stride(0), 1};
+    const Matrix left = a.dim() == 2 ? matrix_of(a) : rows_of(a, keep);
+    Product{left, right, out.mutable_data_ptr(), dtype}.run(name);
+    return out;
+  }
+  const Tensor left = a.dim() == 1 ? a.unsqueeze(0) : a;
+  const auto a_batch = left.sizes().slice(0, left.dim() - 2), b_batch = b.sizes().slice(0, b.dim() - 2);
+  const std::vector<int64_t> batch = at::infer_size(a_batch, b_batch);
+  const int64_t count = c10::multiply_integers(batch);
+  sizes.assign(batch.begin(), batch.end());
+  if (a.dim() > 1) sizes.push_back(a.size(-2));
+  sizes.push_back(b.size(-1));
+  Tensor out = at::empty(sizes, a.options());
+  if (out.numel() == 0) return out;
+  // One stride over all batch dimensions; a copy where there is none.
+  const auto flatten = [&](const Tensor& t) {
+    if (t.dim() == 3 && t.size(0) == count) return t;
+    std::vector<int64_t> full(batch);
+    full.insert(full.end(), {t.size(-2), t.size(-1)});
+    return t.expand(full).reshape({count, t.size(-2), t.size(-1)});
+  };
+  const Tensor x = flatten(left), y = flatten(b);
+  Product p{matrix_of(x), matrix_of(y), out.mutable_data_ptr(), dtype};
+  p.batch = count, p.a_batch_stride = x.stride(0), p.b_batch_stride = y.stride(0);
+  p.run(name);
+  return out;
+}
+
+template <class Op>
+Tensor forward(const Tensor& a, const Tensor& b) {
+  return takes<Op>(a, b) ? product(Op::name, a, b) : Op::aten(a, b);
+}
+
+// Gradients of a @ b, by products of the same kind, so that any order of derivative follows.
+template <class Op>
+struct ProductFunction : Function<ProductFunction<Op>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& a, const Tensor& b) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({a, b});
+    return op<Op>().call(a, b);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &a = saved[0], &b = saved[1], &g = grads[0];
+    Tensor grad_a, grad_b;
+    if constexpr (!__is_same(Op, Matmul)) {
+      if (ctx->needs_input_grad(0)) grad_a = op<Op>().call(g, b.mT());
+      if (ctx->needs_input_grad(1)) grad_b = op<Op>().call(a.mT(), g);
+      return {grad_a, grad_b};
+    }
+    const Tensor a2 = a.dim() == 1 ? a.unsqueeze(0) : a, b2 = b.dim() == 1 ? b.unsqueeze(1) : b;
+    Tensor g2 = b.dim() == 1 ? g.unsqueeze(-1) : g;
+    if (a.dim() == 1) g2 = g2.unsqueeze(-2);
+    if (ctx->needs_input_grad(0)) grad_a = at::sum_to(op<Matmul>().call(g2, b2.mT()), a2.sizes()).view_as(a);
+    if (ctx->needs_input_grad(1)) {
+      if (b.dim() <= 2) {  // one deep product instead of many products and a sum
+        const auto rows = [](const Tensor& t) {
+          return t.dim() == 2 ? t : t.reshape({c10::multiply_integers(t.sizes().slice(0, t.dim() - 1)), t.size(-1)});
+        };
+        grad_b = op<Matmul>().call(rows(a2).t(), rows(g2)).view_as(b);
+      } else {
+        grad_b = at::sum_to(op<Matmul>().call(a2.mT(), g2), b2.sizes());
+      }
+    }
+    return {grad_a, grad_b};
+  }
+};
+
+template <class Op>
+Tensor forward_autograd(const Tensor& a, const Tensor& b) {
+  if (needs_grad({&a, &b})) return takes<Op>(a, b) ? ProductFunction<Op>::apply(a, b) : Op::aten(a, b);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op<Op>().call(a, b);
+}
+
+template <class Op, c10::DeviceType kDevice>
+Tensor forward_autocast(const Tensor& a, const Tensor& b) {
+  const NoAutocast guard(kDevice);
+  return op<Op>().call(autocast_lower(a, kDevice), autocast_lower(b, kDevice));
+}
+
+// ---- addmm ---------------------------------------------------------------------------------------------------------
+
+using at::Scalar;
+
+const auto& addmm_op() {
+  static const auto op =
+      handle<Tensor(const Tensor&, const Tensor&, const Tensor&, const Scalar&, const Scalar&)>("addmm");
+  return op;
+}
+
+bool takes_addmm(const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta, const Scalar& alpha) {
+  if (!native("addmm", {&input, &a, &b})) return false;
+  const auto real = [](const Scalar& s) { return s.isFloatingPoint() || s.isIntegral(false); };
+  bool ok = Mm::valid(a, b) && input.dim() <= 2 && real(beta) && real(alpha);
+  if (ok && input.dim() >= 1) ok = input.size(-1) == 1 || input.size(-1) == b.size(1);
+  if (ok && input.dim() == 2) ok = input.size(0) == 1 || input.size(0) == a.size(0);
+  if (!ok) note_fallback("addmm", "shapes");
+  return ok;
+}
+
+Tensor addmm(const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta, const Scalar& alpha) {
+  if (!takes_addmm(input, a, b, beta, alpha)) return at::addmm(input, a, b, beta, alpha);
+  Tensor out = at::empty({a.size(0), b.size(1)}, a.options());
+  if (out.numel() == 0) return out;
+  Product p{matrix_of(a), matrix_of(b), out.mutable_data_ptr(), dtype_of(a)};
+  p.alpha = alpha.toDouble(), p.beta = beta.toDouble();
+  if (p.beta != 0) {  // 0 ignores the input, NaN and all
+    p.d = input.const_data_ptr();
+    if (input.dim() >= 1 && input.size(-1) == b.size(1)) p.d_col_stride = b.size(1) == 1 ? 1 : input.stride(-1);
+    if (input.dim() == 2 && input.size(0) > 1) p.d_row_stride = input.stride(0);
+  }
+  p.run("addmm");
+  return out;
+}
+
+struct AddmmFunction : Function<AddmmFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& a, const Tensor& b,
+                        const Scalar& beta, const Scalar& alpha) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({a, b});
+    ctx->saved_data["sizes"] = input.sizes();
+    ctx->saved_data["beta"] = beta;
+    ctx->saved_data["alpha"] = alpha;
+    return addmm_op().call(input, a, b, beta, alpha);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor& g = grads[0];
+    const auto scaled = [](const Tensor& t, const Scalar& s) { return s.toDouble() == 1 ? t : t * s; };
+    const Scalar alpha = ctx->saved_data["alpha"].toScalar(), beta = ctx->saved_data["beta"].toScalar();
+    Tensor grad_input, grad_a, grad_b;
+    if (ctx->needs_input_grad(0)) grad_input = scaled(at::sum_to(g, ctx->saved_data["sizes"].toIntVector()), beta);
+    if (ctx->needs_input_grad(1)) grad_a = scaled(op<Mm>().call(g, saved[1].t()), alpha);
+    if (ctx->needs_input_grad(2)) grad_b = scaled(op<Mm>().call(saved[0].t(), g), alpha);
+    return {grad_input, grad_a, grad_b, Tensor(), Tensor()};
+  }
+};
+
+Tensor addmm_autograd(const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta, const Scalar& alpha) {
+  if (needs_grad({&input, &a, &b})) {
+    if (!takes_addmm(input, a, b, beta, alpha)) return at::addmm(input, a, b, beta, alpha);
+    return AddmmFunction::apply(input, a, b, beta, alpha);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return addmm_op().call(input, a, b, beta, alpha);
+}
+
+template <c10::DeviceType kDevice>
+Tensor addmm_autocast(const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta, const Scalar& alpha) {
+  const NoAutocast guard(kDevice);
+  return addmm_op().call(autocast_lower(input, kDevice), autocast_lower(a, kDevice), autocast_lower(b, kDevice), beta,
+                         alpha);
+}
+
+// ---- registration --------------------------------------------------------------------------------------------------
+
+TORCH_LIBRARY_FRAGMENT(fastnn, m) {
+  m.def("mm(Tensor input, Tensor mat2) -> Tensor");
+  m.def("bmm(Tensor input, Tensor mat2) -> Tensor");
+  m.def("matmul(Tensor input, Tensor other) -> Tensor");
+  m.def("addmm(Tensor input, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor");
+}
+
+void register_kernels(torch::Library& m) {
+  m.impl("mm", forward<Mm>);
+  m.impl("bmm", forward<Bmm>);
+  m.impl("matmul", forward<Matmul>);
+  m.impl("addmm", addmm);
+}
+TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
+
+TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
+  m.impl("mm", forward_autograd<Mm>);
+  m.impl("bmm", forward_autograd<Bmm>);
+  m.impl("matmul", forward_autograd<Matmul>);
+  m.impl("addmm", addmm_autograd);
+}
+
+template <c10::DeviceType kDevice>
+void register_autocast(torch::Library& m) {
+  m.impl("mm", forward_autocast<Mm, kDevice>);
+  m.impl("bmm", forward_autocast<Bmm, kDevice>);
+  m.impl("matmul", forward_autocast<Matmul, kDevice>);
+  m.impl("addmm", addmm_autocast<kDevice>);
+}
+TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { register_autocast<at::kCPU>(m); }
+TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { register_autocast<at::kCUDA>(m); }
+
+template <class Op>
+Tensor call(const Tensor& a, const Tensor& b) {
+  return op<Op>().call(a, b);
+}
+
+void bind(pybind11::module_& m) {
+  using release_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
+  m.def("mm", call<Mm>, release_gil());
+  m.def("bmm", call<Bmm>, release_gil());
+  m.def("matmul", call<Matmul>, release_gil());
+  m.def(
+      "addmm",
+      [](const Tensor& input, const Tensor& a, const Tensor& b, double beta, double alpha) {
+        return addmm_op().call(input, a, b, beta, alpha);
+      },
+      release_gil());
+  m.def("gemm_algorithm", [](const Tensor& a, const Tensor& b) {
+    return std::string(cpu::gemm_algorithm(Product{matrix_of(a), matrix_of(b), nullptr, dtype_of(a)}.params()));
+  });
+}
+const Bindings bindings(bind);
+
+}  // namespace
+}  // namespace fastnn::ops

@@ -1,0 +1,35 @@
+// Shared by the matrix-product ops: a tensor as a strided matrix, and one call of the kernel on such matrices.
+#pragma once
+#include "common.h"
+#include "kernels/gemm.h"
+
+namespace fastnn::ops {
+
+// [rows, cols] with element strides; strides of dimensions of one element are set to what a dense matrix would have.
+struct Matrix {
+  const void* data;
+  int64_t rows, cols, row_stride, col_stride;
+  Matrix t() const { return {data, cols, rows, col_stride, row_stride}; }
+};
+
+// The last two dimensions of t.
+Matrix matrix_of(const Tensor& t);
+// t with all dimensions but the last as rows. `keep` holds the copy where t cannot be read in place.
+Matrix rows_of(const Tensor& t, Tensor& keep);
+
+// out[i] = alpha * a[i] b[i] + beta * d[i] for i < batch. out is dense [batch, a.rows, b.cols]; batch strides of a and
+// b may be 0; d (null, or strides of its own) has no batch.
+struct Product {
+  Matrix a, b;
+  void* out;
+  DType dtype;
+  int64_t batch = 1, a_batch_stride = 0, b_batch_stride = 0;
+  const void* d = nullptr;
+  int64_t d_row_stride = 0, d_col_stride = 0;
+  double alpha = 1, beta = 1;
+
+  void run(const char* op) const;
+  GemmParams params() const;
+};
+
+}  // namespace fastnn::ops

@@ -1,0 +1,212 @@
+// fastnn::linear: y = x W^T + b and its three gradients, each one matrix product.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "gemm.h"
+
+namespace fastnn::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+using Mask = std::array<bool, 3>;
+using Grads = std::tuple<Tensor, Tensor, Tensor>;
+
+const auto& forward_op() {
+  static const auto op = handle<Tensor(const Tensor&, const Tensor&, const OptTensor&)>("linear");
+  return op;
+}
+const auto& backward_op() {
+  static const auto op = handle<Grads(const Tensor&, const Tensor&, const Tensor&, Mask)>("linear_backward");
+  return op;
+}
+const auto& matmul_op() {
+  static const auto op = handle<Tensor(const Tensor&, const Tensor&)>("matmul");
+  return op;
+}
+
+// input [..., in], weight [out, in], bias [out] or undefined.
+bool valid(const Tensor& input, const Tensor& weight, const Tensor& bias) {
+  return input.dim() >= 1 && weight.dim() == 2 && input.size(-1) == weight.size(1) &&
+         (!bias.defined() || (bias.dim() == 1 && bias.size(0) == weight.size(0)));
+}
+
+bool takes(const Tensor& input, const Tensor& weight, const Tensor& bias) {
+  if (!native("linear", {&input, &weight, &bias})) return false;
+  if (valid(input, weight, bias)) return true;
+  note_fallback("linear", "shapes");
+  return false;
+}
+
+Tensor empty_rows(const Tensor& like, int64_t last) {
+  c10::SmallVector<int64_t, 6> sizes(like.sizes().begin(), like.sizes().end());
+  sizes.back() = last;
+  return at::empty(sizes, like.options());
+}
+
+// ---- kernels -------------------------------------------------------------------------------------------------------
+
+Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias_) {
+  const Tensor& bias = or_undefined(bias_);
+  if (!takes(input, weight, bias)) return at::linear(input, weight, bias_);
+  Tensor output = empty_rows(input, weight.size(0)), keep;
+  if (output.numel() == 0) return output;
+  Product p{rows_of(input, keep), matrix_of(weight).t(), output.mutable_data_ptr(), dtype_of(input)};
+  if (bias.defined()) {
+    p.d = bias.const_data_ptr();
+    p.d_col_stride = bias.size(0) == 1 ? 1 : bias.stride(0);
+  }
+  p.run("linear");
+  return output;
+}
+
+Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, Mask mask) {
+  Grads grads;
+  auto& [grad_input, grad_weight, grad_bias] = grads;
+  TORCH_CHECK(valid(input, weight, {}) && grad_output.dim() == input.dim() && grad_output.size(-1) == weight.size(0),
+              "linear_backward: shapes do not match");
+  if (!native("linear_backward", {&grad_output, &input, &weight})) {
+    const Tensor g = grad_output.reshape({-1, weight.size(0)});
+    if (mask[0]) grad_input = grad_output.matmul(weight);
+    if (mask[1]) grad_weight = g.t().mm(input.reshape({-1, weight.size(1)}));
+    if (mask[2]) grad_bias = g.sum(0);
+    return grads;
+  }
+  const DType dtype = dtype_of(weight);
+  Tensor keep_g, keep_x;
+  const Matrix g = rows_of(grad_output, keep_g);
+  if (mask[0]) {
+    grad_input = empty_rows(grad_output, weight.size(1));
+    if (grad_input.numel()) Product{g, matrix_of(weight), grad_input.mutable_data_ptr(), dtype}.run("linear_backward");
+  }
+  if (mask[1]) {
+    grad_weight = at::empty(weight.sizes(), weight.options());
+    if (grad_weight.numel())
+      Product{g.t(), rows_of(input, keep_x), grad_weight.mutable_data_ptr(), dtype}.run("linear_backward");
+  }
+  if (mask[2]) {
+    grad_bias = at::empty({weight.size(0)}, weight.options());
+    const ColumnSumParams p{g.data, grad_bias.mutable_data_ptr(), g.rows, g.cols, g.row_stride, g.col_stride, dtype};
+    if (g.cols) check(cpu::column_sum(p), "linear_backward");
+  }
+  return grads;
+}
+
+// ---- autograd ------------------------------------------------------------------------------------------------------
+
+struct LinearFunction : Function<LinearFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptTensor& bias) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({input, weight});
+    ctx->saved_data["bias"] = bias.has_value() && bias->defined();
+    return forward_op().call(input, weight, bias);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const bool bias = ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2);
+    auto [x, w, b] = backward_op().call(grads[0], saved[0], saved[1],
+                                        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), bias});
+    return {std::move(x), std::move(w), std::move(b)};
+  }
+};
+
+// grad_input = g W, grad_weight = g^T x, grad_bias = sum g: derivatives in the directions v_x, v_w, v_b.
+struct LinearBackwardFunction : Function<LinearBackwardFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
+                               const Tensor& weight, Mask mask) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({grad_output, input, weight});
+    ctx->set_materialize_grads(false);
+    for (int i = 0; i < 3; ++i) ctx->saved_data[std::string(1, char('0' + i))] = bool(mask[i]);
+    auto [x, w, b] = backward_op().call(grad_output, input, weight, mask);
+    variable_list outputs;  // only defined tensors may leave
+    for (const Tensor& t : {x, w, b})
+      if (t.defined()) outputs.push_back(t);
+    return outputs;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    Tensor v[3];
+    for (int i = 0, next = 0; i < 3; ++i)
+      if (ctx->saved_data[std::string(1, char('0' + i))].toBool()) v[i] = grads[next++];
+    const Tensor &g = saved[0], &x = saved[1], &w = saved[2];
+    const auto rows = [](const Tensor& t) { return t.reshape({t.numel() / std::max<int64_t>(t.size(-1), 1), t.size(-1)}); };
+    Tensor grad_g, grad_x, grad_w;
+    const auto add = [](Tensor& to, const Tensor& t) { to = to.defined() ? to + t : t; };
+    if (ctx->needs_input_grad(0)) {
+      if (v[0].defined()) add(grad_g, forward_op().call(v[0], w, std::nullopt));
+      if (v[1].defined()) add(grad_g, forward_op().call(x, v[1], std::nullopt));
+      if (v[2].defined()) add(grad_g, v[2].expand_as(g));
+    }
+    if (ctx->needs_input_grad(1) && v[1].defined()) grad_x = matmul_op().call(g, v[1]);
+    if (ctx->needs_input_grad(2) && v[0].defined()) grad_w = matmul_op().call(rows(g).t(), rows(v[0]));
+    return {grad_g, grad_x, grad_w, Tensor()};
+  }
+};
+
+Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTensor& bias_) {
+  const Tensor& bias = or_undefined(bias_);
+  if (needs_grad({&input, &weight, &bias})) {
+    if (!takes(input, weight, bias)) return at::linear(input, weight, bias_);
+    return LinearFunction::apply(input, weight, bias_);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return forward_op().call(input, weight, bias_);
+}
+
+Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& weight, Mask mask) {
+  if (needs_grad({&grad_output, &input, &weight})) {
+    const variable_list g = LinearBackwardFunction::apply(grad_output, input, weight, mask);
+    Tensor out[3];
+    for (int i = 0, next = 0; i < 3; ++i)
+      if (mask[i]) out[i] = g[next++];
+    return {out[0], out[1], out[2]};
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return backward_op().call(grad_output, input, weight, mask);
+}
+
+template <c10::DeviceType kDevice>
+Tensor forward_autocast(const Tensor& input, const Tensor& weight, const OptTensor& bias) {
+  const NoAutocast guard(kDevice);
+  const Tensor b = autocast_lower(or_undefined(bias), kDevice);
+  return forward_op().call(autocast_lower(input, kDevice), autocast_lower(weight, kDevice),
+                           b.defined() ? OptTensor(b) : std::nullopt);
+}
+
+// ---- registration --------------------------------------------------------------------------------------------------
+
+TORCH_LIBRARY_FRAGMENT(fastnn, m) {
+  m.def("linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor");
+  m.def("linear_backward(Tensor grad_output, Tensor input, Tensor weight, bool[3] mask) -> (Tensor, Tensor, Tensor)");
+}
+
+void register_kernels(torch::Library& m) {
+  m.impl("linear", forward);
+  m.impl("linear_backward", backward);
+}
+TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
+  m.impl("linear", forward_autograd);
+  m.impl("linear_backward", backward_autograd);
+}
+TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("linear", forward_autocast<at::kCPU>); }
+TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("linear", forward_autocast<at::kCUDA>); }
+
+void bind(pybind11::module_& m) {
+  m.def(
+      "linear",
+      [](const Tensor& input, const Tensor& weight, const OptTensor& bias) {
+        return forward_op().call(input, weight, bias);
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
+}
+const Bindings bindings(bind);
+
+}  // namespace
+}  // namespace fastnn::ops
