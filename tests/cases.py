@@ -241,7 +241,7 @@ GEMM = (
             (64, 784, 128), (65, 40, 33), (100, 300, 200), (256, 400, 120), (130, 600, 70), (8, 1100, 30), (70, 9, 9000),
         ]
     ]
-    + [case("linear", N(3, 4), N(4), tags={"aten"})]
+    + [case("linear", N(3, 4), N(4), tags={"aten", "big"})]
     + [
         case(op, *args, tags={"contiguous"})
         for op, args in [

@@ -76,23 +76,23 @@ struct Mm {
   static constexpr const char* name = "mm";
   static Tensor aten(const Tensor& a, const Tensor& b) { return at::mm(a, b); }
   static bool valid(const Tensor& a, const Tensor& b) {
-    return a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0);
+    return a.dim() == 2 && b.dim() == 2 && a.sym_size(1) == b.sym_size(0);
   }
 };
 struct Bmm {
   static constexpr const char* name = "bmm";
   static Tensor aten(const Tensor& a, const Tensor& b) { return at::bmm(a, b); }
   static bool valid(const Tensor& a, const Tensor& b) {
-    return a.dim() == 3 && b.dim() == 3 && a.size(0) == b.size(0) && a.size(2) == b.size(1);
+    return a.dim() == 3 && b.dim() == 3 && a.sym_size(0) == b.sym_size(0) && a.sym_size(2) == b.sym_size(1);
   }
 };
 struct Matmul {
   static constexpr const char* name = "matmul";
   static Tensor aten(const Tensor& a, const Tensor& b) { return at::matmul(a, b); }
   static bool valid(const Tensor& a, const Tensor& b) {
-    if (a.dim() == 0 || b.dim() == 0 || a.size(-1) != b.size(b.dim() == 1 ? 0 : -2)) return false;
+    if (a.dim() == 0 || b.dim() == 0 || a.sym_size(-1) != b.sym_size(b.dim() == 1 ? 0 : -2)) return false;
     for (int64_t i = 3; i <= std::min(a.dim(), b.dim()); ++i)
-      if (a.size(-i) != b.size(-i) && a.size(-i) != 1 && b.size(-i) != 1) return false;
+      if (a.sym_size(-i) != b.sym_size(-i) && a.sym_size(-i) != 1 && b.sym_size(-i) != 1) return false;
     return true;
   }
 };
@@ -175,15 +175,13 @@ struct ProductFunction : Function<ProductFunction<Op>> {
     const Tensor a2 = a.dim() == 1 ? a.unsqueeze(0) : a, b2 = b.dim() == 1 ? b.unsqueeze(1) : b;
     Tensor g2 = b.dim() == 1 ? g.unsqueeze(-1) : g;
     if (a.dim() == 1) g2 = g2.unsqueeze(-2);
-    if (ctx->needs_input_grad(0)) grad_a = at::sum_to(op<Matmul>().call(g2, b2.mT()), a2.sizes()).view_as(a);
+    if (ctx->needs_input_grad(0)) grad_a = at::sum_to(op<Matmul>().call(g2, b2.mT()), a2.sym_sizes()).view_as(a);
     if (ctx->needs_input_grad(1)) {
       if (b.dim() <= 2) {  // one deep product instead of many products and a sum
-        const auto rows = [](const Tensor& t) {
-          return t.dim() == 2 ? t : t.reshape({c10::multiply_integers(t.sizes().slice(0, t.dim() - 1)), t.size(-1)});
-        };
+        const auto rows = [](const Tensor& t) { return t.dim() == 2 ? t : t.flatten(0, -2); };
         grad_b = op<Matmul>().call(rows(a2).t(), rows(g2)).view_as(b);
       } else {
-        grad_b = at::sum_to(op<Matmul>().call(a2.mT(), g2), b2.sizes());
+        grad_b = at::sum_to(op<Matmul>().call(a2.mT(), g2), b2.sym_sizes());
       }
     }
     return {grad_a, grad_b};
@@ -217,8 +215,8 @@ bool takes_addmm(const Tensor& input, const Tensor& a, const Tensor& b, const Sc
   if (!native("addmm", {&input, &a, &b})) return false;
   const auto real = [](const Scalar& s) { return s.isFloatingPoint() || s.isIntegral(false); };
   bool ok = Mm::valid(a, b) && input.dim() <= 2 && real(beta) && real(alpha);
-  if (ok && input.dim() >= 1) ok = input.size(-1) == 1 || input.size(-1) == b.size(1);
-  if (ok && input.dim() == 2) ok = input.size(0) == 1 || input.size(0) == a.size(0);
+  if (ok && input.dim() >= 1) ok = input.sym_size(-1) == 1 || input.sym_size(-1) == b.sym_size(1);
+  if (ok && input.dim() == 2) ok = input.sym_size(0) == 1 || input.sym_size(0) == a.sym_size(0);
   if (!ok) note_fallback("addmm", "shapes");
   return ok;
 }
@@ -243,7 +241,9 @@ struct AddmmFunction : Function<AddmmFunction> {
                         const Scalar& beta, const Scalar& alpha) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({a, b});
-    ctx->saved_data["sizes"] = input.sizes();
+    ctx->saved_data["dim"] = input.dim();
+    ctx->saved_data["one_row"] = input.dim() < 2 || input.sym_size(0) == 1;
+    ctx->saved_data["one_column"] = input.dim() < 1 || input.sym_size(-1) == 1;
     ctx->saved_data["beta"] = beta;
     ctx->saved_data["alpha"] = alpha;
     return addmm_op().call(input, a, b, beta, alpha);
@@ -254,7 +254,13 @@ struct AddmmFunction : Function<AddmmFunction> {
     const auto scaled = [](const Tensor& t, const Scalar& s) { return s.toDouble() == 1 ? t : t * s; };
     const Scalar alpha = ctx->saved_data["alpha"].toScalar(), beta = ctx->saved_data["beta"].toScalar();
     Tensor grad_input, grad_a, grad_b;
-    if (ctx->needs_input_grad(0)) grad_input = scaled(at::sum_to(g, ctx->saved_data["sizes"].toIntVector()), beta);
+    if (ctx->needs_input_grad(0)) {
+      Tensor sum = g;
+      if (ctx->saved_data["one_row"].toBool()) sum = sum.sum(0, true);
+      if (ctx->saved_data["one_column"].toBool()) sum = sum.sum(1, true);
+      for (int64_t d = ctx->saved_data["dim"].toInt(); d < 2; ++d) sum = sum.squeeze(0);
+      grad_input = scaled(sum, beta);
+    }
     if (ctx->needs_input_grad(1)) grad_a = scaled(op<Mm>().call(g, saved[1].t()), alpha);
     if (ctx->needs_input_grad(2)) grad_b = scaled(op<Mm>().call(saved[0].t(), g), alpha);
     return {grad_input, grad_a, grad_b, Tensor(), Tensor()};

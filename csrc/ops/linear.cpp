@@ -31,8 +31,8 @@ const auto& matmul_op() {
 
 // input [..., in], weight [out, in], bias [out] or undefined.
 bool valid(const Tensor& input, const Tensor& weight, const Tensor& bias) {
-  return input.dim() >= 1 && weight.dim() == 2 && input.size(-1) == weight.size(1) &&
-         (!bias.defined() || (bias.dim() == 1 && bias.size(0) == weight.size(0)));
+  return input.dim() >= 1 && weight.dim() == 2 && input.sym_size(-1) == weight.sym_size(1) &&
+         (!bias.defined() || (bias.dim() == 1 && bias.sym_size(0) == weight.sym_size(0)));
 }
 
 bool takes(const Tensor& input, const Tensor& weight, const Tensor& bias) {
@@ -67,12 +67,14 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias_
 Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, Mask mask) {
   Grads grads;
   auto& [grad_input, grad_weight, grad_bias] = grads;
-  TORCH_CHECK(valid(input, weight, {}) && grad_output.dim() == input.dim() && grad_output.size(-1) == weight.size(0),
+  TORCH_CHECK(valid(input, weight, {}) && grad_output.dim() == input.dim() && grad_output.size(-1) == weight.size(0) &&
+                  grad_output.sizes().slice(0, grad_output.dim() - 1) == input.sizes().slice(0, input.dim() - 1),
               "linear_backward: shapes do not match");
   if (!native("linear_backward", {&grad_output, &input, &weight})) {
-    const Tensor g = grad_output.reshape({-1, weight.size(0)});
+    const Tensor g = grad_output.dim() == 1 ? grad_output.unsqueeze(0) : grad_output.flatten(0, -2);
+    const Tensor x = input.dim() == 1 ? input.unsqueeze(0) : input.flatten(0, -2);
     if (mask[0]) grad_input = grad_output.matmul(weight);
-    if (mask[1]) grad_weight = g.t().mm(input.reshape({-1, weight.size(1)}));
+    if (mask[1]) grad_weight = g.t().mm(x);
     if (mask[2]) grad_bias = g.sum(0);
     return grads;
   }
@@ -134,13 +136,15 @@ struct LinearBackwardFunction : Function<LinearBackwardFunction> {
     for (int i = 0, next = 0; i < 3; ++i)
       if (ctx->saved_data[std::string(1, char('0' + i))].toBool()) v[i] = grads[next++];
     const Tensor &g = saved[0], &x = saved[1], &w = saved[2];
-    const auto rows = [](const Tensor& t) { return t.reshape({t.numel() / std::max<int64_t>(t.size(-1), 1), t.size(-1)}); };
+    const auto rows = [](const Tensor& t) { return t.dim() == 1 ? t.unsqueeze(0) : t.flatten(0, -2); };
     Tensor grad_g, grad_x, grad_w;
-    const auto add = [](Tensor& to, const Tensor& t) { to = to.defined() ? to + t : t; };
     if (ctx->needs_input_grad(0)) {
-      if (v[0].defined()) add(grad_g, forward_op().call(v[0], w, std::nullopt));
-      if (v[1].defined()) add(grad_g, forward_op().call(x, v[1], std::nullopt));
-      if (v[2].defined()) add(grad_g, v[2].expand_as(g));
+      if (v[1].defined()) grad_g = forward_op().call(x, v[1], v[2].defined() ? OptTensor(v[2]) : std::nullopt);
+      else if (v[2].defined()) grad_g = v[2].expand_as(g);
+      if (v[0].defined()) {
+        const Tensor part = forward_op().call(v[0], w, std::nullopt);
+        grad_g = grad_g.defined() ? grad_g + part : part;
+      }
     }
     if (ctx->needs_input_grad(1) && v[1].defined()) grad_x = matmul_op().call(g, v[1]);
     if (ctx->needs_input_grad(2) && v[0].defined()) grad_w = matmul_op().call(rows(g).t(), rows(v[0]));
