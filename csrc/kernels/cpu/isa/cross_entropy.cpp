@@ -81,7 +81,7 @@ FASTNN_INLINE acc_t<S> row_shares_loss(const Problem<S>& k, const S* x, const S*
   using A = acc_t<S>;
   using V = Vec<A>;
   V sum = V::zero();
-  for_vectors<V::N>(k.p.classes, [&](int64_t c, int lanes) {
+  for_vectors<V::N>(k.p.classes, [&](int64_t c, int lanes, int) {
     const V z = V::set1(log_sum) - (load_some(x + c, lanes, m) - V::set1(m));
     const V w = k.weight ? load_some(k.weight + c, lanes, A(0)) : V::set1(A(1));
     const V share = k.share(w, k.probabilities ? load_some(t + c, lanes, A(0)) : w);
@@ -91,30 +91,43 @@ FASTNN_INLINE acc_t<S> row_shares_loss(const Problem<S>& k, const S* x, const S*
   return reduce_add(sum);
 }
 
+// Up to N rows, one per lane once their classes are reduced.
 template <class S>
-FASTNN_INLINE void forward_row(const Problem<S>& k, int64_t row, Sums& sums) {
+FASTNN_INLINE void forward_rows(const Problem<S>& k, int64_t row, int count, Sums& sums) {
   using A = acc_t<S>;
+  using V = Vec<A>;
   const int64_t n = k.p.classes;
   const S* x = k.x + row * n;
-  int64_t t = 0;
-  if (!k.probabilities) t = k.class_of(row);
-  A loss = 0, m = 0, log_sum = 0;
-  if (t >= 0) {
-    m = row_max(x, n);
-    log_sum = log(row_sum_exp(x, n, m));
+  V m, sum;
+  if (n <= kGroupClasses) {
+    group_max_and_sum(x, n, count, m, sum);
+  } else {
+    A maxima[V::N] = {}, exps[V::N] = {};
+    for (int r = 0; r < count; ++r) {
+      maxima[r] = reduce_max(row_max(x + r * n, n));
+      exps[r] = reduce_add(row_sum_exp(x + r * n, n, maxima[r], [](int64_t, int, V) {}));
+    }
+    m = V::load(maxima);
+    sum = V::load(exps);
+  }
+  const V log_sum = log(sum);
+  store_some(m, k.maximum + row, count);
+  store_some(log_sum, k.log_sum + row, count);
+  for (int r = 0; r < count; ++r) {
+    const A of_m = k.maximum[row + r], of_log = k.log_sum[row + r];
+    A loss = 0;
     if (k.probabilities) {
-      loss = row_shares_loss(k, x, k.probabilities + row * n, m, log_sum);
-    } else {
+      loss = row_shares_loss(k, x + r * n, k.probabilities + (row + r) * n, of_m, of_log);
+    } else if (const int64_t t = k.class_of(row + r); t >= 0) {
       const A w = k.weight_of(t);
-      loss = k.keep * w * (log_sum - (to_acc(x[t]) - m));
-      if (k.p.label_smoothing != 0) loss += k.spread * row_shares_loss(k, x, static_cast<const S*>(nullptr), m, log_sum);
+      loss = k.keep * w * (of_log - (to_acc(x[r * n + t]) - of_m));
+      if (k.p.label_smoothing != 0)
+        loss += k.spread * row_shares_loss(k, x + r * n, static_cast<const S*>(nullptr), of_m, of_log);
       sums.weight += w;
     }
+    if (k.p.reduction == Reduction::none) static_cast<S*>(k.p.loss)[row + r] = from_acc<S>(loss);
+    sums.loss += loss;
   }
-  k.maximum[row] = m;
-  k.log_sum[row] = log_sum;
-  if (k.p.reduction == Reduction::none) static_cast<S*>(k.p.loss)[row] = from_acc<S>(loss);
-  sums.loss += loss;
 }
 
 template <class S>
@@ -130,13 +143,13 @@ FASTNN_INLINE void backward_row(const Problem<S>& k, int64_t row) {
   if (k.probabilities) {
     const S* t = k.probabilities + row * n;
     V vsum = V::zero();
-    for_vectors<V::N>(n, [&](int64_t c, int lanes) {
+    for_vectors<V::N>(n, [&](int64_t c, int lanes, int) {
       const V w = k.weight ? load_some(k.weight + c, lanes, A(0)) : V::set1(A(1));
       const V share = k.share(w, load_some(t + c, lanes, A(0)));
       vsum = vsum + (lanes == V::N ? share : first_lanes(share, lanes));
     });
     const V sum = V::set1(g * reduce_add(vsum));
-    for_vectors<V::N>(n, [&](int64_t c, int lanes) {
+    for_vectors<V::N>(n, [&](int64_t c, int lanes, int) {
       const V w = k.weight ? load_some(k.weight + c, lanes, A(0)) : V::set1(A(1));
       const V log_p = (load_some(x + c, lanes, m) - V::set1(m)) - V::set1(log_sum);
       const V share = k.share(w, load_some(t + c, lanes, A(0)));
@@ -147,19 +160,19 @@ FASTNN_INLINE void backward_row(const Problem<S>& k, int64_t row) {
   }
   const int64_t t = k.class_of(row);
   if (t < 0) {
-    for_vectors<V::N>(n, [&](int64_t c, int lanes) { store_some(V::zero(), dx + c, lanes); });
+    for_vectors<V::N>(n, [&](int64_t c, int lanes, int) { store_some(V::zero(), dx + c, lanes); });
     return;
   }
   const A kept = g * k.keep * k.weight_of(t), spread = g * k.spread;
   if (k.p.label_smoothing == 0) {
-    for_vectors<V::N>(n, [&](int64_t c, int lanes) {
+    for_vectors<V::N>(n, [&](int64_t c, int lanes, int) {
       store_some(exp((load_some(x + c, lanes, m) - V::set1(m)) - V::set1(log_sum)) * V::set1(kept), dx + c, lanes);
     });
     dx[t] = from_acc<S>((exp(V::set1((to_acc(x[t]) - m) - log_sum)).v[0] - A(1)) * kept);
     return;
   }
   const A of_p = kept + spread * k.weight_sum;
-  for_vectors<V::N>(n, [&](int64_t c, int lanes) {
+  for_vectors<V::N>(n, [&](int64_t c, int lanes, int) {
     const V w = k.weight ? load_some(k.weight + c, lanes, A(0)) : V::set1(A(1));
     const V y = exp((load_some(x + c, lanes, m) - V::set1(m)) - V::set1(log_sum)) * V::set1(of_p);
     store_some(y - V::set1(spread) * w, dx + c, lanes);
@@ -322,7 +335,7 @@ void forward(const CrossEntropyParams& p) {
       p,
       [&](int64_t begin, int64_t end, int64_t block) {
         Sums sums;
-        for (int64_t row = begin; row < end; ++row) forward_row(k, row, sums);
+        for (int64_t row = begin; row < end; row += N) forward_rows(k, row, int(min64(N, end - row)), sums);
         keep(block, sums);
       },
       [&](int64_t outer, int64_t begin, int64_t end, int64_t block) {

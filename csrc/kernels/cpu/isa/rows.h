@@ -1,33 +1,23 @@
-// Sweeps over one row of classes, or over N neighbouring columns of rows, shared by softmax and the losses.
+// Sweeps over rows of contiguous classes, shared by softmax and the losses.
 #pragma once
 #include "math.h"
 #include "simd.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
-// Applies f to each vector of N lanes along [0, count): f(offset, lanes), lanes == N but for the tail.
+constexpr int kUnroll = 4;  // independent accumulators that hide the latency of max and +
+
+// Applies f to each vector of N lanes along [0, count): f(offset, lanes, k), lanes == N but for the tail, k in
+// [0, kUnroll) the accumulator to use.
 template <int N, class F>
 FASTNN_INLINE void for_vectors(int64_t count, const F& f) {
   int64_t i = 0;
-  for (; i + N <= count; i += N) f(i, N);
-  if (i < count) f(i, int(count - i));
-}
-
-template <class S, class A = acc_t<S>>
-FASTNN_INLINE Vec<A> load_some(const S* p, int lanes, A fill) {
-  return lanes == Vec<A>::N ? Vec<A>::load(p) : Vec<A>::load_n(p, lanes, fill);
-}
-template <class S, class A>
-FASTNN_INLINE void store_some(Vec<A> v, S* p, int lanes) {
-  if (lanes == Vec<A>::N) v.store(p);
-  else v.store_n(p, lanes);
-}
-
-// The first `lanes` lanes, zero in the others.
-template <class A>
-FASTNN_INLINE Vec<A> first_lanes(Vec<A> v, int lanes) {
-  for (int i = 0; i < Vec<A>::N; ++i) v.v[i] = i < lanes ? v.v[i] : A(0);
-  return v;
+  for (; i + kUnroll * N <= count; i += kUnroll * N) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kUnroll; ++k) f(i + k * N, N, k);
+  }
+  for (; i + N <= count; i += N) f(i, N, 0);
+  if (i < count) f(i, int(count - i), 0);
 }
 
 // An integer in every lane.
@@ -37,25 +27,156 @@ FASTNN_INLINE typename Vec<A>::Int every_lane(int64_t i) {
   return typename Vec<A>::Int{} + Lane(i);
 }
 
+// A mask of the first n lanes.
 template <class A>
-constexpr A kNegInf = -__builtin_inf();
+FASTNN_INLINE typename Vec<A>::Int lanes_below(int64_t n) {
+  typename Vec<A>::Int iota;
+  for (int l = 0; l < Vec<A>::N; ++l) iota[l] = l;
+  return iota < every_lane<A>(n);
+}
 
+// The first `lanes` lanes, zero in the others.
+template <class A>
+FASTNN_INLINE Vec<A> first_lanes(Vec<A> v, int lanes) { return {lanes_below<A>(lanes) ? v.v : Vec<A>::zero().v}; }
+
+// load_n and store_n by masked instructions wherever the ISA has them.
 template <class S, class A = acc_t<S>>
-FASTNN_INLINE A row_max(const S* x, int64_t n) {
-  using V = Vec<A>;
-  V vmax = V::set1(kNegInf<A>);
-  for_vectors<V::N>(n, [&](int64_t i, int lanes) { vmax = max(load_some(x + i, lanes, kNegInf<A>), vmax); });
-  return reduce_max(vmax);
+FASTNN_INLINE Vec<A> load_first(const S* p, int64_t n, A fill) {
+#if defined(__AVX512F__)
+  const __mmask16 mask = __mmask16((1u << n) - 1);
+  if constexpr (__is_same(S, bf16)) {
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
+    return {(f32v)_mm512_mask_slli_epi32((__m512i)Vec<A>::set1(fill).v, mask, bits, 16)};
+  } else if constexpr (__is_same(S, f16)) {
+    return {_mm512_mask_cvtph_ps(Vec<A>::set1(fill).v, mask, _mm256_maskz_loadu_epi16(mask, p))};
+  }
+#elif defined(__AVX2__)
+  const auto mask = lanes_below<A>(n);
+  if constexpr (__is_same(S, float))
+    return {mask ? (f32v)_mm256_maskload_ps(p, (__m256i)mask) : Vec<A>::set1(fill).v};
+  else if constexpr (__is_same(S, double))
+    return {mask ? (f64v)_mm256_maskload_pd(p, (__m256i)mask) : Vec<A>::set1(fill).v};
+#endif
+  return Vec<A>::load_n(p, n, fill);
+}
+template <class S, class A>
+FASTNN_INLINE void store_first(Vec<A> v, S* p, int64_t n) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (__is_same(S, float)) return _mm256_maskstore_ps(p, (__m256i)lanes_below<A>(n), v.v);
+  else if constexpr (__is_same(S, double)) return _mm256_maskstore_pd(p, (__m256i)lanes_below<A>(n), v.v);
+#endif
+  v.store_n(p, n);
 }
 
 template <class S, class A = acc_t<S>>
-FASTNN_INLINE A row_sum_exp(const S* x, int64_t n, A m) {
+FASTNN_INLINE Vec<A> load_some(const S* p, int lanes, A fill) {
+  return lanes == Vec<A>::N ? Vec<A>::load(p) : load_first(p, lanes, fill);
+}
+template <class S, class A>
+FASTNN_INLINE void store_some(Vec<A> v, S* p, int lanes) {
+  if (lanes == Vec<A>::N) v.store(p);
+  else store_first(v, p, lanes);
+}
+
+template <class A>
+constexpr A kNegInf = -__builtin_inf();
+
+template <class V, class Op>
+FASTNN_INLINE V fold(const V (&v)[kUnroll], const Op& op) { return op(op(v[0], v[1]), op(v[2], v[3])); }
+
+// ---- one row -------------------------------------------------------------------------------------------------------
+
+// The largest value lane by lane; NaNs are forgotten (they come back through exp(NaN - max)).
+template <class S, class A = acc_t<S>>
+FASTNN_INLINE Vec<A> row_max(const S* x, int64_t n) {
   using V = Vec<A>;
-  V vsum = V::zero();
-  for_vectors<V::N>(n, [&](int64_t i, int lanes) {
-    vsum = vsum + exp(load_some(x + i, lanes, kNegInf<A>) - V::set1(m));
+  V m[kUnroll];
+  for (V& v : m) v = V::set1(kNegInf<A>);
+  for_vectors<V::N>(n, [&](int64_t i, int lanes, int k) { m[k] = max(load_some(x + i, lanes, kNegInf<A>), m[k]); });
+  return fold(m, [](V a, V b) { return max(a, b); });
+}
+
+// Calls f(offset, lanes, exp(x - m)) along the row and returns the sums of those lane by lane.
+template <class S, class A = acc_t<S>, class F>
+FASTNN_INLINE Vec<A> row_sum_exp(const S* x, int64_t n, A m, const F& f) {
+  using V = Vec<A>;
+  V sum[kUnroll] = {};
+  for_vectors<V::N>(n, [&](int64_t i, int lanes, int k) {
+    const V e = exp(load_some(x + i, lanes, kNegInf<A>) - V::set1(m));
+    f(i, lanes, e);
+    sum[k] = sum[k] + e;
   });
-  return reduce_add(vsum);
+  return fold(sum, [](V a, V b) { return a + b; });
+}
+
+// ---- N rows at once ------------------------------------------------------------------------------------------------
+
+template <int... J>
+struct Lanes {};
+template <int n, int... J>
+struct LanesTo : LanesTo<n - 1, n - 1, J...> {};
+template <int... J>
+struct LanesTo<0, J...> {
+  using type = Lanes<J...>;
+};
+
+// One level of the tree: lanes whose index has bit d clear come from a, the others from b, neighbours at distance d
+// reduced by op.
+template <int d, class V, class Op, int... J>
+FASTNN_INLINE V pair_lanes(V a, V b, const Op& op, Lanes<J...>) {
+  return op(V{__builtin_shufflevector(a.v, b.v, (J & d ? V::N + J - d : J)...)},
+            V{__builtin_shufflevector(a.v, b.v, (J & d ? V::N + J : J + d)...)});
+}
+
+// Lane r of the result is v[r] reduced over its lanes: N - 1 shuffled operations instead of N log2(N). Overwrites v.
+template <int d = 1, class V, class Op>
+FASTNN_INLINE V reduce_rows(V* v, const Op& op) {
+  if constexpr (d == V::N) {
+    return v[0];
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < V::N / (2 * d); ++i)
+      v[i] = pair_lanes<d>(v[2 * i], v[2 * i + 1], op, typename LanesTo<V::N>::type{});
+    return reduce_rows<2 * d>(v, op);
+  }
+}
+template <class V>
+FASTNN_INLINE V sum_rows(V* v) {
+  return reduce_rows(v, [](V a, V b) { return a + b; });
+}
+template <class V>
+FASTNN_INLINE V max_rows(V* v) {
+  return reduce_rows(v, [](V a, V b) { return max(a, b); });
+}
+
+// Rows up to this long are worth reducing N at a time: the group stays in L1.
+constexpr int64_t kGroupClasses = 128;
+
+// The row a lane of a group of `count` rows stands for: the last one again where there are fewer than N.
+FASTNN_INLINE int64_t group_row(int r, int count) { return r < count ? r : count - 1; }
+
+// Maximum and sum of exp(x - maximum) of `count` <= N rows of n classes, one row per lane.
+template <class S, class A = acc_t<S>>
+FASTNN_INLINE void group_max_and_sum(const S* x, int64_t n, int count, Vec<A>& m, Vec<A>& sum) {
+  using V = Vec<A>;
+  V v[V::N];
+  A of_row[V::N];
+  if (n <= V::N) {
+#pragma GCC unroll 16
+    for (int r = 0; r < V::N; ++r) v[r] = load_first(x + group_row(r, count) * n, n, kNegInf<A>);
+    m = max_rows(v);
+    m.store(of_row);
+#pragma GCC unroll 16
+    for (int r = 0; r < V::N; ++r)
+      v[r] = exp(load_first(x + group_row(r, count) * n, n, kNegInf<A>) - V::set1(of_row[r]));
+  } else {
+    for (int r = 0; r < V::N; ++r) v[r] = row_max(x + group_row(r, count) * n, n);
+    m = max_rows(v);
+    m.store(of_row);
+    for (int r = 0; r < V::N; ++r)
+      v[r] = row_sum_exp(x + group_row(r, count) * n, n, of_row[r], [](int64_t, int, V) {});
+  }
+  sum = sum_rows(v);
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -3,132 +3,230 @@
 
 #include "../../parallel.h"
 #include "isa.h"
-#include "math.h"
-#include "simd.h"
+#include "rows.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
 
-// Applies f to each vector of n lanes along [0, count): f(offset, lanes), lanes == N but for the tail.
-template <int N, class F>
-FASTNN_INLINE void for_vectors(int64_t count, const F& f) {
-  int64_t i = 0;
-  for (; i + N <= count; i += N) f(i, N);
-  if (i < count) f(i, int(count - i));
-}
-
-template <class S, class A = acc_t<S>>
-FASTNN_INLINE Vec<A> load_some(const S* p, int lanes, A fill) {
-  return lanes == Vec<A>::N ? Vec<A>::load(p) : Vec<A>::load_n(p, lanes, fill);
-}
-template <class S, class A>
-FASTNN_INLINE void store_some(Vec<A> v, S* p, int lanes) {
-  if (lanes == Vec<A>::N) v.store(p);
-  else v.store_n(p, lanes);
-}
-
-template <class A>
-constexpr A kNegInf = -__builtin_inf();
-
-// One contiguous row. Three sweeps over a row that stays in L1/L2: max, sum of exp, write.
+// exp(x - max) may wait in y for its scale where y does not round it.
 template <class S>
-void softmax_row(const S* x, S* y, int64_t n, bool log_form) {
+constexpr bool kKeepsExp = sizeof(S) > 2;
+
+// ---- rows: the classes of a row are contiguous ---------------------------------------------------------------------
+
+// One row: max; sum of exp; scale. The row stays in L1/L2 in between.
+template <class S>
+FASTNN_INLINE void softmax_row(const S* x, S* y, int64_t n, bool log_form) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  V vmax = V::set1(kNegInf<A>);
-  for_vectors<V::N>(n, [&](int64_t i, int lanes) { vmax = max(load_some(x + i, lanes, kNegInf<A>), vmax); });
-  const A m = reduce_max(vmax);
-  V vsum = V::zero();
-  for_vectors<V::N>(n, [&](int64_t i, int lanes) {
-    vsum = vsum + exp(load_some(x + i, lanes, kNegInf<A>) - V::set1(m));
-  });
-  const A sum = reduce_add(vsum);
+  const A m = reduce_max(row_max(x, n));
   if (log_form) {
-    const V shift = V::set1(log(sum));
-    for_vectors<V::N>(n, [&](int64_t i, int lanes) {
-      store_some((load_some(x + i, lanes, A(0)) - V::set1(m)) - shift, y + i, lanes);
+    const A log_sum = log(reduce_add(row_sum_exp(x, n, m, [](int64_t, int, V) {})));
+    for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
+      store_some((load_some(x + i, lanes, A(0)) - V::set1(m)) - V::set1(log_sum), y + i, lanes);
     });
-  } else {
-    const V scale = V::set1(A(1) / sum);
-    for_vectors<V::N>(n, [&](int64_t i, int lanes) {
-      store_some(exp(load_some(x + i, lanes, A(0)) - V::set1(m)) * scale, y + i, lanes);
-    });
+    return;
   }
+  const V sum = row_sum_exp(x, n, m, [&](int64_t i, int lanes, V e) {
+    if constexpr (kKeepsExp<S>) store_some(e, y + i, lanes);
+  });
+  const V scale = V::set1(A(1) / reduce_add(sum));
+  for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
+    const V e = kKeepsExp<S> ? load_some(y + i, lanes, A(0)) : exp(load_some(x + i, lanes, A(0)) - V::set1(m));
+    store_some(e * scale, y + i, lanes);
+  });
 }
 
-// N neighbouring columns of a [classes, inner] slab, each lane a row of its own.
+// N short rows at once: their maxima and sums are reduced together, one row per lane.
 template <class S>
-void softmax_columns(const S* x, S* y, int64_t n, int64_t inner, int lanes, bool log_form) {
+FASTNN_INLINE void softmax_group(const S* x, S* y, int64_t n, int count, bool log_form) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  V m = V::set1(kNegInf<A>);
-  for (int64_t c = 0; c < n; ++c) m = max(load_some(x + c * inner, lanes, A(0)), m);
-  V sum = V::zero();
-  for (int64_t c = 0; c < n; ++c) sum = sum + exp(load_some(x + c * inner, lanes, A(0)) - m);
-  if (log_form) {
-    V shift = sum;
-    for (int i = 0; i < V::N; ++i) shift.v[i] = log(sum.v[i]);
-    for (int64_t c = 0; c < n; ++c)
-      store_some((load_some(x + c * inner, lanes, A(0)) - m) - shift, y + c * inner, lanes);
-  } else {
-    const V scale = V::set1(A(1)) / sum;
-    for (int64_t c = 0; c < n; ++c)
-      store_some(exp(load_some(x + c * inner, lanes, A(0)) - m) * scale, y + c * inner, lanes);
+  V m, sum;
+  A maxima[V::N], of_row[V::N];
+  if (log_form || !kKeepsExp<S>) {
+    group_max_and_sum(x, n, count, m, sum);
+    m.store(maxima);
+    (log_form ? log(sum) : V::set1(A(1)) / sum).store(of_row);
+    for (int r = 0; r < count; ++r) {
+      for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
+        const V z = load_some(x + r * n + i, lanes, A(0)) - V::set1(maxima[r]);
+        store_some(log_form ? z - V::set1(of_row[r]) : exp(z) * V::set1(of_row[r]), y + r * n + i, lanes);
+      });
+    }
+    return;
+  }
+  V v[V::N];
+  if (n <= V::N) {  // one vector per row, in registers throughout
+    V e[V::N];
+#pragma GCC unroll 16
+    for (int r = 0; r < V::N; ++r) v[r] = e[r] = load_first(x + group_row(r, count) * n, n, kNegInf<A>);
+    max_rows(v).store(maxima);
+#pragma GCC unroll 16
+    for (int r = 0; r < V::N; ++r) v[r] = e[r] = exp(e[r] - V::set1(maxima[r]));
+    (V::set1(A(1)) / sum_rows(v)).store(of_row);
+#pragma GCC unroll 16
+    for (int r = 0; r < V::N; ++r) store_first(e[r] * V::set1(of_row[r]), y + group_row(r, count) * n, n);
+    return;
+  }
+  for (int r = 0; r < V::N; ++r) v[r] = row_max(x + group_row(r, count) * n, n);
+  max_rows(v).store(maxima);
+  for (int r = 0; r < V::N; ++r) {
+    S* out = y + group_row(r, count) * n;
+    v[r] = row_sum_exp(x + group_row(r, count) * n, n, maxima[r],
+                       [&](int64_t i, int lanes, V e) { store_some(e, out + i, lanes); });
+  }
+  (V::set1(A(1)) / sum_rows(v)).store(of_row);
+  for (int r = 0; r < count; ++r) {
+    for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
+      store_some(load_some(y + r * n + i, lanes, A(0)) * V::set1(of_row[r]), y + r * n + i, lanes);
+    });
   }
 }
 
 // softmax: dx = y (g - sum(g y));  log_softmax: dx = g - exp(y) sum(g).
-template <class S>
-void softmax_row_backward(const S* g, const S* y, S* dx, int64_t n, bool log_form) {
-  using A = acc_t<S>;
+template <class S, class A = acc_t<S>>
+FASTNN_INLINE Vec<A> row_backward_sum(const S* g, const S* y, int64_t n, bool log_form) {
   using V = Vec<A>;
-  V vsum = V::zero();
-  for_vectors<V::N>(n, [&](int64_t i, int lanes) {
-    const V gi = load_some(g + i, lanes, A(0));
-    vsum = log_form ? vsum + gi : fma(gi, load_some(y + i, lanes, A(0)), vsum);
-  });
-  const V sum = V::set1(reduce_add(vsum));
-  for_vectors<V::N>(n, [&](int64_t i, int lanes) {
-    const V gi = load_some(g + i, lanes, A(0)), yi = load_some(y + i, lanes, A(0));
-    store_some(log_form ? gi - exp(yi) * sum : yi * (gi - sum), dx + i, lanes);
-  });
+  V sum[kUnroll] = {};
+  if (log_form) {
+    for_vectors<V::N>(n, [&](int64_t i, int lanes, int k) { sum[k] = sum[k] + load_some(g + i, lanes, A(0)); });
+  } else {
+    for_vectors<V::N>(n, [&](int64_t i, int lanes, int k) {
+      sum[k] = fma(load_some(g + i, lanes, A(0)), load_some(y + i, lanes, A(0)), sum[k]);
+    });
+  }
+  return fold(sum, [](V a, V b) { return a + b; });
+}
+
+template <class S, class A = acc_t<S>>
+FASTNN_INLINE void row_backward_write(const S* g, const S* y, S* dx, int64_t n, A sum, bool log_form) {
+  using V = Vec<A>;
+  if (log_form) {
+    for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
+      const V e = exp(load_some(y + i, lanes, A(0)));
+      store_some(load_some(g + i, lanes, A(0)) - e * V::set1(sum), dx + i, lanes);
+    });
+  } else {
+    for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
+      store_some(load_some(y + i, lanes, A(0)) * (load_some(g + i, lanes, A(0)) - V::set1(sum)), dx + i, lanes);
+    });
+  }
 }
 
 template <class S>
-void softmax_columns_backward(const S* g, const S* y, S* dx, int64_t n, int64_t inner, int lanes, bool log_form) {
+FASTNN_INLINE void backward_group(const S* g, const S* y, S* dx, int64_t n, int count, bool log_form) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  V sum = V::zero();
+  V v[V::N];
+  A of_row[V::N];
+  for (int r = 0; r < V::N; ++r) {
+    const int64_t at = group_row(r, count) * n;
+    v[r] = row_backward_sum(g + at, y + at, n, log_form);
+  }
+  sum_rows(v).store(of_row);
+  for (int r = 0; r < count; ++r) row_backward_write(g + r * n, y + r * n, dx + r * n, n, of_row[r], log_form);
+}
+
+// ---- columns: every lane is a row, its classes `inner` apart --------------------------------------------------------
+
+// W vectors of neighbouring columns of a [classes, inner] slab; `lanes` of the last one count.
+template <int W, class S>
+FASTNN_INLINE void softmax_columns(const S* x, S* y, int64_t n, int64_t inner, int lanes, bool log_form) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const auto of = [&](int k) { return k == W - 1 ? lanes : V::N; };
+  V m[W], sum[W];
+#pragma GCC unroll 4
+  for (int k = 0; k < W; ++k) m[k] = V::set1(kNegInf<A>), sum[k] = V::zero();
   for (int64_t c = 0; c < n; ++c) {
-    const V gi = load_some(g + c * inner, lanes, A(0));
-    sum = log_form ? sum + gi : fma(gi, load_some(y + c * inner, lanes, A(0)), sum);
+#pragma GCC unroll 4
+    for (int k = 0; k < W; ++k) m[k] = max(load_some(x + c * inner + k * V::N, of(k), A(0)), m[k]);
   }
   for (int64_t c = 0; c < n; ++c) {
-    const V gi = load_some(g + c * inner, lanes, A(0)), yi = load_some(y + c * inner, lanes, A(0));
-    store_some(log_form ? gi - exp(yi) * sum : yi * (gi - sum), dx + c * inner, lanes);
+#pragma GCC unroll 4
+    for (int k = 0; k < W; ++k) {
+      const V e = exp(load_some(x + c * inner + k * V::N, of(k), A(0)) - m[k]);
+      if (kKeepsExp<S> && !log_form) store_some(e, y + c * inner + k * V::N, of(k));
+      sum[k] = sum[k] + e;
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < W; ++k) sum[k] = log_form ? log(sum[k]) : V::set1(A(1)) / sum[k];
+  for (int64_t c = 0; c < n; ++c) {
+#pragma GCC unroll 4
+    for (int k = 0; k < W; ++k) {
+      const int64_t at = c * inner + k * V::N;
+      V out;
+      if (log_form) out = (load_some(x + at, of(k), A(0)) - m[k]) - sum[k];
+      else if (kKeepsExp<S>) out = load_some(y + at, of(k), A(0)) * sum[k];
+      else out = exp(load_some(x + at, of(k), A(0)) - m[k]) * sum[k];
+      store_some(out, y + at, of(k));
+    }
+  }
+}
+
+template <int W, class S>
+FASTNN_INLINE void backward_columns(const S* g, const S* y, S* dx, int64_t n, int64_t inner, int lanes,
+                                    bool log_form) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const auto of = [&](int k) { return k == W - 1 ? lanes : V::N; };
+  V sum[W] = {};
+  for (int64_t c = 0; c < n; ++c) {
+#pragma GCC unroll 4
+    for (int k = 0; k < W; ++k) {
+      const V gi = load_some(g + c * inner + k * V::N, of(k), A(0));
+      sum[k] = log_form ? sum[k] + gi : fma(gi, load_some(y + c * inner + k * V::N, of(k), A(0)), sum[k]);
+    }
+  }
+  for (int64_t c = 0; c < n; ++c) {
+#pragma GCC unroll 4
+    for (int k = 0; k < W; ++k) {
+      const int64_t at = c * inner + k * V::N;
+      const V gi = load_some(g + at, of(k), A(0)), yi = load_some(y + at, of(k), A(0));
+      store_some(log_form ? gi - exp(yi) * sum[k] : yi * (gi - sum[k]), dx + at, of(k));
+    }
   }
 }
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-// Calls row(offset) for every row of classes, or columns(offset, lanes) for every group of neighbouring columns.
-template <int N, class Row, class Columns>
-void for_rows(const SoftmaxParams& p, const Row& row, const Columns& columns) {
-  constexpr int64_t kGrainElements = 1 << 14;
+constexpr int kColumnVectors = 4;  // neighbouring vectors of columns swept together: whole cache lines of a strided walk
+
+// Covers the input with calls of group(offset, rows) for up to N short rows, row(offset) for a long row, or
+// columns(offset, lanes) for up to kColumnVectors * N neighbouring columns.
+template <int N, class Group, class Row, class Columns>
+void for_rows(const SoftmaxParams& p, const Group& group, const Row& row, const Columns& columns) {
+  constexpr int64_t kGrainElements = 1 << 15;
   const int64_t grain = max64(1, kGrainElements / max64(1, p.classes));
-  if (p.inner == 1) {
+  if (p.inner == 1 && p.classes <= kGroupClasses) {
+    parallel_for(0, ceil_div(p.outer, N), ceil_div(grain, N), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) group(i * N * p.classes, int(min64(N, p.outer - i * N)));
+    });
+  } else if (p.inner == 1) {
     parallel_for(0, p.outer, grain, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) row(r * p.classes);
     });
-    return;
+  } else {
+    constexpr int64_t kWidth = kColumnVectors * N;
+    const int64_t strips = ceil_div(p.inner, kWidth);
+    parallel_for(0, p.outer * strips, ceil_div(grain, kWidth), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t column = i % strips * kWidth;
+        columns(i / strips * p.classes * p.inner + column, int(min64(kWidth, p.inner - column)));
+      }
+    });
   }
-  const int64_t groups = ceil_div(p.inner, N);
-  parallel_for(0, p.outer * groups, ceil_div(grain, N), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t column = i % groups * N;
-      columns(i / groups * p.classes * p.inner + column, int(min64(N, p.inner - column)));
-    }
-  });
+}
+
+// Calls f(Width<W>, offset, lanes): whole strips in one call, the rest of a row one vector at a time.
+template <int W>
+struct Width {};
+template <int N, class F>
+FASTNN_INLINE void for_strip(int64_t at, int columns, const F& f) {
+  if (columns == kColumnVectors * N) return f(Width<kColumnVectors>{}, at, N);
+  for (int i = 0; i < columns; i += N) f(Width<1>{}, at + i, int(min64(N, columns - i)));
 }
 
 }  // namespace
@@ -136,11 +234,17 @@ void for_rows(const SoftmaxParams& p, const Row& row, const Columns& columns) {
 Status softmax_forward(const SoftmaxParams& p) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
+    constexpr int N = Vec<acc_t<S>>::N;
     const S* x = static_cast<const S*>(p.input);
     S* y = static_cast<S*>(p.output);
-    for_rows<Vec<acc_t<S>>::N>(
-        p, [&](int64_t at) { softmax_row(x + at, y + at, p.classes, p.log); },
-        [&](int64_t at, int lanes) { softmax_columns(x + at, y + at, p.classes, p.inner, lanes, p.log); });
+    for_rows<N>(
+        p, [&](int64_t at, int rows) { softmax_group(x + at, y + at, p.classes, rows, p.log); },
+        [&](int64_t at) { softmax_row(x + at, y + at, p.classes, p.log); },
+        [&](int64_t strip, int columns) {
+          for_strip<N>(strip, columns, [&]<int W>(Width<W>, int64_t at, int lanes) {
+            softmax_columns<W>(x + at, y + at, p.classes, p.inner, lanes, p.log);
+          });
+        });
     return Status::ok;
   });
 }
@@ -148,13 +252,20 @@ Status softmax_forward(const SoftmaxParams& p) {
 Status softmax_backward(const SoftmaxParams& p) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
+    constexpr int N = Vec<acc_t<S>>::N;
     const S* g = static_cast<const S*>(p.grad_output);
     const S* y = static_cast<const S*>(p.result);
     S* dx = static_cast<S*>(p.grad_input);
-    for_rows<Vec<acc_t<S>>::N>(
-        p, [&](int64_t at) { softmax_row_backward(g + at, y + at, dx + at, p.classes, p.log); },
-        [&](int64_t at, int lanes) {
-          softmax_columns_backward(g + at, y + at, dx + at, p.classes, p.inner, lanes, p.log);
+    for_rows<N>(
+        p, [&](int64_t at, int rows) { backward_group(g + at, y + at, dx + at, p.classes, rows, p.log); },
+        [&](int64_t at) {
+          const auto sum = reduce_add(row_backward_sum(g + at, y + at, p.classes, p.log));
+          row_backward_write(g + at, y + at, dx + at, p.classes, sum, p.log);
+        },
+        [&](int64_t strip, int columns) {
+          for_strip<N>(strip, columns, [&]<int W>(Width<W>, int64_t at, int lanes) {
+            backward_columns<W>(g + at, y + at, dx + at, p.classes, p.inner, lanes, p.log);
+          });
         });
     return Status::ok;
   });

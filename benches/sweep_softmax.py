@@ -1,0 +1,116 @@
+"""Sweep of softmax, log_softmax and cross_entropy against eager torch: ratio, spread, bandwidth, page faults.
+
+python benches/sweep_softmax.py [--threads 1] [--seconds 0.3] [--only cross_entropy] [--json results.json]
+"""
+
+import argparse
+import json
+import math
+import resource
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+import fastnn
+from fastnn.bench import compare
+
+ROWS = [(64, 10), (256, 10), (1024, 64), (128, 1000), (32, 32000), (8, 8, 128, 128)]
+LOSSES = [(64, 10), (256, 10), (128, 100), (128, 1000), (32, 32000), (512, 32000), (4, 21, 64, 64)]
+
+
+def softmax_cases():
+    for op in ("softmax", "log_softmax"):
+        for shape, dim in [*((s, -1) for s in ROWS), ((4, 21, 64, 64), 1)]:
+            x = torch.randn(shape)
+            y = getattr(torch, op)(x, dim)
+            g = torch.randn(shape)
+            x_grad = x.clone().requires_grad_()
+
+            def forward(f, x=x, dim=dim):
+                with torch.no_grad():
+                    return f(x, dim)
+
+            def train(f, x=x_grad, dim=dim, g=g):
+                out = f(x, dim)
+                return (out, *torch.autograd.grad(out, x, g))
+
+            # Bytes: forward reads x, writes y; backward reads g and y, writes dx.
+            for mode, call, tensors in (("forward", forward, 2), ("train", train, 5)):
+                ours, theirs = getattr(fastnn.functional, op), getattr(F, op)
+                yield f"{op} {mode}", shape, dim, lambda c=call, f=ours: c(f), lambda c=call, f=theirs: c(f), (
+                    tensors * y.numel() * y.element_size()
+                )
+
+
+def loss_cases():
+    for shape in LOSSES:
+        x = torch.randn(shape, requires_grad=True)
+        t = torch.randint(shape[1], (shape[0], *shape[2:]))
+
+        def train(f, x=x, t=t):
+            loss = f(x, t)
+            return loss, *torch.autograd.grad(loss, x)
+
+        # Bytes: forward reads x; backward reads x, writes dx.
+        yield "cross_entropy train", shape, 1, lambda c=train: c(fastnn.functional.cross_entropy), (
+            lambda c=train: c(F.cross_entropy)
+        ), 3 * x.numel() * 4
+
+
+def check(ours, theirs):
+    """Results are compared before they are timed."""
+    a, b = ours(), theirs()
+    for p, q in zip(*(r if isinstance(r, tuple) else (r,) for r in (a, b)), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def page_faults(function):
+    function()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    function()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=0.3, help="per case")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--json", help="write the rows to this file too")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+
+    columns = ["case", "shape", "dim", "ours us", "torch us", "ratio", "p20", "p80", "GB/s", "faults", "torch's"]
+    table = Table(*columns, title=f"torch {torch.__version__}, {fastnn._C.isa()}, {options.threads} thread(s)")
+    rows, groups = [], {}
+    for case, shape, dim, ours, theirs, size in [*softmax_cases(), *loss_cases()]:
+        if options.only not in case:
+            continue
+        check(ours, theirs)
+        r = compare(ours, theirs, min_pairs=10, seconds=options.seconds)
+        row = [
+            case, "x".join(map(str, shape)), dim, round(r.ours * 1e6, 2), round(r.reference * 1e6, 2),
+            round(r.ratio, 2), round(r.p20, 2), round(r.p80, 2), round(size / r.ours / 1e9, 1),
+            page_faults(ours), page_faults(theirs),
+        ]  # fmt: skip
+        rows.append(dict(zip(columns, row, strict=True)))
+        table.add_row(*map(str, row))
+        groups.setdefault(case, []).append(r.ratio)
+    console = Console(width=120)
+    console.print(table)
+    summary = {}
+    for name, ratios in groups.items():
+        geomean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        summary[name] = {"geomean": round(geomean, 2), "worst": round(min(ratios), 2)}
+        console.print(f"{name}: geomean x{geomean:.2f}, worst x{min(ratios):.2f}")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"threads": options.threads, "isa": fastnn._C.isa(), "torch": torch.__version__,
+                       "summary": summary, "rows": rows}, file, indent=1)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""What the cases do not show of cross_entropy, nll_loss and softmax: memory, reuse, threads, modules, autocast, ulps."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as T
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastnn
+from fastnn import functional as F
+
+LOSSES = [fastnn.functional.cross_entropy, fastnn.functional.nll_loss]
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of the storages that ops made, each counted once."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in torch.utils._pytree.tree_leaves(out):
+            if isinstance(t, torch.Tensor):
+                self.storages[t.untyped_storage()._cdata] = (t.untyped_storage(), t.untyped_storage().nbytes())
+        return out
+
+    @property
+    def bytes(self):
+        return sum(size for _, size in self.storages.values())
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"label_smoothing": 0.1, "ignore_index": 3}, {"weight": torch.rand(4000)}])
+def test_one_logits_sized_buffer(kwargs):
+    x, target = torch.randn(64, 4000, requires_grad=True), torch.randint(4000, (64,))
+
+    def allocated(function):
+        with Allocations() as mode:
+            torch.autograd.grad(function(x, target, **kwargs), x)
+        return mode.bytes / (x.numel() * 4)
+
+    assert allocated(F.cross_entropy) < 1.01
+    assert allocated(F.cross_entropy) <= allocated(T.cross_entropy) / 2
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_second_backward_and_double_use(reduction):
+    x, target = torch.randn(9, 33, dtype=torch.float64, requires_grad=True), torch.randint(33, (9,))
+    loss = F.cross_entropy(x, target, reduction=reduction)
+    reference = T.cross_entropy(x, target, reduction=reduction)
+    for scale in (1.0, -2.5):
+        seed = torch.full_like(loss, scale)
+        ours, = torch.autograd.grad(loss, x, seed, retain_graph=True)
+        theirs, = torch.autograd.grad(reference, x, seed, retain_graph=True)
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_logits_changed_in_place_is_an_error():
+    x = torch.randn(4, 5, requires_grad=True) * 1.0
+    loss = F.cross_entropy(x, torch.zeros(4, dtype=torch.int64))
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("shape", [(300, 10), (65, 1000), (2, 40000), (3, 21, 50, 41)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_for_every_thread_count(shape, dtype):
+    x = torch.randn(shape).to(dtype).requires_grad_()
+    target = torch.randint(shape[1], (shape[0], *shape[2:]))
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            log_p = F.log_softmax(x, 1)
+            losses = [F.cross_entropy(x, target, label_smoothing=0.1), F.nll_loss(log_p, target), F.softmax(x, 1).sum()]
+            results.append([log_p, *losses, *(torch.autograd.grad(loss, x)[0] for loss in losses)])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "expanded"])
+def test_layouts(loss, layout):
+    reference = getattr(T, loss.__name__)
+    if layout == "channels_last":
+        x = torch.randn(2, 5, 4, 3).contiguous(memory_format=torch.channels_last)
+    elif layout == "transposed":
+        x = torch.randn(2, 7, 5).transpose(1, 2)
+    else:
+        x = torch.randn(2, 5, 1).expand(2, 5, 6)
+    target = torch.randint(5, (2, *x.shape[2:]))
+    ours, theirs = (v.detach().clone(memory_format=torch.preserve_format).requires_grad_() for v in (x, x))
+    g, = torch.autograd.grad(loss(ours, target), ours)
+    # torch's own 4-D nll_loss raises in backward for channels_last.
+    e, = torch.autograd.grad(reference(theirs.contiguous(), target), theirs)
+    torch.testing.assert_close(g, e)
+    if layout != "expanded":
+        assert g.stride() == x.stride()
+    assert fastnn.fallbacks() == {}
+
+
+def test_uint8_targets():
+    x, target = torch.randn(6, 300), torch.tensor([0, 1, 255, 7, 100, 4], dtype=torch.uint8)
+    for loss in LOSSES:
+        torch.testing.assert_close(loss(x, target), getattr(T, loss.__name__)(x, target))
+        torch.testing.assert_close(loss(x, target, ignore_index=7), getattr(T, loss.__name__)(x, target, ignore_index=7))
+    assert fastnn.fallbacks() == {}
+
+
+@pytest.mark.parametrize("kwargs", [{"size_average": False}, {"reduce": False}, {"size_average": True, "reduce": True}])
+@pytest.mark.filterwarnings("ignore:size_average and reduce")
+def test_deprecated_arguments(kwargs):
+    x, target = torch.randn(4, 5), torch.randint(5, (4,))
+    for loss, module in zip(LOSSES, ("CrossEntropyLoss", "NLLLoss"), strict=True):
+        expected = getattr(T, loss.__name__)(x, target, **kwargs)
+        torch.testing.assert_close(loss(x, target, **kwargs), expected)
+        torch.testing.assert_close(getattr(fastnn, module)(**kwargs)(x, target), expected)
+
+
+def test_modules():
+    x, target, weight = torch.randn(6, 5), torch.randint(5, (6,)), torch.rand(5)
+    for name, extra in (("CrossEntropyLoss", {"label_smoothing": 0.2}), ("NLLLoss", {})):
+        ours, theirs = (
+            getattr(n, name)(weight=weight, ignore_index=2, reduction="sum", **extra) for n in (fastnn, torch.nn)
+        )
+        torch.testing.assert_close(ours(x, target), theirs(x, target))
+        assert repr(ours) == repr(theirs)
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+def test_autocast_computes_in_float32(loss):
+    x = torch.randn(4, 5, dtype=torch.bfloat16, requires_grad=True)
+    target = torch.randint(5, (4,))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = loss(x, target), getattr(T, loss.__name__)(x, target)
+    assert ours.dtype == theirs.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs)
+    assert torch.autograd.grad(ours, x)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("shape", [(4, 6), (4, 200), (4, 6, 3)], ids=str)
+def test_infinite_and_nan_logits(value, shape):
+    x = torch.randn(shape)
+    x[1, 2] = value
+    x[2] = value
+    target = torch.zeros(shape[0], *shape[2:], dtype=torch.int64)
+    for op in ("softmax", "log_softmax"):
+        torch.testing.assert_close(getattr(F, op)(x, 1), getattr(T, op)(x, 1), equal_nan=True)
+    ours, theirs = (f(x, target, reduction="none") for f in (F.cross_entropy, T.cross_entropy))
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+# ---- exp and log, seen through softmax -----------------------------------------------------------------------------
+
+
+def ulps(ours, exact):
+    """Largest error in units in the last place of the exact value."""
+    eps, tiny = torch.finfo(ours.dtype).eps, torch.finfo(ours.dtype).tiny
+    exact = exact.to(torch.float64)
+    unit = torch.exp2(exact.abs().clamp(min=tiny).log2().floor()) * eps
+    return ((ours.double() - exact).abs() / unit).max().item()
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+def test_exp_within_one_ulp(isa):
+    fastnn._C.set_isa(isa)
+    y = torch.empty(1 << 16, 2).uniform_(-87, 88)
+    g = torch.tensor([0.0, 1.0]).expand_as(y).contiguous()
+    e = -torch.ops.fastnn.log_softmax_backward(g, y, 1)[:, 0]  # g_0 - exp(y_0) sum(g) = -exp(y_0)
+    # Two roundings per step in the baseline, one (FMA) elsewhere.
+    assert ulps(e, y[:, 0].double().exp()) <= (1.0 if isa != "baseline" else 2.0)
+    edge = torch.tensor([-math.inf, math.inf, math.nan, -200.0, 200.0, -100.0, 0.0])
+    y = torch.stack([edge, torch.zeros(7)], 1)
+    e = -torch.ops.fastnn.log_softmax_backward(g[:7].contiguous(), y, 1)[:, 0]
+    torch.testing.assert_close(e, edge.exp(), equal_nan=True, rtol=1e-6, atol=2e-45)
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+def test_float64_exp_and_log(isa):
+    fastnn._C.set_isa(isa)
+    y = torch.empty(1 << 14, 2, dtype=torch.float64).uniform_(-700, 700)
+    g = torch.tensor([0.0, 1.0], dtype=torch.float64).expand_as(y).contiguous()
+    e = -torch.ops.fastnn.log_softmax_backward(g, y, 1)[:, 0]
+    # libm's own exp is within one ulp of the truth.
+    assert ulps(e, y[:, 0].exp()) <= (2.5 if isa != "baseline" else 4)
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("inner", [1, 19])
+def test_log_within_one_ulp(isa, dtype, inner):
+    fastnn._C.set_isa(isa)
+    for n in [*range(1, 130), 1000, 4096, 99991]:
+        ours = -F.log_softmax(torch.zeros(1, n, inner, dtype=dtype), 1)[0, 0]
+        assert ulps(ours, torch.full_like(ours, math.log(n), dtype=torch.float64)) <= 1.5
