@@ -45,7 +45,7 @@ def test_module_is_its_namesake_with_the_same_signatures(name):
     assert list(inspect.signature(ours.forward).parameters) == list(inspect.signature(theirs.forward).parameters)
 
 
-@pytest.mark.parametrize("name", fastnn.optim.__all__)
+@pytest.mark.parametrize("name", [name for name in fastnn.optim.__all__ if hasattr(torch.optim, name)])
 def test_optimizer_is_its_namesake_with_the_same_signatures(name):
     ours, theirs = getattr(fastnn.optim, name), getattr(torch.optim, name)
     assert issubclass(ours, theirs)
