@@ -26,7 +26,7 @@ def add_options(parser):
     option("--epochs", type=positive_int, metavar="N", help="default: 60 for digits, 2 for mnist")
     option("--batch-size", type=positive_int, default=64, metavar="N", help="default: 64")
     option("--optimizer", choices=list(OPTIMIZERS), default="sgd", help="default: sgd, with momentum 0.5")
-    option("--lr", type=positive_float, help="learning rate; default: 0.01 for sgd, 0.001 for the others")
+    option("--lr", type=positive_float, help="learning rate; default: the optimizer's, 0.01 for sgd")
     option("--dtype", choices=list(DTYPES), default="float32", help="default: float32")
     option("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     option("--threads", type=positive_int, default=1, metavar="N", help="CPU threads; default: 1")

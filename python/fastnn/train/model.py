@@ -45,6 +45,9 @@ OPTIMIZERS = {
     "sgd": ("SGD", {"lr": 0.01, "momentum": 0.5}),
     "adam": ("Adam", {"lr": 0.001}),
     "adamw": ("AdamW", {"lr": 0.001}),
+    "adagrad": ("Adagrad", {"lr": 0.01}),
+    "adadelta": ("Adadelta", {"lr": 1.0}),
+    "rmsprop": ("RMSprop", {"lr": 0.001}),
 }
 
 
