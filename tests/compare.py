@@ -2,6 +2,8 @@
 
 import torch
 from cases import differentiable, tensors
+
+import fastnn
 from fastnn import _build
 
 # Tests that name a device run once per entry: on CUDA too where this build has CUDA kernels and a GPU is present.
@@ -67,8 +69,12 @@ def assert_close(ours, torchs, exact, dtype, what):
 
 
 def compare(case, dtype, layout="contiguous", device="cpu"):
-    """Runs a case on fastnn, on torch, and on torch in float64, and compares outputs, gradients and arguments."""
-    ours = run(case.fast, case, dtype, layout, device=device)
+    """Runs a case on fastnn, on torch, and on torch in float64, and compares outputs, gradients and arguments.
+
+    Convolutions run in strict mode here; test_conv2d_algorithms.py holds Winograd to its own bound.
+    """
+    with fastnn.set_strict_conv(True):
+        ours = run(case.fast, case, dtype, layout, device=device)
     torchs = run(case.reference, case, dtype, layout, device=device)
     exact = run(case.reference, case, dtype, layout, upcast=True, device=device)
     for part, a, b, c in zip(("output", "gradient", "argument"), ours, torchs, exact, strict=True):

@@ -11,6 +11,7 @@ enum class Conv2dAlgorithm : uint8_t {
   reference,  // plain loops over strides: anything, slowly
   shift,      // a padded band of the image read at one shifted address per tap
   winograd,   // F(4x4, 3x3): a quarter of the multiplications, float32 only
+  depthwise,  // channels in the vector lanes: one input and one output channel per group
   aten,       // measured: torch's own kernel is faster here
 };
 const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm);
@@ -49,6 +50,12 @@ Conv2dAlgorithm conv2d_choose(const Conv2dParams& p);
 int64_t conv2d_workspace(const Conv2dParams& p);
 // Runs p.pass by p.algorithm.
 Status conv2d(const Conv2dParams& p);
+
+// Strict mode never chooses Winograd, whose rounding error is larger than a plain sum's. Returns the mode before.
+bool conv2d_set_strict(bool strict);
+// For tests and measurements: choose this algorithm wherever it takes the shape (by name; "" ends it). False when there
+// is no such algorithm.
+bool conv2d_force(const char* name);
 // grad_bias alone, where grad_weight is not wanted.
 Status conv2d_grad_bias(const Conv2dParams& p);
 }  // namespace cpu

@@ -317,8 +317,7 @@ Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Te
   return backward_op().call(grad_output, input, weight, stride, padding, dilation, groups, mask);
 }
 
-// ---- autocast: convolutions run in the autocast dtype
-// ----------------------------------------------------------------
+// ---- autocast: convolutions run in the autocast dtype ---------------------------------------------------------------
 
 template <c10::DeviceType kDevice>
 Tensor forward_autocast(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
@@ -381,6 +380,8 @@ void bind(pybind11::module_& m) {
          int64_t groups) { return forward_op().call(input, weight, bias, stride, padding, dilation, groups); },
       release_gil());
   m.def("conv2d_algorithm", algorithm);
+  m.def("conv2d_set_strict", cpu::conv2d_set_strict);
+  m.def("conv2d_force", [](const std::string& name) { return cpu::conv2d_force(name.c_str()); });
 }
 const Bindings bindings(bind);
 

@@ -7,13 +7,15 @@ _C = _load()
 from fastnn import _fake, functional, optim  # noqa: E402
 from fastnn.convert import convert, disabled, report, revert  # noqa: E402
 from fastnn.info import fallbacks  # noqa: E402
+from fastnn.precision import set_strict_conv  # noqa: E402
 from fastnn.modules import *  # noqa: E402,F403
 from fastnn.modules import __all__ as _module_names  # noqa: E402
 from fastnn.optim import clip_grad_norm_  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
-    "clip_grad_norm_", "convert", "disabled", "fallbacks", "functional", "optim", "report", "revert", *_module_names
-]
+    "clip_grad_norm_", "convert", "disabled", "fallbacks", "functional", "optim", "report", "revert",
+    "set_strict_conv", *_module_names,
+]  # fmt: skip
 
 del _fake

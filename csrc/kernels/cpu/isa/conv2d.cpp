@@ -168,7 +168,8 @@ void fill_zero(const ConvProblem& d) {
 template <class S>
 int64_t problem_workspace(const ConvProblem& d, const Conv2dParams& p) {
   const int64_t workers = num_threads();
-  if (p.algorithm == Conv2dAlgorithm::winograd) return winograd_workspace(d, workers);
+  if (p.algorithm == Conv2dAlgorithm::winograd)
+    return p.pass == Conv2dPass::grad_weight ? winograd_grad_workspace(d, workers) : winograd_workspace(d, workers);
   return p.pass == Conv2dPass::grad_weight ? shift_grad_workspace<S>(d, workers) : shift_workspace<S>(d, workers);
 }
 
@@ -178,6 +179,9 @@ void run_problem(const ConvProblem& d, const Conv2dParams& p, int64_t group) {
   char* workspace = static_cast<char*>(p.workspace);
   if (p.pass == Conv2dPass::grad_weight) {
     S* bias = p.grad_bias ? static_cast<S*>(p.grad_bias) + group * d.k : nullptr;
+    if constexpr (__is_same(S, float))
+      if (p.algorithm == Conv2dAlgorithm::winograd)
+        return winograd_grad_weight(d, static_cast<S*>(const_cast<void*>(d.weight)), bias, workers, workspace);
     return shift_grad_weight<S>(d, static_cast<S*>(const_cast<void*>(d.weight)), bias, workers, workspace);
   }
   if (p.algorithm == Conv2dAlgorithm::winograd) return winograd_forward(d, workers, workspace);
@@ -197,6 +201,7 @@ Status conv2d_grad_bias(const Conv2dParams& p) {
 
 int64_t conv2d_workspace(const Conv2dParams& p) {
   if (p.algorithm == Conv2dAlgorithm::reference || p.algorithm == Conv2dAlgorithm::aten) return 0;
+  if (p.algorithm == Conv2dAlgorithm::depthwise) return conv2d_depthwise_workspace(p);
   int64_t bytes = 0;
   dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
@@ -210,6 +215,10 @@ int64_t conv2d_workspace(const Conv2dParams& p) {
 
 Status conv2d(const Conv2dParams& p) {
   if (p.algorithm == Conv2dAlgorithm::reference) return conv2d_reference(p);
+  if (p.algorithm == Conv2dAlgorithm::depthwise) {
+    if (p.pass == Conv2dPass::grad_weight && p.grad_bias) conv2d_grad_bias(p);
+    return conv2d_depthwise(p);
+  }
   if (p.algorithm == Conv2dAlgorithm::aten) return Status::invalid_argument;  // the ops layer's business
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;

@@ -77,7 +77,8 @@ ShiftPlan make_plan(const ConvProblem& d) {
   s.taps = d.c * d.r * d.s;
   s.half = d.q <= N / 2 && d.p > 1;
   s.in_place = __is_same(S, A) && d.stride_h == 1 && d.stride_w == 1 && d.pad_h == 0 && d.pad_w == 0 && d.xw == 1 &&
-               d.xh == s.pitch && d.w == s.pitch && d.h == d.p + s.reach_h && d.xc == d.h * d.w;
+               d.xh == s.pitch && d.w == s.pitch && d.h == d.p + s.reach_h && d.xc == d.h * d.w &&
+               d.c * d.h * d.w * int64_t(sizeof(A)) <= 2 * kBandBytes;  // beyond that, a copied band that stays in L2
   const int64_t row = d.c * s.phases_h * s.phases_w * s.pitch * int64_t(sizeof(A));
   const int64_t rows = s.in_place ? d.p : max64(2, kBandBytes / max64(1, row) - s.reach_h);
   s.bands = max64(1, ceil_div(d.p, rows));

@@ -1,4 +1,4 @@
-// Transposing blocks of N x N floats between [channel][pixel] and [pixel][channel].
+// Transposing blocks of N x N elements between [channel][pixel] and [pixel][channel], converting 16-bit types on the way.
 #pragma once
 #include "simd.h"
 
@@ -39,12 +39,11 @@ FASTNN_INLINE void transpose_registers(__m512 r[16]) {
 
 // to[pixel][lane] = from[lane * lane_stride + pixel * pixel_stride], `lanes` by `pixels`, other lanes zero. Pixels past
 // the last are written too (all N rows of `to` must exist).
-FASTNN_INLINE void transpose_block(const float* from, int64_t lane_stride, int64_t pixel_stride, int lanes, int pixels,
-                                   float* to) {
-  using V = Vec<float>;
-  constexpr int N = V::N;
+template <class S, class A>
+FASTNN_INLINE void transpose_block(const S* from, int64_t lane_stride, int64_t pixel_stride, int lanes, int pixels, A* to) {
+  constexpr int N = Vec<A>::N;
 #if defined(__AVX512F__)
-  if (pixel_stride == 1) {
+  if constexpr (__is_same(S, float)) if (pixel_stride == 1) {
     __m512 r[16];
     const __mmask16 mask = __mmask16((1u << pixels) - 1);
 #pragma GCC unroll 16
@@ -58,16 +57,15 @@ FASTNN_INLINE void transpose_block(const float* from, int64_t lane_stride, int64
 #endif
   for (int i = 0; i < N; ++i)
     for (int l = 0; l < N; ++l)
-      to[i * N + l] = i < pixels && l < lanes ? from[l * lane_stride + i * pixel_stride] : 0.f;
+      to[i * N + l] = i < pixels && l < lanes ? to_acc(from[l * lane_stride + i * pixel_stride]) : A(0);
 }
 
 // to[lane * lane_stride + pixel * pixel_stride] = from[pixel][lane], `lanes` by `pixels`; nothing else is written.
-FASTNN_INLINE void untranspose_block(const float* from, float* to, int64_t lane_stride, int64_t pixel_stride, int lanes,
-                                     int pixels) {
-  using V = Vec<float>;
-  constexpr int N = V::N;
+template <class S, class A>
+FASTNN_INLINE void untranspose_block(const A* from, S* to, int64_t lane_stride, int64_t pixel_stride, int lanes, int pixels) {
+  constexpr int N = Vec<A>::N;
 #if defined(__AVX512F__)
-  if (pixel_stride == 1) {
+  if constexpr (__is_same(S, float)) if (pixel_stride == 1) {
     __m512 r[16];
     const __mmask16 mask = __mmask16((1u << pixels) - 1);
 #pragma GCC unroll 16
@@ -80,7 +78,7 @@ FASTNN_INLINE void untranspose_block(const float* from, float* to, int64_t lane_
   }
 #endif
   for (int i = 0; i < pixels; ++i)
-    for (int l = 0; l < lanes && l < N; ++l) to[l * lane_stride + i * pixel_stride] = from[i * N + l];
+    for (int l = 0; l < lanes && l < N; ++l) to[l * lane_stride + i * pixel_stride] = from_acc<S>(from[i * N + l]);
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

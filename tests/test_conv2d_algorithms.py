@@ -1,0 +1,93 @@
+"""Every convolution algorithm on every case it takes, and the rounding bound of Winograd."""
+
+import pytest
+import torch
+from cases import CONV2D
+from compare import compare
+from torch.nn.functional import conv2d as torch_conv2d
+
+import fastnn
+
+F32 = [c for c in CONV2D if c.args[0].shape[0] > 0]
+
+
+@pytest.fixture
+def forced():
+    """A function that forces an algorithm by name until the test ends."""
+    yield fastnn._C.conv2d_force
+    fastnn._C.conv2d_force("")
+
+
+@pytest.mark.parametrize("algorithm", ["reference", "shift", "depthwise"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", F32, ids=lambda c: c.name)
+def test_plain_sums(case, layout, algorithm, forced):
+    assert forced(algorithm)
+    compare(case, torch.float32, layout)
+
+
+def test_unknown_algorithm_is_refused(forced):
+    assert not forced("wavelet")
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+def test_winograd_bound_on_random_shapes(isa, forced):
+    """|error| <= 2**-17 * max(conv(|x|, |w|)) for the output and, with their own factors, both gradients."""
+    assert fastnn._C.set_isa(isa) and forced("winograd")
+    generator = torch.Generator().manual_seed(3)
+
+    def pick(low, high):
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    for i in range(200):
+        n, c, k = pick(1, 3), pick(1, 40), pick(1, 40)
+        h, w, padding = pick(3, 20), pick(3, 20), (pick(0, 2), pick(0, 2))
+        format = torch.channels_last if i % 3 == 0 else torch.contiguous_format
+        x = torch.randn(n, c, h, w, generator=generator).contiguous(memory_format=format).requires_grad_()
+        weight = torch.randn(k, c, 3, 3, generator=generator).requires_grad_()
+        bias = torch.randn(k, generator=generator).requires_grad_()
+        args = ([1, 1], list(padding), [1, 1], 1)
+        for which in ("forward", "grad_input", "grad_weight"):
+            assert fastnn._C.conv2d_algorithm(x, weight, *args, which) == "winograd"
+        y = fastnn.functional.conv2d(x, weight, bias, padding=padding)
+        g = torch.randn(y.shape, generator=generator)
+        ours = [y, *torch.autograd.grad(y, (x, weight, bias), g)]
+
+        def exact(x, weight, bias, g):
+            x, weight, bias = (t.detach().double().requires_grad_() for t in (x, weight, bias))
+            y = torch_conv2d(x, weight, bias, padding=padding)
+            return [y, *torch.autograd.grad(y, (x, weight, bias), g.double())]
+
+        results = exact(x, weight, bias, g)
+        scales = exact(x.abs(), weight.abs(), bias.abs(), g.abs())
+        for a, b, s in zip(ours, results, scales, strict=True):
+            assert (a - b).abs().max() <= 2**-17 * s.abs().max(), (n, c, k, h, w, padding)
+
+
+def test_strict_mode_never_chooses_winograd():
+    x, w = torch.randn(1, 64, 20, 20), torch.randn(64, 64, 3, 3)
+    args = (x, w, [1, 1], [1, 1], [1, 1], 1)
+    passes = ("forward", "grad_input", "grad_weight")
+    assert {fastnn._C.conv2d_algorithm(*args, p) for p in passes} == {"winograd"}
+    with fastnn.set_strict_conv(True):
+        assert "winograd" not in {fastnn._C.conv2d_algorithm(*args, p) for p in passes}
+    assert fastnn._C.conv2d_algorithm(*args, "forward") == "winograd"
+
+
+@pytest.mark.parametrize("shape", [(3, 70, 15, 14, 67, 3, 1, 1), (2, 5, 40, 30, 33, 5, 2, 1), (2, 48, 21, 21, 48, 3, 1, 48)])
+@pytest.mark.parametrize("algorithm", ["shift", "winograd", "depthwise", ""])
+def test_same_bits_for_every_thread_count(shape, algorithm, forced):
+    n, c, h, w, k, r, stride, groups = shape
+    assert forced(algorithm)
+    x, weight = torch.randn(n, c, h, w, requires_grad=True), torch.randn(k, c // groups, r, r, requires_grad=True)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y = fastnn.functional.conv2d(x, weight, stride=stride, padding=1, groups=groups)
+            results.append([y, *torch.autograd.grad(y, (x, weight), torch.ones_like(y))])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
