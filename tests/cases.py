@@ -209,7 +209,20 @@ LOSS = (
 
 # ---- activation ----------------------------------------------------------------------------------------------------
 
-ACTIVATION = []
+ACTIVATION = [
+    case(op, *args, **kwargs)
+    for op, kwargs in [
+        ("relu", {}),
+        ("leaky_relu", {}),
+        ("leaky_relu", {"negative_slope": -0.3}),
+        ("sigmoid", {}),
+        ("tanh", {}),
+        ("gelu", {}),
+        ("gelu", {"approximate": "tanh"}),
+        ("silu", {}),
+    ]
+    for args in [(N(3, 7),), (N(2, 3, 4, 5),), (N(),), (N(0, 4),)]
+] + [case(op, N(n), tags={"big"}) for op in ("relu", "gelu", "tanh") for n in (15, 16, 17, 31, 32, 33, 70001)]
 
 # ---- gemm ----------------------------------------------------------------------------------------------------------
 
@@ -609,4 +622,12 @@ BAD = [
     ("addmm", lambda: (torch.randn(5), torch.randn(3, 4), torch.randn(3, 5))),
     ("addmm", lambda: (torch.randn(1, 3, 5), torch.randn(3, 4), torch.randn(4, 5))),
     ("addmm", lambda: (torch.randn(5), torch.randn(3, 4), "text")),
+    ("relu", lambda: (torch.ones(3, requires_grad=True), True)),
+    ("relu", lambda: (torch.ones(3, 1, requires_grad=True)[0], True)),
+    ("relu", lambda: (torch.ones(1, 3).expand(2, 3), True)),
+    ("relu", lambda: (torch.ones(3, dtype=torch.bool),)),
+    ("relu", lambda: ("text",)),
+    ("leaky_relu", lambda: (torch.ones(3), "slope")),
+    ("sigmoid", lambda: (None,)),
+    ("silu", lambda: (torch.ones(3, dtype=torch.int64),)),
 ]

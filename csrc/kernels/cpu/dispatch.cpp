@@ -96,6 +96,10 @@ bool set_isa(const char* name) {
   return table != nullptr;
 }
 
+Status activation_forward(const ActivationParams& p) { return kernels().activation_forward(p); }
+Status activation_backward(const ActivationParams& p) { return kernels().activation_backward(p); }
+Status batch_norm_forward(const BatchNormParams& p) { return kernels().batch_norm_forward(p); }
+Status batch_norm_backward(const BatchNormParams& p) { return kernels().batch_norm_backward(p); }
 int64_t gemm_workspace(const GemmParams& p) { return kernels().gemm_workspace(p); }
 Status gemm(const GemmParams& p) { return kernels().gemm(p); }
 const char* gemm_algorithm(const GemmParams& p) { return kernels().gemm_algorithm(p); }

@@ -1,5 +1,7 @@
 // One table of kernels per ISA, and the choice among them: the only list every family adds a line to.
 #pragma once
+#include "../activation.h"
+#include "../batch_norm.h"
 #include "../gemm.h"
 #include "../conv2d.h"
 #include "../cross_entropy.h"
@@ -12,6 +14,10 @@ namespace fastnn::cpu {
 
 struct KernelTable {
   const char* isa;  // compiled into the table's own objects, so it proves which code runs
+  Status (*activation_forward)(const ActivationParams&);
+  Status (*activation_backward)(const ActivationParams&);
+  Status (*batch_norm_forward)(const BatchNormParams&);
+  Status (*batch_norm_backward)(const BatchNormParams&);
   int64_t (*gemm_workspace)(const GemmParams&);
   Status (*gemm)(const GemmParams&);
   const char* (*gemm_algorithm)(const GemmParams&);

@@ -1,5 +1,6 @@
 """torch.nn.functional's signatures on fastnn's kernels."""
 
+from fastnn.functional.activation import gelu, leaky_relu, relu, sigmoid, silu, tanh
 from fastnn.functional.conv2d import conv2d
 from fastnn.functional.gemm import addmm, bmm, matmul, mm
 from fastnn.functional.linear import linear
@@ -15,11 +16,17 @@ __all__ = [
     "bmm",
     "conv2d",
     "cross_entropy",
+    "gelu",
+    "leaky_relu",
     "linear",
     "log_softmax",
     "matmul",
     "max_pool2d",
     "mm",
     "nll_loss",
+    "relu",
+    "sigmoid",
+    "silu",
     "softmax",
+    "tanh",
 ]

@@ -1,5 +1,6 @@
 """fastnn's layers: each a subclass of its torch.nn namesake that differs in forward() alone."""
 
+from fastnn.modules.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from fastnn.modules.conv2d import Conv2d
 from fastnn.modules.linear import Linear
 from fastnn.modules.loss import CrossEntropyLoss, NLLLoss
@@ -12,9 +13,15 @@ __all__ = [
     "AvgPool2d",
     "Conv2d",
     "CrossEntropyLoss",
+    "GELU",
+    "LeakyReLU",
     "Linear",
     "LogSoftmax",
     "MaxPool2d",
     "NLLLoss",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
     "Softmax",
+    "Tanh",
 ]

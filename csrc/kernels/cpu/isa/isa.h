@@ -1,6 +1,8 @@
 // What each family defines inside its ISA's own namespace. Everything in this folder lives in that namespace, so that
 // a symbol compiled for AVX-512 can never stand in for the baseline's at link time (cmake/check_isa_symbols.cmake).
 #pragma once
+#include "../../activation.h"
+#include "../../batch_norm.h"
 #include "../../gemm.h"
 #include "../../conv2d.h"
 #include "../../cross_entropy.h"
@@ -11,6 +13,10 @@
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
+Status activation_forward(const ActivationParams& p);
+Status activation_backward(const ActivationParams& p);
+Status batch_norm_forward(const BatchNormParams& p);
+Status batch_norm_backward(const BatchNormParams& p);
 int64_t gemm_workspace(const GemmParams& p);
 Status gemm(const GemmParams& p);
 const char* gemm_algorithm(const GemmParams& p);

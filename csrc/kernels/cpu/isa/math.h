@@ -1,4 +1,4 @@
-// exp and log on vectors and scalars of the accumulation types.
+// exp, tanh, erf and sigmoid on vectors, exp and log on scalars, of the accumulation types.
 #pragma once
 #include "simd.h"
 
@@ -49,6 +49,39 @@ FASTNN_INLINE Vec<float> exp(Vec<float> a) {
   return scale2(p, n);
 }
 
+// tanh in float32: x + x^3 P(x^2) below 0.625, 1 - 2 / (exp(2|x|) + 1) above; within 2 ulp over all floats.
+FASTNN_INLINE Vec<float> tanh(Vec<float> a) {
+  const f32v x = a.v, m = (f32v)((i32v)x & 0x7fffffff), t = x * x;
+  f32v p = t * -0.00571699334f + 0.0206505367f;
+  p = p * t - 0.0537434808f;
+  p = p * t + 0.133314911f;
+  p = p * t - 0.333332839f;
+  const f32v small = x * t * p + x;
+  const f32v large = 1.f - 2.f / (exp(Vec<float>{m + m}).v + 1.f);
+  return {m < 0.625f ? small : (f32v)((i32v)large | ((i32v)x & int32_t(0x80000000)))};
+}
+
+// erf in float32: x P(x^2) below 1, 1 - exp(Q(|x|)) above, Q being a fit of log(erfc); within 2 ulp over all floats.
+FASTNN_INLINE Vec<float> erf(Vec<float> a) {
+  const f32v x = a.v, m = (f32v)((i32v)x & 0x7fffffff), t = x * x;
+  f32v p = t * 7.88910196e-05f - 0.000802083602f;
+  p = p * t + 0.00518953475f;
+  p = p * t - 0.0268544443f;
+  p = p * t + 0.112836002f;
+  p = p * t - 0.376126271f;
+  const f32v small = x * (t * p) + x * 1.128379167f;
+  const f32v z = m > 4.f ? Vec<float>::set1(4.f).v : m;  // erf(4) rounds to 1; NaN stays
+  f32v q = z * -2.14964292e-05f + 0.000439109875f;
+  q = q * z - 0.00419362737f;
+  q = q * z + 0.025179009f;
+  q = q * z - 0.10837254f;
+  q = q * z - 0.633262559f;
+  q = q * z - 1.12955686f;
+  q = q * z + 0.00018344928f;
+  const f32v large = 1.f - exp(Vec<float>{q}).v;
+  return {m < 1.f ? small : (f32v)((i32v)large | ((i32v)x & int32_t(0x80000000)))};
+}
+
 FASTNN_INLINE Vec<double> exp(Vec<double> a) {
   using V = Vec<double>;
   const f64v c = min(V::set1(710.), max(V::set1(-750.), a)).v;
@@ -69,6 +102,18 @@ FASTNN_INLINE Vec<double> exp(Vec<double> a) {
   p = p * r + 1.;
   return scale2(p, n);
 }
+FASTNN_INLINE Vec<double> tanh(Vec<double> a) {
+  for (int i = 0; i < Vec<double>::N; ++i) a.v[i] = __builtin_tanh(a.v[i]);
+  return a;
+}
+FASTNN_INLINE Vec<double> erf(Vec<double> a) {
+  for (int i = 0; i < Vec<double>::N; ++i) a.v[i] = __builtin_erf(a.v[i]);
+  return a;
+}
+
+// 1 / (1 + exp(-x)); 0 where exp overflows, 1 at +inf, NaN at NaN. In float32 within 2.5 ulp for x > -87.
+template <class A>
+FASTNN_INLINE Vec<A> sigmoid(Vec<A> a) { return {A(1) / (exp(Vec<A>{-a.v}).v + A(1))}; }
 
 // log: x = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1, s = f / (2 + f), and
 // log(1 + f) = f - (f^2/2 - s (f^2/2 + R(s^2))), R fitted to log((1 + s) / (1 - s)) / s - 2. Below 1 ulp.

@@ -8,6 +8,10 @@ namespace fastnn::cpu::FASTNN_ISA_NS {
 extern const KernelTable table;
 const KernelTable table = {
     .isa = FASTNN_ISA_NAME,
+    .activation_forward = activation_forward,
+    .activation_backward = activation_backward,
+    .batch_norm_forward = batch_norm_forward,
+    .batch_norm_backward = batch_norm_backward,
     .gemm_workspace = gemm_workspace,
     .gemm = gemm,
     .gemm_algorithm = gemm_algorithm,

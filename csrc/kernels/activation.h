@@ -1,0 +1,26 @@
+// Pointwise activations, forward and backward, over elements that lie next to each other in memory.
+#pragma once
+#include "common.h"
+
+namespace fastnn {
+
+enum class Activation : uint8_t { relu, leaky_relu, sigmoid, tanh, gelu, gelu_tanh, silu };
+
+struct ActivationParams {
+  const void* input;        // forward
+  void* output;             // forward; may be the input
+  const void* grad_output;  // backward
+  const void* saved;        // backward: the output of relu, sigmoid and tanh, the input of the others
+  void* grad_input;         // backward
+  int64_t size;
+  double slope;  // leaky_relu below zero
+  Activation kind;
+  DType dtype;
+};
+
+namespace cpu {
+Status activation_forward(const ActivationParams& p);
+Status activation_backward(const ActivationParams& p);
+}  // namespace cpu
+
+}  // namespace fastnn

@@ -1,0 +1,117 @@
+// What the two batch-norm passes share: parameters of either dtype, blocks of a channel, tiles of rows.
+#pragma once
+#include "../../batch_norm.h"
+#include "../../parallel.h"
+#include "simd.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+// ---- parameters, one per channel -----------------------------------------------------------------------------------
+
+FASTNN_INLINE double read_param(const void* p, DType dtype, int64_t i, double otherwise) {
+  if (!p) return otherwise;
+  switch (dtype) {
+    case DType::f32: return static_cast<const float*>(p)[i];
+    case DType::f64: return static_cast<const double*>(p)[i];
+    case DType::bf16: return to_acc(static_cast<const bf16*>(p)[i]);
+    case DType::f16: return to_acc(static_cast<const f16*>(p)[i]);
+  }
+  return otherwise;
+}
+
+FASTNN_INLINE void write_param(void* p, DType dtype, int64_t i, double value) {
+  if (!p) return;
+  switch (dtype) {
+    case DType::f32: static_cast<float*>(p)[i] = float(value); return;
+    case DType::f64: static_cast<double*>(p)[i] = value; return;
+    case DType::bf16: static_cast<bf16*>(p)[i] = from_acc<bf16>(float(value)); return;
+    case DType::f16: static_cast<f16*>(p)[i] = from_acc<f16>(float(value)); return;
+  }
+}
+
+// ---- one channel of [batch, channels, inner] -----------------------------------------------------------------------
+
+// Elements whose sums stay in the accumulation type; blocks are joined in float64. 16 KB of float32: L1 keeps them.
+constexpr int64_t kBlock = 4096;
+// Elements below which a loop is not worth a second thread.
+constexpr int64_t kParallelElements = 1 << 15;
+
+// Calls f(offset, rows, length): `rows` runs of `length` elements, one plane (stride elements) apart.
+template <class F>
+FASTNN_INLINE void for_blocks(int64_t batch, int64_t inner, int64_t stride, const F& f) {
+  if (inner >= kBlock) {
+    for (int64_t n = 0; n < batch; ++n)
+      for (int64_t i = 0; i < inner; i += kBlock) f(n * stride + i, int64_t(1), min64(kBlock, inner - i));
+  } else {
+    const int64_t group = kBlock / inner;
+    for (int64_t n = 0; n < batch; n += group) f(n * stride, min64(group, batch - n), inner);
+  }
+}
+
+// Calls f(offset, lanes, k) along [0, length), k in 0..3 cycling over independent accumulators.
+template <int N, class F>
+FASTNN_INLINE void for_lanes(int64_t length, const F& f) {
+  int64_t i = 0;
+  for (; i + 4 * N <= length; i += 4 * N) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) f(i + k * N, N, k);
+  }
+  for (; i + N <= length; i += N) f(i, N, 0);
+  if (i < length) f(i, int(length - i), 1);
+}
+
+template <class S, class A = acc_t<S>>
+FASTNN_INLINE Vec<A> load_lanes(const S* p, int lanes, A fill = A(0)) {
+  return lanes == Vec<A>::N ? Vec<A>::load(p) : Vec<A>::load_n(p, lanes, fill);
+}
+template <class S, class A>
+FASTNN_INLINE void store_lanes(Vec<A> v, S* p, int lanes) {
+  if (lanes == Vec<A>::N) v.store(p);
+  else v.store_n(p, lanes);
+}
+
+template <class A>
+FASTNN_INLINE A reduce_four(const Vec<A>* a) { return reduce_add((a[0] + a[1]) + (a[2] + a[3])); }
+
+// ---- rows of channels ----------------------------------------------------------------------------------------------
+
+// Calls f.template operator()<T, U>(channel, lanes) for tiles of T vectors of channels, U rows at a time.
+template <int N, class F>
+FASTNN_INLINE void for_tiles(int64_t channels, const F& f) {
+  int64_t c = 0;
+  for (; c + 4 * N <= channels; c += 4 * N) f.template operator()<4, 1>(c, N);
+  for (; c < channels; c += N) f.template operator()<1, 4>(c, int(min64(N, channels - c)));
+}
+
+// Adds f(row, vector index) into sums[K][T], rows [0, rows): U independent accumulators per vector, joined at the end.
+template <int K, int T, int U, class V, class F>
+FASTNN_INLINE void accumulate_rows(int64_t rows, V (&sums)[K][T], const F& f) {
+  V acc[U][K][T];
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u)
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k)
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) acc[u][k][t] = V::zero();
+  int64_t r = 0;
+  for (; r + U <= rows; r += U) {
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u)
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) f(r + u, t, [&](int k, V v) { acc[u][k][t] = acc[u][k][t] + v; });
+  }
+  for (; r < rows; ++r)
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) f(r, t, [&](int k, V v) { acc[0][k][t] = acc[0][k][t] + v; });
+#pragma GCC unroll 4
+  for (int k = 0; k < K; ++k)
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      V s = acc[0][k][t];
+#pragma GCC unroll 4
+      for (int u = 1; u < U; ++u) s = s + acc[u][k][t];
+      sums[k][t] = s;
+    }
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -1,0 +1,229 @@
+// Batch norm backward: the sums of g and g (x - mean) of every channel, then one sweep that writes the gradients.
+#include "batch_norm.h"
+#include "isa.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+namespace {
+
+// grad_input = g * scale - (x - mean) * slope - offset, g being the gradient behind the ReLU. Evaluation: slope, offset 0.
+template <class A>
+struct Coefficients {
+  A mean, scale, slope, offset;
+};
+
+template <class A>
+Coefficients<A> finish_channel(const BatchNormParams& p, int64_t c, double sum, double dot) {
+  const double count = double(p.batch) * double(p.inner);
+  const double invstd = static_cast<const A*>(p.invstd)[c];
+  const double scale = invstd * read_param(p.weight, p.param_dtype, c, 1);
+  write_param(p.grad_weight, p.param_dtype, c, dot * invstd);
+  write_param(p.grad_bias, p.param_dtype, c, sum);
+  Coefficients<A> k{static_cast<const A*>(p.mean)[c], A(scale), A(0), A(0)};
+  if (p.training) {
+    k.slope = A(scale * invstd * invstd * dot / count);
+    k.offset = A(scale * sum / count);
+  }
+  return k;
+}
+
+bool needs_sums(const BatchNormParams& p) { return p.grad_weight || p.grad_bias || (p.training && p.grad_input); }
+
+// ---- one vector ----------------------------------------------------------------------------------------------------
+
+// The gradient that arrives behind the ReLU; y <= 0 stops it.
+template <class S>
+FASTNN_INLINE Vec<acc_t<S>> load_gradient(const S* g, const S* y, int lanes) {
+  using V = Vec<acc_t<S>>;
+  const V v = load_lanes(g, lanes);
+  if (!y) return v;
+  return {load_lanes(y, lanes).v <= 0 ? V::zero().v : v.v};
+}
+
+// What is written, as constants inside the loops.
+struct Outputs {
+  bool relu, statistics, input, residual;
+};
+template <class F>
+FASTNN_INLINE void with_outputs(const BatchNormParams& p, const F& f) {
+  const bool relu = p.result, input = p.grad_input, residual = p.grad_residual;
+  if (!input && !residual) return;
+  if (!relu && input && !residual) return p.training ? f(Outputs{false, true, true, false}) : f(Outputs{false, false, true, false});
+  if (relu && input && !residual) return p.training ? f(Outputs{true, true, true, false}) : f(Outputs{true, false, true, false});
+  if (relu && input && p.training) return f(Outputs{true, true, true, true});
+  f(Outputs{relu, p.training, input, residual});
+}
+
+template <class S, class V>
+FASTNN_INLINE void write_lanes(const Outputs& o, const S* g, const S* x, const S* y, S* dx, S* dr, int lanes, V mean,
+                               V scale, V slope, V offset) {
+  const V v = load_gradient(g, o.relu ? y : nullptr, lanes);
+  if (o.residual) store_lanes(v, dr, lanes);
+  if (!o.input) return;
+  if (!o.statistics) return store_lanes(v * scale, dx, lanes);
+  store_lanes(V{v.v * scale.v - offset.v - (load_lanes(x, lanes) - mean).v * slope.v}, dx, lanes);
+}
+
+// ---- [batch, channels, inner] --------------------------------------------------------------------------------------
+
+template <class S>
+void channel_sums(const BatchNormParams& p, int64_t c, double* sum_out, double* dot_out) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const int64_t stride = p.channels * p.inner;
+  const S* x = static_cast<const S*>(p.input) + c * p.inner;
+  const S* g = static_cast<const S*>(p.grad_output) + c * p.inner;
+  const S* y = p.result ? static_cast<const S*>(p.result) + c * p.inner : nullptr;
+  const A m = static_cast<const A*>(p.mean)[c];
+  const V mean = V::set1(m);
+  double total = 0, total_dot = 0;
+  const auto sums = [&](bool relu) __attribute__((always_inline)) {
+    for_blocks(p.batch, p.inner, stride, [&](int64_t at, int64_t rows, int64_t length) {
+      V sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()}, dot[4] = {sum[0], sum[0], sum[0], sum[0]};
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t row = at + r * stride;
+        for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) {
+          const V v = load_gradient(g + row + i, relu ? y + row + i : nullptr, lanes);
+          sum[k] = sum[k] + v;
+          dot[k] = fma(v, load_lanes(x + row + i, lanes, m) - mean, dot[k]);
+        });
+      }
+      total += double(reduce_four(sum));
+      total_dot += double(reduce_four(dot));
+    });
+  };
+  if (y) sums(true);
+  else sums(false);
+  *sum_out = total;
+  *dot_out = total_dot;
+}
+
+template <class S>
+void write_plane(const BatchNormParams& p, int64_t at, Coefficients<acc_t<S>> k) {
+  using V = Vec<acc_t<S>>;
+  const S *g = static_cast<const S*>(p.grad_output) + at, *x = static_cast<const S*>(p.input) + at;
+  const S* y = static_cast<const S*>(p.result);
+  S *dx = static_cast<S*>(p.grad_input), *dr = static_cast<S*>(p.grad_residual);
+  const V mean = V::set1(k.mean), scale = V::set1(k.scale), slope = V::set1(k.slope), offset = V::set1(k.offset);
+  with_outputs(p, [&](Outputs o) __attribute__((always_inline)) {
+    for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) {
+      write_lanes(o, g + i, x + i, o.relu ? y + at + i : nullptr, o.input ? dx + at + i : nullptr,
+                  o.residual ? dr + at + i : nullptr, lanes, mean, scale, slope, offset);
+    });
+  });
+}
+
+template <class S>
+void backward_planes(const BatchNormParams& p) {
+  const int64_t stride = p.channels * p.inner, grain = ceil_div(kParallelElements, p.batch * p.inner);
+  parallel_for(0, p.channels, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      double sum = 0, dot = 0;
+      if (needs_sums(p)) channel_sums<S>(p, c, &sum, &dot);
+      const auto k = finish_channel<acc_t<S>>(p, c, sum, dot);
+      if (!p.grad_input && !p.grad_residual) continue;
+      for (int64_t n = 0; n < p.batch; ++n) write_plane<S>(p, n * stride + c * p.inner, k);
+    }
+  });
+}
+
+// ---- rows of channels ----------------------------------------------------------------------------------------------
+
+// Sums of g and g (x - mean) over one chunk of rows, for every channel.
+template <class S>
+void chunk_sums(const BatchNormParams& p, int64_t begin, int64_t rows, acc_t<S>* out) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const int64_t channels = p.channels;
+  const S *g = static_cast<const S*>(p.grad_output) + begin * channels;
+  const S *x = static_cast<const S*>(p.input) + begin * channels;
+  const S* y = p.result ? static_cast<const S*>(p.result) + begin * channels : nullptr;
+  const A* means = static_cast<const A*>(p.mean);
+  const auto sums = [&](bool relu) __attribute__((always_inline)) {
+    for_tiles<V::N>(channels, [&]<int T, int U>(int64_t c, int lanes) __attribute__((always_inline)) {
+      V both[2][T], mean[T];
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) mean[t] = load_lanes(means + c + t * V::N, lanes);
+      accumulate_rows<2, T, U>(rows, both, [&](int64_t r, int t, const auto& add) {
+        const int64_t at = r * channels + c + t * V::N;
+        const V v = load_gradient(g + at, relu ? y + at : nullptr, lanes);
+        add(0, v);
+        add(1, v * (load_lanes(x + at, lanes) - mean[t]));
+      });
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+        store_lanes(both[0][t], out + c + t * V::N, lanes);
+        store_lanes(both[1][t], out + channels + c + t * V::N, lanes);
+      }
+    });
+  };
+  if (y) sums(true);
+  else sums(false);
+}
+
+template <class S>
+void write_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const int64_t channels = p.channels;
+  const A* mean = static_cast<const A*>(p.mean);
+  const A* scale = static_cast<const A*>(p.workspace);
+  const A *slope = scale + channels, *offset = slope + channels;
+  with_outputs(p, [&](Outputs o) __attribute__((always_inline)) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t at = row * channels;
+      const S *g = static_cast<const S*>(p.grad_output) + at, *x = static_cast<const S*>(p.input) + at;
+      const S* y = static_cast<const S*>(p.result) + (o.relu ? at : 0);
+      S* dx = static_cast<S*>(p.grad_input) + (o.input ? at : 0);
+      S* dr = static_cast<S*>(p.grad_residual) + (o.residual ? at : 0);
+      for_lanes<V::N>(channels, [&](int64_t c, int lanes, int) {
+        const V none = V::zero();
+        write_lanes(o, g + c, x + c, y + c, dx + c, dr + c, lanes, o.statistics ? load_lanes(mean + c, lanes) : none,
+                    load_lanes(scale + c, lanes), o.statistics ? load_lanes(slope + c, lanes) : none,
+                    o.statistics ? load_lanes(offset + c, lanes) : none);
+      });
+    }
+  });
+}
+
+template <class S>
+void backward_rows(const BatchNormParams& p) {
+  using A = acc_t<S>;
+  const int64_t channels = p.channels, rows = batch_norm_chunk_rows(p.batch, channels);
+  const int64_t chunks = ceil_div(p.batch, rows);
+  A *coefficients = static_cast<A*>(p.workspace), *partial = coefficients + 3 * channels;
+  if (needs_sums(p)) {
+    parallel_for(0, chunks, ceil_div(kParallelElements, rows * channels), [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k)
+        chunk_sums<S>(p, k * rows, min64(rows, p.batch - k * rows), partial + 2 * k * channels);
+    });
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0, dot = 0;
+    if (needs_sums(p)) {
+      for (int64_t k = 0; k < chunks; ++k) {
+        sum += double(partial[2 * k * channels + c]);
+        dot += double(partial[(2 * k + 1) * channels + c]);
+      }
+    }
+    const auto k = finish_channel<A>(p, c, sum, dot);
+    coefficients[c] = k.scale;
+    coefficients[channels + c] = k.slope;
+    coefficients[2 * channels + c] = k.offset;
+  }
+  if (!p.grad_input && !p.grad_residual) return;
+  parallel_for(0, p.batch, ceil_div(kParallelElements, channels),
+               [&](int64_t begin, int64_t end) { write_rows<S>(p, begin, end); });
+}
+
+}  // namespace
+
+Status batch_norm_backward(const BatchNormParams& p) {
+  return dispatch_dtype(p.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    if (p.inner == 1) backward_rows<S>(p);
+    else backward_planes<S>(p);
+    return Status::ok;
+  });
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -1,0 +1,384 @@
+// fastnn::relu, leaky_relu, sigmoid, tanh, gelu and silu on the kernels of kernels/activation.h.
+#include "kernels/activation.h"
+
+#include <ATen/FunctionalTensorWrapper.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/gelu_backward.h>
+#include <ATen/ops/leaky_relu.h>
+#include <ATen/ops/leaky_relu_backward.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/sigmoid_backward.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/silu_backward.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/threshold_backward.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <cmath>
+
+#include "common.h"
+
+namespace fastnn::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+using Act = Activation;
+
+// ---- what differs between the kinds --------------------------------------------------------------------------------
+
+// kSavesOutput: backward needs the output (so that the input may be overwritten), not the input.
+// aten, aten_backward: torch's own. second(v, g, s): v times d(grad_input)/d(saved), an undefined tensor where zero.
+template <Act K>
+struct Kind;
+
+template <>
+struct Kind<Act::relu> {
+  static constexpr const char* name = "relu";
+  static constexpr bool kSavesOutput = true;
+  static Tensor aten(const Tensor& x) { return at::relu(x); }
+  static Tensor aten_backward(const Tensor& g, const Tensor& y) { return at::threshold_backward(g, y, 0); }
+  static Tensor second(const Tensor&, const Tensor&, const Tensor&) { return {}; }
+};
+template <>
+struct Kind<Act::leaky_relu> {
+  static constexpr const char* name = "leaky_relu";
+  static constexpr bool kSavesOutput = false;
+  static Tensor aten(const Tensor& x, double slope) { return at::leaky_relu(x, slope); }
+  static Tensor aten_backward(const Tensor& g, const Tensor& x, double slope) {
+    return at::leaky_relu_backward(g, x, slope, false);
+  }
+  static Tensor second(const Tensor&, const Tensor&, const Tensor&) { return {}; }
+};
+template <>
+struct Kind<Act::sigmoid> {
+  static constexpr const char* name = "sigmoid";
+  static constexpr bool kSavesOutput = true;
+  static Tensor aten(const Tensor& x) { return at::sigmoid(x); }
+  static Tensor aten_backward(const Tensor& g, const Tensor& y) { return at::sigmoid_backward(g, y); }
+  static Tensor second(const Tensor& v, const Tensor& g, const Tensor& y) { return v * g * (1 - 2 * y); }
+};
+template <>
+struct Kind<Act::tanh> {
+  static constexpr const char* name = "tanh";
+  static constexpr bool kSavesOutput = true;
+  static Tensor aten(const Tensor& x) { return at::tanh(x); }
+  static Tensor aten_backward(const Tensor& g, const Tensor& y) { return at::tanh_backward(g, y); }
+  static Tensor second(const Tensor& v, const Tensor& g, const Tensor& y) { return -2 * v * g * y; }
+};
+template <>
+struct Kind<Act::gelu> {
+  static constexpr const char* name = "gelu";
+  static constexpr bool kSavesOutput = false;
+  static Tensor aten(const Tensor& x) { return at::gelu(x); }
+  static Tensor aten_backward(const Tensor& g, const Tensor& x) { return at::gelu_backward(g, x); }
+  static Tensor second(const Tensor& v, const Tensor& g, const Tensor& x) {
+    const Tensor square = x * x;
+    return v * g * (2 - square) * (square * -0.5).exp() / std::sqrt(2 * M_PI);
+  }
+};
+template <>
+struct Kind<Act::gelu_tanh> {
+  static constexpr const char* name = "gelu_tanh";
+  static constexpr bool kSavesOutput = false;
+  static Tensor aten(const Tensor& x) { return at::gelu(x, "tanh"); }
+  static Tensor aten_backward(const Tensor& g, const Tensor& x) { return at::gelu_backward(g, x, "tanh"); }
+  // With u = k (x + c x^3): gelu = x (1 + tanh u) / 2, gelu'' = (1 - t^2) (u' + x u'' / 2 - x t u'^2).
+  static Tensor second(const Tensor& v, const Tensor& g, const Tensor& x) {
+    const double k = std::sqrt(2 / M_PI), c = 0.044715;
+    const Tensor square = x * x;
+    const Tensor t = at::tanh(k * (x + c * square * x));
+    const Tensor u1 = k * (1 + 3 * c * square), u2 = 6 * k * c * x;
+    return v * g * (1 - t * t) * (u1 + 0.5 * x * u2 - x * t * u1 * u1);
+  }
+};
+template <>
+struct Kind<Act::silu> {
+  static constexpr const char* name = "silu";
+  static constexpr bool kSavesOutput = false;
+  static Tensor aten(const Tensor& x) { return at::silu(x); }
+  static Tensor aten_backward(const Tensor& g, const Tensor& x) { return at::silu_backward(g, x); }
+  static Tensor second(const Tensor& v, const Tensor& g, const Tensor& x) {
+    const Tensor s = at::sigmoid(x);
+    return v * g * s * (1 - s) * (2 + x * (1 - 2 * s));
+  }
+};
+
+// A... is what follows the tensors in the op's schema: nothing, or leaky_relu's slope.
+template <Act K, class... A>
+const auto& forward_op() {
+  static const auto op = handle<Tensor(const Tensor&, A...)>(Kind<K>::name);
+  return op;
+}
+template <Act K, class... A>
+const auto& backward_op() {
+  static const auto op =
+      handle<Tensor(const Tensor&, const Tensor&, A...)>((std::string(Kind<K>::name) + "_backward").c_str());
+  return op;
+}
+const auto& relu_inplace_op() {
+  static const auto op = handle<Tensor&(Tensor&)>("relu_");
+  return op;
+}
+
+// ---- kernels -------------------------------------------------------------------------------------------------------
+
+double slope_of() { return 0; }
+double slope_of(double slope) { return slope; }
+
+// The tensor itself when its elements lie without gaps, in any order of dimensions; a copy in that order otherwise.
+Tensor gapless(const Tensor& t) {
+  return t.is_contiguous() || t.is_non_overlapping_and_dense() ? t : at::empty_like(t).copy_(t);
+}
+
+bool same_order(const Tensor& a, const Tensor& b) {
+  if (a.is_contiguous() && b.is_contiguous()) return a.sizes() == b.sizes();
+  return a.sizes() == b.sizes() && a.strides() == b.strides();
+}
+
+ActivationParams params(Act kind, const Tensor& t, double slope) {
+  ActivationParams p{};
+  p.size = t.numel();
+  p.slope = slope;
+  p.kind = kind;
+  p.dtype = dtype_of(t);
+  return p;
+}
+
+template <Act K, class... A>
+Tensor forward(const Tensor& input, A... args) {
+  if (!native(Kind<K>::name, {&input})) return Kind<K>::aten(input, args...);
+  const Tensor x = gapless(input);
+  Tensor y = at::empty_like(x);
+  ActivationParams p = params(K, x, slope_of(args...));
+  p.input = x.const_data_ptr();
+  p.output = y.mutable_data_ptr();
+  check(cpu::activation_forward(p), Kind<K>::name);
+  return y;
+}
+
+template <Act K, class... A>
+Tensor backward(const Tensor& grad_output, const Tensor& saved, A... args) {
+  if (grad_output.sizes() != saved.sizes() || !native(Kind<K>::name, {&grad_output, &saved}))
+    return Kind<K>::aten_backward(grad_output, saved, args...);
+  const Tensor s = gapless(saved);
+  const Tensor g = same_order(grad_output, s) ? grad_output : at::empty_like(s).copy_(grad_output);
+  Tensor dx = at::empty_like(s);
+  ActivationParams p = params(K, s, slope_of(args...));
+  p.grad_output = g.const_data_ptr();
+  p.saved = s.const_data_ptr();
+  p.grad_input = dx.mutable_data_ptr();
+  check(cpu::activation_backward(p), Kind<K>::name);
+  return dx;
+}
+
+Tensor& relu_inplace(Tensor& self) {
+  if (!native("relu_", {&self})) return at::relu_(self);
+  if (self.is_contiguous() || self.is_non_overlapping_and_dense()) {
+    ActivationParams p = params(Act::relu, self, 0);
+    p.input = p.output = self.mutable_data_ptr();
+    check(cpu::activation_forward(p), "relu_");
+    return self;
+  }
+  return self.copy_(forward<Act::relu>(self));  // copy_ refuses memory that overlaps itself, as torch does
+}
+
+// ---- autograd ------------------------------------------------------------------------------------------------------
+
+double saved_slope(const AutogradContext* ctx) {
+  const auto it = ctx->saved_data.find("slope");
+  return it == ctx->saved_data.end() ? 0 : it->second.toDouble();
+}
+void save_slope(AutogradContext*) {}
+void save_slope(AutogradContext* ctx, double slope) { ctx->saved_data["slope"] = slope; }
+
+template <Act K, class... A>
+Tensor call_backward(AutogradContext* ctx, const Tensor& g, const Tensor& s) {
+  if constexpr (sizeof...(A) == 0) return backward_op<K>().call(g, s);
+  else return backward_op<K, A...>().call(g, s, saved_slope(ctx));
+}
+
+template <Act K, class... A>
+struct ActivationFunction : Function<ActivationFunction<K, A...>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, A... args) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    Tensor output = forward_op<K, A...>().call(input, args...);
+    ctx->save_for_backward({Kind<K>::kSavesOutput ? output : input});
+    save_slope(ctx, args...);
+    return output;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const Tensor dx = call_backward<K, A...>(ctx, grads[0], ctx->get_saved_variables()[0]);
+    if constexpr (sizeof...(A) == 0) return {dx};
+    else return {dx, Tensor()};
+  }
+};
+
+template <Act K, class... A>
+struct ActivationBackwardFunction : Function<ActivationBackwardFunction<K, A...>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& saved, A... args) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({grad_output, saved});
+    save_slope(ctx, args...);
+    return backward_op<K, A...>().call(grad_output, saved, args...);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto tensors = ctx->get_saved_variables();
+    Tensor grad_g, grad_s;
+    if (ctx->needs_input_grad(0)) grad_g = call_backward<K, A...>(ctx, grads[0], tensors[1]);
+    if (ctx->needs_input_grad(1)) grad_s = Kind<K>::second(grads[0], tensors[0], tensors[1]);
+    if constexpr (sizeof...(A) == 0) return {grad_g, grad_s};
+    else return {grad_g, grad_s, Tensor()};
+  }
+};
+
+struct ReluInplaceFunction : Function<ReluInplaceFunction> {
+  static Tensor forward(AutogradContext* ctx, Tensor self) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    relu_inplace_op().call(self);
+    ctx->mark_dirty({self});  // bumps the version
+    ctx->save_for_backward({self});
+    return self;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return {backward_op<Act::relu>().call(grads[0], ctx->get_saved_variables()[0])};
+  }
+};
+
+template <Act K, class... A>
+Tensor forward_autograd(const Tensor& input, A... args) {
+  if (!native(Kind<K>::name, {&input})) return Kind<K>::aten(input, args...);
+  if (needs_grad({&input})) return ActivationFunction<K, A...>::apply(input, args...);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return forward_op<K, A...>().call(input, args...);
+}
+
+template <Act K, class... A>
+Tensor backward_autograd(const Tensor& grad_output, const Tensor& saved, A... args) {
+  if (needs_grad({&grad_output, &saved})) {
+    return ActivationBackwardFunction<K, A...>::apply(grad_output, saved, args...);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return backward_op<K, A...>().call(grad_output, saved, args...);
+}
+
+Tensor& relu_inplace_autograd(Tensor& self) {
+  if (!native("relu_", {&self})) return at::relu_(self);
+  if (needs_grad({&self})) {
+    torch::autograd::check_inplace(self, true);
+    ReluInplaceFunction::apply(self);
+    return self;
+  }
+  at::AutoDispatchBelowAutograd guard;
+  return relu_inplace_op().call(self);
+}
+
+Tensor& relu_inplace_bump(Tensor& self) {
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    relu_inplace_op().call(self);
+  }
+  torch::autograd::increment_version(self);
+  return self;
+}
+
+// Under functionalization the in-place form is the other one, and a replaced value.
+Tensor& relu_inplace_functionalize(Tensor& self) {
+  namespace functional = at::functionalization::impl;
+  if (!functional::isFunctionalTensor(self)) {
+    at::AutoDispatchSkipFunctionalize guard;
+    return relu_inplace_op().call(self);
+  }
+  functional::sync(self);
+  const Tensor value = functional::from_functional_tensor(self);
+  Tensor result;
+  {
+    at::AutoDispatchSkipFunctionalize guard;
+    result = forward_op<Act::relu>().call(value);
+  }
+  functional::replace_(self, result);
+  functional::commit_update(self);
+  functional::sync(self);
+  return self;
+}
+
+// ---- registration --------------------------------------------------------------------------------------------------
+
+TORCH_LIBRARY_FRAGMENT(fastnn, m) {
+  for (const char* name : {"relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"}) {
+    m.def((std::string(name) + "(Tensor input) -> Tensor").c_str());
+    m.def((std::string(name) + "_backward(Tensor grad_output, Tensor saved) -> Tensor").c_str());
+  }
+  m.def("relu_(Tensor(a!) self) -> Tensor(a!)");
+  m.def("leaky_relu(Tensor input, float negative_slope) -> Tensor");
+  m.def("leaky_relu_backward(Tensor grad_output, Tensor saved, float negative_slope) -> Tensor");
+}
+
+template <Act K, class... A>
+void impl(torch::Library& m) {
+  m.impl(Kind<K>::name, forward<K, A...>);
+  m.impl((std::string(Kind<K>::name) + "_backward").c_str(), backward<K, A...>);
+}
+template <Act K, class... A>
+void impl_autograd(torch::Library& m) {
+  m.impl(Kind<K>::name, forward_autograd<K, A...>);
+  m.impl((std::string(Kind<K>::name) + "_backward").c_str(), backward_autograd<K, A...>);
+}
+
+void register_kernels(torch::Library& m) {
+  impl<Act::relu>(m);
+  impl<Act::leaky_relu, double>(m);
+  impl<Act::sigmoid>(m);
+  impl<Act::tanh>(m);
+  impl<Act::gelu>(m);
+  impl<Act::gelu_tanh>(m);
+  impl<Act::silu>(m);
+  m.impl("relu_", relu_inplace);
+}
+TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
+
+TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
+  impl_autograd<Act::relu>(m);
+  impl_autograd<Act::leaky_relu, double>(m);
+  impl_autograd<Act::sigmoid>(m);
+  impl_autograd<Act::tanh>(m);
+  impl_autograd<Act::gelu>(m);
+  impl_autograd<Act::gelu_tanh>(m);
+  impl_autograd<Act::silu>(m);
+  m.impl("relu_", relu_inplace_autograd);
+}
+TORCH_LIBRARY_IMPL(fastnn, ADInplaceOrView, m) { m.impl("relu_", relu_inplace_bump); }
+TORCH_LIBRARY_IMPL(fastnn, Functionalize, m) { m.impl("relu_", relu_inplace_functionalize); }
+
+template <Act K>
+void bind_one(pybind11::module_& m) {
+  m.def(Kind<K>::name, [](const Tensor& input) { return forward_op<K>().call(input); },
+        pybind11::call_guard<pybind11::gil_scoped_release>());
+}
+
+void bind(pybind11::module_& m) {
+  bind_one<Act::relu>(m);
+  bind_one<Act::sigmoid>(m);
+  bind_one<Act::tanh>(m);
+  bind_one<Act::gelu>(m);
+  bind_one<Act::gelu_tanh>(m);
+  bind_one<Act::silu>(m);
+  using release_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
+  m.def("leaky_relu",
+        [](const Tensor& input, double slope) { return forward_op<Act::leaky_relu, double>().call(input, slope); },
+        release_gil());
+  m.def("relu_", [](Tensor self) { return relu_inplace_op().call(self); }, release_gil());
+}
+const Bindings bindings(bind);
+
+}  // namespace
+}  // namespace fastnn::ops

@@ -1,0 +1,121 @@
+"""relu, leaky_relu, sigmoid, tanh, gelu and silu."""
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import has_torch_function_unary
+
+from fastnn.functional._call import aten, handle_torch_function, op
+
+_relu = op("relu")
+_relu_ = op("relu_")
+_leaky_relu = op("leaky_relu")
+_sigmoid = op("sigmoid")
+_tanh = op("tanh")
+_gelu = {"none": op("gelu"), "tanh": op("gelu_tanh")}
+_silu = op("silu")
+
+
+def relu(input, inplace=False):
+    """max(x, 0), elementwise; NaN passes, and the derivative at 0 is 0.
+
+    Args:
+        input: tensor of any shape and strides, float32, float64, bfloat16 or float16.
+        inplace: write the result into `input` and return it.
+
+    Returns:
+        A tensor of the input's shape and strides.
+
+    Raises what torch.nn.functional.relu raises (in place: also for a leaf that requires a gradient).
+    Source: torch.nn.functional.relu.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(relu, (input,), input, inplace=inplace)
+    try:
+        return _relu_(input) if inplace else _relu(input)
+    except TypeError:
+        return aten(F.relu, input, inplace=inplace)
+
+
+def leaky_relu(input, negative_slope=0.01, inplace=False):
+    """x where x > 0, negative_slope * x elsewhere.
+
+    Args:
+        input: as in relu.
+        negative_slope: the factor below zero, a number.
+        inplace: torch's own kernel then runs.
+
+    Returns:
+        A tensor of the input's shape and strides.
+
+    Raises what torch.nn.functional.leaky_relu raises. Source: torch.nn.functional.leaky_relu.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace)
+    if inplace:
+        return aten(F.leaky_relu, input, negative_slope, inplace)
+    try:
+        return _leaky_relu(input, negative_slope)
+    except TypeError:
+        return aten(F.leaky_relu, input, negative_slope, inplace)
+
+
+def sigmoid(input):
+    """1 / (1 + exp(-x)). Args, returns and errors as relu. Source: torch.nn.functional.sigmoid."""
+    if has_torch_function_unary(input):
+        return handle_torch_function(sigmoid, (input,), input)
+    try:
+        return _sigmoid(input)
+    except TypeError:
+        return aten(F.sigmoid, input)
+
+
+def tanh(input):
+    """The hyperbolic tangent. Args, returns and errors as relu. Source: torch.nn.functional.tanh."""
+    if has_torch_function_unary(input):
+        return handle_torch_function(tanh, (input,), input)
+    try:
+        return _tanh(input)
+    except TypeError:
+        return aten(F.tanh, input)
+
+
+def gelu(input, *, approximate="none"):
+    """x times the normal distribution function of x.
+
+    Args:
+        input: as in relu.
+        approximate: "none", or "tanh" for x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2.
+
+    Returns:
+        A tensor of the input's shape and strides.
+
+    Raises what torch.nn.functional.gelu raises. Source: torch.nn.functional.gelu (Hendrycks and Gimpel, 2016).
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(gelu, (input,), input, approximate=approximate)
+    try:
+        return _gelu[approximate](input)
+    except (TypeError, KeyError):
+        return aten(torch.nn.functional.gelu, input, approximate=approximate)
+
+
+def silu(input, inplace=False):
+    """x / (1 + exp(-x)), also called swish.
+
+    Args:
+        input: as in relu.
+        inplace: torch's own kernel then runs.
+
+    Returns:
+        A tensor of the input's shape and strides.
+
+    Raises what torch.nn.functional.silu raises. Source: torch.nn.functional.silu (Elfwing et al., 2017).
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(silu, (input,), input, inplace=inplace)
+    if inplace:
+        return aten(F.silu, input, inplace)
+    try:
+        return _silu(input)
+    except TypeError:
+        return aten(F.silu, input, inplace)

@@ -1,0 +1,47 @@
+"""ReLU, LeakyReLU, Sigmoid, Tanh, GELU and SiLU: any shape in, the same shape and strides out."""
+
+import torch
+
+from fastnn import functional as F
+
+
+class ReLU(torch.nn.ReLU):
+    """torch.nn.ReLU on fastnn's kernels, in place where asked."""
+
+    def forward(self, input):
+        return F.relu(input, self.inplace)
+
+
+class LeakyReLU(torch.nn.LeakyReLU):
+    """torch.nn.LeakyReLU on fastnn's kernels."""
+
+    def forward(self, input):
+        return F.leaky_relu(input, self.negative_slope, self.inplace)
+
+
+class Sigmoid(torch.nn.Sigmoid):
+    """torch.nn.Sigmoid on fastnn's kernels."""
+
+    def forward(self, input):
+        return F.sigmoid(input)
+
+
+class Tanh(torch.nn.Tanh):
+    """torch.nn.Tanh on fastnn's kernels."""
+
+    def forward(self, input):
+        return F.tanh(input)
+
+
+class GELU(torch.nn.GELU):
+    """torch.nn.GELU on fastnn's kernels, both approximations."""
+
+    def forward(self, input):
+        return F.gelu(input, approximate=self.approximate)
+
+
+class SiLU(torch.nn.SiLU):
+    """torch.nn.SiLU on fastnn's kernels."""
+
+    def forward(self, input):
+        return F.silu(input, self.inplace)
