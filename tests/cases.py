@@ -450,7 +450,24 @@ POOL2D = (
 
 # ---- batch_norm ----------------------------------------------------------------------------------------------------
 
-BATCH_NORM = []
+BATCH_NORM = [
+    case("batch_norm", N(*shape), *args, **kwargs)
+    for shape in [(6, 3), (4, 3, 5), (3, 4, 3, 5), (2, 3, 2, 2, 2)]
+    for C in [shape[1]]
+    for stats in [(T((C,), grad=False), T((C,), "positive", grad=False))]
+    for args, kwargs in [
+        ((*stats, N(C), N(C)), {"training": True}),
+        ((*stats, N(C), N(C)), {"training": False, "eps": 1e-3}),
+        ((*stats,), {"training": True, "momentum": 0.5}),
+        ((None, None, N(C), N(C)), {"training": True}),
+        ((*stats, N(C), None), {}),
+    ]
+] + [
+    case("batch_norm", N(*shape), T((shape[1],), grad=False), T((shape[1],), "positive", grad=False), N(shape[1]),
+         N(shape[1]), training=training, tags={"big"})
+    for shape in [(5, 17, 9, 9), (2, 70, 3, 3), (3, 2, 70, 65), (300, 33), (0, 3), (0, 3, 4, 4), (2, 3, 0, 4), (4, 64)]
+    for training in (True, False)
+]
 
 # ---- all -----------------------------------------------------------------------------------------------------------
 
@@ -622,6 +639,26 @@ BAD = [
     ("addmm", lambda: (torch.randn(5), torch.randn(3, 4), torch.randn(3, 5))),
     ("addmm", lambda: (torch.randn(1, 3, 5), torch.randn(3, 4), torch.randn(4, 5))),
     ("addmm", lambda: (torch.randn(5), torch.randn(3, 4), "text")),
+    ("batch_norm", lambda: (torch.randn(1, 3), None, None, None, None, True)),
+    ("batch_norm", lambda: (torch.randn(1, 3, 1, 1), torch.zeros(3), torch.ones(3), None, None, True)),
+    ("batch_norm", lambda: (torch.randn(4, 3, 5), None, None)),
+    ("batch_norm", lambda: (torch.randn(4, 3, 5), torch.zeros(3), None, None, None, True)),
+    ("batch_norm", lambda: (torch.randn(4, 3, 5), torch.zeros(3), None)),
+    ("batch_norm", lambda: (torch.randn(4, 3, 5), torch.zeros(2), torch.ones(2))),
+    ("batch_norm", lambda: (torch.randn(4, 3, 5), torch.zeros(3, 1), torch.ones(3))),
+    ("batch_norm", lambda: (torch.randn(4, 3, 5), None, None, torch.ones(2), None, True)),
+    ("batch_norm", lambda: (torch.randn(4, 3, 5), None, None, torch.ones(3), torch.ones(4), True)),
+    ("batch_norm", lambda: (torch.randn(4, 3, 5), torch.zeros(3).double(), torch.ones(3).double())),
+    ("batch_norm", lambda: (torch.randn(4, 3, 5), None, None, torch.ones(3).double(), None, True)),
+    ("batch_norm", lambda: (torch.randn(4, 3, 5), None, None, None, None, True, 0.1, 0.0)),
+    ("batch_norm", lambda: (torch.randn(4, 3, 5), torch.zeros(3), torch.ones(3), None, None, False, 0.1, -1.0)),
+    ("batch_norm", lambda: (torch.randn(4, 3, 5), torch.zeros(3), torch.ones(3), None, None, True, None)),
+    ("batch_norm", lambda: (torch.randn(4, 3, 5), torch.zeros(3).requires_grad_(), torch.ones(3))),
+    ("batch_norm", lambda: (torch.ones(4, 3, 5, dtype=torch.int32), None, None, None, None, True)),
+    ("batch_norm", lambda: (torch.randn(2, 0, 4, 4), torch.zeros(0), torch.ones(0))),
+    ("batch_norm", lambda: (torch.randn(3), torch.zeros(3), torch.ones(3))),
+    ("batch_norm", lambda: (torch.randn(()), None, None, None, None, True)),
+    ("batch_norm", lambda: ("text", torch.zeros(3), torch.ones(3))),
     ("relu", lambda: (torch.ones(3, requires_grad=True), True)),
     ("relu", lambda: (torch.ones(3, 1, requires_grad=True)[0], True)),
     ("relu", lambda: (torch.ones(1, 3).expand(2, 3), True)),

@@ -1,6 +1,7 @@
 """torch.nn.functional's signatures on fastnn's kernels."""
 
 from fastnn.functional.activation import gelu, leaky_relu, relu, sigmoid, silu, tanh
+from fastnn.functional.batch_norm import batch_norm, batch_norm_add_relu, batch_norm_relu
 from fastnn.functional.conv2d import conv2d
 from fastnn.functional.gemm import addmm, bmm, matmul, mm
 from fastnn.functional.linear import linear
@@ -13,6 +14,9 @@ __all__ = [
     "adaptive_max_pool2d",
     "addmm",
     "avg_pool2d",
+    "batch_norm",
+    "batch_norm_add_relu",
+    "batch_norm_relu",
     "bmm",
     "conv2d",
     "cross_entropy",

@@ -1,6 +1,7 @@
 """fastnn's layers: each a subclass of its torch.nn namesake that differs in forward() alone."""
 
 from fastnn.modules.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
+from fastnn.modules.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormAddReLU2d, BatchNormReLU2d
 from fastnn.modules.conv2d import Conv2d
 from fastnn.modules.linear import Linear
 from fastnn.modules.loss import CrossEntropyLoss, NLLLoss
@@ -11,6 +12,10 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AdaptiveMaxPool2d",
     "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNormAddReLU2d",
+    "BatchNormReLU2d",
     "Conv2d",
     "CrossEntropyLoss",
     "GELU",

@@ -1,0 +1,399 @@
+// fastnn::batch_norm_train, batch_norm_eval and their backward, each with an optional residual and ReLU behind it.
+#include "kernels/batch_norm.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/batch_norm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/relu.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "common.h"
+
+namespace fastnn::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+using Three = std::tuple<Tensor, Tensor, Tensor>;          // output, mean, invstd
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // gradients of input, weight, bias, residual
+using Mask = std::array<bool, 4>;                          // which of them are needed
+
+using TrainSignature = Three(const Tensor&, const OptTensor&, const OptTensor&, const OptTensor&, const OptTensor&,
+                             double, double, const OptTensor&, bool);
+using EvalSignature = Three(const Tensor&, const OptTensor&, const OptTensor&, const Tensor&, const Tensor&, double,
+                            const OptTensor&, bool);
+using BackwardSignature = Four(const Tensor&, const Tensor&, const OptTensor&, const Tensor&, const Tensor&,
+                               const OptTensor&, bool, Mask);
+
+const auto& train_op() {
+  static const auto op = handle<TrainSignature>("batch_norm_train");
+  return op;
+}
+const auto& eval_op() {
+  static const auto op = handle<EvalSignature>("batch_norm_eval");
+  return op;
+}
+const auto& backward_op() {
+  static const auto op = handle<BackwardSignature>("batch_norm_backward");
+  return op;
+}
+
+// ---- checks --------------------------------------------------------------------------------------------------------
+
+struct Arguments {
+  const Tensor &input, &weight, &bias, &running_mean, &running_var, &residual;
+  bool training, relu;
+  double momentum, eps;
+};
+
+at::ScalarType acc_type(const Tensor& t) { return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+bool is_16_bit(const Tensor& t) { return t.scalar_type() == at::kBFloat16 || t.scalar_type() == at::kHalf; }
+
+// True when the arguments are ones torch takes and the kernels know. What torch refuses is left to torch to refuse.
+bool takes(const Arguments& a) {
+  if (a.input.dim() < 2 || a.input.size(1) == 0) return false;
+  if (a.running_mean.defined() != a.running_var.defined() || (!a.training && !a.running_mean.defined())) return false;
+  const Tensor* first = nullptr;
+  for (const Tensor* t : {&a.weight, &a.bias, &a.running_mean, &a.running_var}) {
+    if (!t->defined()) continue;
+    if (t->dim() != 1 || t->numel() != a.input.size(1)) return false;
+    if (!first) first = t;
+    if (t->scalar_type() != first->scalar_type() || t->device() != a.input.device() || why_not_native(*t)) return false;
+  }
+  if (first && first->scalar_type() != a.input.scalar_type() &&
+      !(is_16_bit(a.input) && first->scalar_type() == at::kFloat))
+    return false;
+  for (const Tensor* t : {&a.running_mean, &a.running_var})
+    if (t->defined() && t->requires_grad()) return false;
+  if (a.residual.defined() && a.residual.sizes() != a.input.sizes()) return false;
+  return true;
+}
+
+bool native_arguments(const Arguments& a) {
+  if (!native("batch_norm", {&a.input, &a.residual})) return false;
+  if (takes(a)) return true;
+  note_fallback("batch_norm", "arguments");
+  return false;
+}
+
+Three aten_forward(const Arguments& a) {
+  Tensor y = at::batch_norm(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.training, a.momentum, a.eps,
+                            /*cudnn_enabled=*/true);
+  if (a.residual.defined()) y = at::add(y, a.residual);
+  if (a.relu) y = at::relu(y);
+  const auto options = a.input.options().dtype(acc_type(a.input));
+  return {y, at::empty({0}, options), at::empty({0}, options)};
+}
+
+// ---- kernels -------------------------------------------------------------------------------------------------------
+
+Tensor contiguous_or_undefined(const Tensor& t) { return t.defined() ? t.contiguous() : t; }
+const void* data_or_null(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+void* mutable_or_null(const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
+
+at::MemoryFormat format_of(const Tensor& input) { return input.suggest_memory_format(); }
+
+// Sizes as the tensor lies in memory: [batch, channels, inner], or rows of channels with inner == 1.
+BatchNormParams shape_params(const Tensor& x, const Tensor& param) {
+  BatchNormParams p{};
+  p.channels = x.size(1);
+  p.batch = x.size(0);
+  p.inner = p.batch && p.channels ? x.numel() / (p.batch * p.channels) : 1;
+  if (!x.is_contiguous()) {
+    p.batch *= p.inner;
+    p.inner = 1;
+  }
+  p.dtype = dtype_of(x);
+  p.param_dtype = param.defined() ? dtype_of(param) : p.dtype;
+  return p;
+}
+
+Tensor workspace(BatchNormParams& p, const Tensor& x) {
+  Tensor w = at::empty({batch_norm_workspace(p)}, x.options().dtype(at::kByte));
+  p.workspace = w.mutable_data_ptr();
+  return w;
+}
+
+Three forward(const Arguments& a) {
+  const Tensor x = a.input.contiguous(format_of(a.input));
+  const Tensor r = a.residual.defined() ? a.residual.contiguous(format_of(a.input)) : a.residual;
+  const Tensor w = contiguous_or_undefined(a.weight), b = contiguous_or_undefined(a.bias);
+  const Tensor running_mean = contiguous_or_undefined(a.running_mean);
+  const Tensor running_var = contiguous_or_undefined(a.running_var);
+  Tensor y = at::empty_like(x);
+  const auto options = x.options().dtype(acc_type(x));
+  Tensor mean = at::empty({x.size(1)}, options), invstd = at::empty({x.size(1)}, options);
+  if (x.numel() == 0) return {y, mean.zero_(), invstd.zero_()};
+  BatchNormParams p = shape_params(x, w.defined() ? w : b.defined() ? b : running_mean);
+  p.input = x.const_data_ptr();
+  p.residual = data_or_null(r);
+  p.output = y.mutable_data_ptr();
+  p.weight = data_or_null(w);
+  p.bias = data_or_null(b);
+  p.running_mean = mutable_or_null(running_mean);
+  p.running_var = mutable_or_null(running_var);
+  p.mean = mean.mutable_data_ptr();
+  p.invstd = invstd.mutable_data_ptr();
+  p.momentum = a.momentum;
+  p.eps = a.eps;
+  p.training = a.training;
+  p.relu = a.relu;
+  const Tensor keep = workspace(p, x);
+  check(cpu::batch_norm_forward(p), "batch_norm");
+  if (a.training && a.running_mean.defined()) {
+    if (!running_mean.is_same(a.running_mean)) a.running_mean.copy_(running_mean);
+    if (!running_var.is_same(a.running_var)) a.running_var.copy_(running_var);
+  }
+  return {y, mean, invstd};
+}
+
+Three train(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
+            const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
+  const Arguments a{input, or_undefined(weight), or_undefined(bias), or_undefined(running_mean),
+                    or_undefined(running_var), or_undefined(residual), true, relu, momentum, eps};
+  return native_arguments(a) ? forward(a) : aten_forward(a);
+}
+
+Three evaluate(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const Tensor& running_mean,
+               const Tensor& running_var, double eps, const OptTensor& residual, bool relu) {
+  const Arguments a{input, or_undefined(weight), or_undefined(bias), running_mean, running_var,
+                    or_undefined(residual), false, relu, 0, eps};
+  return native_arguments(a) ? forward(a) : aten_forward(a);
+}
+
+Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& weight, const Tensor& mean,
+              const Tensor& invstd, const OptTensor& result, bool training, Mask mask) {
+  const Tensor& weight_given = or_undefined(weight);
+  TORCH_CHECK(input.dim() >= 2 && input.size(1) > 0 && grad_output.sizes() == input.sizes() &&
+                  mean.numel() == input.size(1) && invstd.numel() == input.size(1) &&
+                  mean.scalar_type() == acc_type(input) && invstd.scalar_type() == acc_type(input) &&
+                  (!weight_given.defined() || weight_given.numel() == input.size(1)) &&
+                  (!result.has_value() || !result->defined() || result->sizes() == input.sizes()),
+              "fastnn::batch_norm_backward: arguments that batch_norm did not save");
+  TORCH_CHECK(native("batch_norm_backward", {&input, &grad_output, &or_undefined(result)}),
+              "fastnn::batch_norm_backward: not a tensor of the kernels");
+  const at::MemoryFormat format = format_of(input);
+  const Tensor x = input.contiguous(format), g = grad_output.contiguous(format);
+  const Tensor y = result.has_value() && result->defined() ? result->contiguous(format) : Tensor();
+  const Tensor w = contiguous_or_undefined(weight_given);
+  const auto params = (w.defined() ? w : mean).options();
+  const auto none = [&] { return at::empty({0}, x.options()); };
+  Tensor dx = mask[0] ? at::empty_like(x) : none();
+  Tensor dw = mask[1] ? at::empty({x.size(1)}, params) : none(), db = mask[2] ? at::empty({x.size(1)}, params) : none();
+  Tensor dr = !mask[3] ? none() : y.defined() ? at::empty_like(x) : g.clone();
+  if (x.numel() == 0) {
+    if (mask[1]) dw.zero_();
+    if (mask[2]) db.zero_();
+    return {dx, dw, db, dr};
+  }
+  BatchNormParams p = shape_params(x, w.defined() ? w : mean);
+  p.input = x.const_data_ptr();
+  p.grad_output = g.const_data_ptr();
+  p.result = data_or_null(y);
+  p.weight = data_or_null(w);
+  p.mean = mean.mutable_data_ptr();
+  p.invstd = invstd.mutable_data_ptr();
+  if (mask[0]) p.grad_input = dx.mutable_data_ptr();
+  if (mask[1]) p.grad_weight = dw.mutable_data_ptr();
+  if (mask[2]) p.grad_bias = db.mutable_data_ptr();
+  if (mask[3] && y.defined()) p.grad_residual = dr.mutable_data_ptr();
+  p.training = training;
+  const Tensor keep = workspace(p, x);
+  check(cpu::batch_norm_backward(p), "batch_norm_backward");
+  return {dx, dw, db, dr};
+}
+
+// ---- autograd ------------------------------------------------------------------------------------------------------
+
+Tensor where_needed(const Tensor& t, bool needed) { return needed ? t : Tensor(); }
+
+// The inputs of apply(), in the order of needs_input_grad().
+struct BatchNormFunction : Function<BatchNormFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Tensor& bias,
+                               const Tensor& residual, const Tensor& running_mean, const Tensor& running_var,
+                               bool training, double momentum, double eps, bool relu) {
+    at::AutoDispatchBelowAutograd guard;  // the ADInplaceOrView kernel counts the running statistics' versions up
+    const auto [y, mean, invstd] =
+        training ? train_op().call(input, weight, bias, running_mean, running_var, momentum, eps, residual, relu)
+                 : eval_op().call(input, weight, bias, running_mean, running_var, eps, residual, relu);
+    ctx->save_for_backward({input, weight, mean, invstd, relu ? y : Tensor()});
+    ctx->saved_data["training"] = training;
+    ctx->mark_non_differentiable({mean, invstd});
+    ctx->set_materialize_grads(false);
+    return {y, mean, invstd};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    variable_list out(10);
+    if (!grads[0].defined()) return out;
+    const auto saved = ctx->get_saved_variables();
+    const Mask mask{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
+                    ctx->needs_input_grad(3)};
+    const auto [dx, dw, db, dr] = backward_op().call(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4],
+                                                     ctx->saved_data["training"].toBool(), mask);
+    out[0] = where_needed(dx, mask[0]);
+    out[1] = where_needed(dw, mask[1]);
+    out[2] = where_needed(db, mask[2]);
+    out[3] = where_needed(dr, mask[3]);
+    return out;
+  }
+};
+
+// With z = (x - mean) invstd, P(t) = t - mean(t) - z mean(t z) in training and P(t) = t in evaluation, g the gradient
+// behind the ReLU: dx = w invstd P(g), dw = sum g z, db = sum g, dr = g. Below, v are the cotangents of those four.
+struct BatchNormBackwardFunction : Function<BatchNormBackwardFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
+                               const Tensor& weight, const Tensor& mean, const Tensor& invstd, const Tensor& result,
+                               bool training, Mask mask) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({grad_output, input, weight, mean, invstd, result});
+    ctx->saved_data["training"] = training;
+    ctx->set_materialize_grads(false);
+    auto [dx, dw, db, dr] = backward_op().call(grad_output, input, weight, mean, invstd, result, training, mask);
+    return {dx, dw, db, dr};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& v) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &grad_output = saved[0], &input = saved[1], &weight = saved[2], &result = saved[5];
+    const bool training = ctx->saved_data["training"].toBool();
+    const auto acc = acc_type(input);
+    std::vector<int64_t> shape(input.dim(), 1), dims{0};
+    shape[1] = input.size(1);
+    for (int64_t d = 2; d < input.dim(); ++d) dims.push_back(d);
+    const auto wide = [&](const Tensor& t) { return t.to(acc).reshape(shape); };  // [C] against [N, C, ...]
+    const auto sum = [&](const Tensor& t) { return t.sum(dims, true); };
+    const double count = double(std::max<int64_t>(1, input.numel() / input.size(1)));
+    const Tensor x = input.to(acc);
+    const Tensor stopped = result.defined() ? result <= 0 : Tensor();
+    const Tensor g = stopped.defined() ? grad_output.to(acc).masked_fill(stopped, 0) : grad_output.to(acc);
+    // In training mean and invstd are functions of the input: their derivatives are inside P.
+    const Tensor s = wide(saved[4]), z = (x - wide(saved[3])) * s;
+    const Tensor ws = weight.defined() ? wide(weight) * s : s;
+    const auto project = [&](const Tensor& t) {
+      return training ? t - (sum(t) + z * sum(t * z)) / count : t;
+    };
+    Tensor grad_g, grad_x, grad_w;
+    const auto add = [](Tensor& to, const Tensor& t) { to = to.defined() ? to + t : t; };
+    if (v[0].defined() && v[0].numel() == input.numel()) {
+      const Tensor v0 = v[0].to(acc), pv = project(v0), pg = project(g);
+      add(grad_g, ws * pv);
+      if (weight.defined()) grad_w = sum(v0 * pg) * s;
+      if (training) add(grad_x, -(ws * s / count) * (z * sum(v0 * pg) + sum(v0 * z) * pg + sum(g * z) * pv));
+    }
+    if (v[1].defined() && v[1].numel() == input.size(1)) {
+      const Tensor vw = wide(v[1]);
+      add(grad_g, vw * z);
+      add(grad_x, vw * s * project(g));
+    }
+    if (v[2].defined() && v[2].numel() == input.size(1)) add(grad_g, wide(v[2]).expand_as(input));
+    if (v[3].defined() && v[3].numel() == input.numel()) add(grad_g, v[3].to(acc));
+    if (grad_g.defined() && stopped.defined()) grad_g = grad_g.masked_fill(stopped, 0);
+    variable_list out(8);
+    if (grad_g.defined() && ctx->needs_input_grad(0)) out[0] = grad_g.to(grad_output.scalar_type());
+    if (grad_x.defined() && ctx->needs_input_grad(1)) out[1] = grad_x.to(input.scalar_type());
+    if (grad_w.defined() && ctx->needs_input_grad(2)) out[2] = grad_w.reshape(weight.sizes()).to(weight.scalar_type());
+    return out;
+  }
+};
+
+Three forward_autograd(const Arguments& a) {
+  if (!native_arguments(a)) return aten_forward(a);
+  if (needs_grad({&a.input, &a.weight, &a.bias, &a.residual})) {
+    const auto out = BatchNormFunction::apply(a.input, a.weight, a.bias, a.residual, a.running_mean, a.running_var,
+                                              a.training, a.momentum, a.eps, a.relu);
+    return {out[0], out[1], out[2]};
+  }
+  at::AutoDispatchBelowAutograd guard;
+  if (!a.training) {
+    return eval_op().call(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.eps, a.residual, a.relu);
+  }
+  return train_op().call(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.momentum, a.eps, a.residual,
+                         a.relu);
+}
+
+Three train_autograd(const Tensor& input, const OptTensor& weight, const OptTensor& bias,
+                     const OptTensor& running_mean, const OptTensor& running_var, double momentum, double eps,
+                     const OptTensor& residual, bool relu) {
+  return forward_autograd({input, or_undefined(weight), or_undefined(bias), or_undefined(running_mean),
+                           or_undefined(running_var), or_undefined(residual), true, relu, momentum, eps});
+}
+Three eval_autograd(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const Tensor& running_mean,
+                    const Tensor& running_var, double eps, const OptTensor& residual, bool relu) {
+  return forward_autograd({input, or_undefined(weight), or_undefined(bias), running_mean, running_var,
+                           or_undefined(residual), false, relu, 0, eps});
+}
+
+Four backward_autograd(const Tensor& grad_output, const Tensor& input, const OptTensor& weight, const Tensor& mean,
+                       const Tensor& invstd, const OptTensor& result, bool training, Mask mask) {
+  const Tensor &w = or_undefined(weight), &y = or_undefined(result);
+  if (needs_grad({&grad_output, &input, &w})) {
+    const auto out = BatchNormBackwardFunction::apply(grad_output, input, w, mean, invstd, y, training, mask);
+    return {out[0], out[1], out[2], out[3]};
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return backward_op().call(grad_output, input, weight, mean, invstd, result, training, mask);
+}
+
+Three train_bump(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
+                 const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
+  Three out;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    out = train_op().call(input, weight, bias, running_mean, running_var, momentum, eps, residual, relu);
+  }
+  for (const OptTensor* t : {&running_mean, &running_var})
+    if (t->has_value() && (*t)->defined()) torch::autograd::increment_version(**t);
+  return out;
+}
+
+// ---- registration --------------------------------------------------------------------------------------------------
+
+TORCH_LIBRARY_FRAGMENT(fastnn, m) {
+  m.def(
+      "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "float momentum, float eps, Tensor? residual, bool relu) -> (Tensor output, Tensor mean, Tensor invstd)");
+  m.def(
+      "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, float eps, "
+      "Tensor? residual, bool relu) -> (Tensor output, Tensor mean, Tensor invstd)");
+  m.def(
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor mean, Tensor invstd, "
+      "Tensor? result, bool training, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+void register_kernels(torch::Library& m) {
+  m.impl("batch_norm_train", train);
+  m.impl("batch_norm_eval", evaluate);
+  m.impl("batch_norm_backward", backward);
+}
+TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
+
+TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
+  m.impl("batch_norm_train", train_autograd);
+  m.impl("batch_norm_eval", eval_autograd);
+  m.impl("batch_norm_backward", backward_autograd);
+}
+TORCH_LIBRARY_IMPL(fastnn, ADInplaceOrView, m) { m.impl("batch_norm_train", train_bump); }
+
+void bind(pybind11::module_& m) {
+  using release_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
+  m.def("batch_norm_train",
+        [](const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
+           const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
+          return train_op().call(input, weight, bias, running_mean, running_var, momentum, eps, residual, relu);
+        }, release_gil());
+  m.def("batch_norm_eval",
+        [](const Tensor& input, const OptTensor& weight, const OptTensor& bias, const Tensor& running_mean,
+           const Tensor& running_var, double eps, const OptTensor& residual, bool relu) {
+          return eval_op().call(input, weight, bias, running_mean, running_var, eps, residual, relu);
+        }, release_gil());
+}
+const Bindings bindings(bind);
+
+}  // namespace
+}  // namespace fastnn::ops

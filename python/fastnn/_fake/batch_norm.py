@@ -1,0 +1,35 @@
+"""Fake kernels of batch norm: the output as the kernels read the input, statistics in the accumulation type."""
+
+import torch
+
+
+def _empty(input):
+    format = torch._prims_common.suggest_memory_format(input)
+    return torch.empty_like(input, memory_format=format)
+
+
+def _statistics(input):
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return input.new_empty(input.size(1), dtype=dtype)
+
+
+@torch.library.register_fake("fastnn::batch_norm_train")
+def _train(input, weight, bias, running_mean, running_var, momentum, eps, residual, relu):
+    return _empty(input), _statistics(input), _statistics(input)
+
+
+@torch.library.register_fake("fastnn::batch_norm_eval")
+def _eval(input, weight, bias, running_mean, running_var, eps, residual, relu):
+    return _empty(input), _statistics(input), _statistics(input)
+
+
+@torch.library.register_fake("fastnn::batch_norm_backward")
+def _backward(grad_output, input, weight, mean, invstd, result, training, output_mask):
+    none = lambda: input.new_empty(0)  # noqa: E731
+    parameter = lambda: torch.empty_like(mean if weight is None else weight)  # noqa: E731
+    return (
+        _empty(input) if output_mask[0] else none(),
+        parameter() if output_mask[1] else none(),
+        parameter() if output_mask[2] else none(),
+        _empty(input) if output_mask[3] else none(),
+    )

@@ -1,0 +1,55 @@
+"""BatchNorm1d and BatchNorm2d, and BatchNorm2d with a ReLU or a residual and a ReLU behind it."""
+
+import torch
+
+from fastnn import functional as F
+
+
+def _apply(module, function, *tensors):
+    """torch's bookkeeping of the running statistics around one call of `function`."""
+    module._check_input_dim(tensors[0])
+    momentum = 0.0 if module.momentum is None else module.momentum
+    tracks = module.training and module.track_running_stats
+    if tracks and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if module.momentum is None:  # the average over all batches so far
+            momentum = 1.0 / float(module.num_batches_tracked)
+    use_buffers = tracks or not module.training
+    return function(
+        *tensors,
+        module.running_mean if use_buffers else None,
+        module.running_var if use_buffers else None,
+        module.weight,
+        module.bias,
+        module.training or (module.running_mean is None and module.running_var is None),
+        momentum,
+        module.eps,
+    )
+
+
+class BatchNorm1d(torch.nn.BatchNorm1d):
+    """torch.nn.BatchNorm1d on fastnn's kernels: [N, C] or [N, C, L] in, the same shape out."""
+
+    def forward(self, input):
+        return _apply(self, F.batch_norm, input)
+
+
+class BatchNorm2d(torch.nn.BatchNorm2d):
+    """torch.nn.BatchNorm2d on fastnn's kernels: [N, C, H, W] in, the same shape and memory format out."""
+
+    def forward(self, input):
+        return _apply(self, F.batch_norm, input)
+
+
+class BatchNormReLU2d(torch.nn.BatchNorm2d):
+    """BatchNorm2d and a ReLU in one: [N, C, H, W] in, the same shape and memory format out."""
+
+    def forward(self, input):
+        return _apply(self, F.batch_norm_relu, input)
+
+
+class BatchNormAddReLU2d(torch.nn.BatchNorm2d):
+    """The end of a residual block: relu(batch_norm(input) + residual), both [N, C, H, W]."""
+
+    def forward(self, input, residual):
+        return _apply(self, F.batch_norm_add_relu, input, residual)

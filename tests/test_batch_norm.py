@@ -1,0 +1,271 @@
+"""What batch norm promises beyond the case list: large means, running statistics, modules, fused forms, mixed dtypes."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fastnn
+
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+by_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def images(*shape, layout="nchw", dtype=torch.float32, mean=0.0, std=1.0):
+    return (torch.randn(shape, dtype=torch.float64) * std + mean).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+
+
+def fused_reference(x, residual, *args, **kwargs):
+    y = F.batch_norm(x, *args, **kwargs)
+    return F.relu(y if residual is None else y + residual)
+
+
+# ---- accuracy ------------------------------------------------------------------------------------------------------
+
+
+@by_layout
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("mean", [0.0, 1e4, -3e5])
+def test_a_large_mean_costs_no_accuracy(isa, layout, mean):
+    fastnn._C.set_isa(isa)
+    x = images(16, 5, 33, 35, layout=layout, mean=mean)
+    exact_var, exact_mean = torch.var_mean(x.double(), (0, 2, 3))
+    running_mean, running_var = torch.zeros(5), torch.ones(5)
+    y = fastnn.functional.batch_norm(x, running_mean, running_var, training=True, momentum=1.0)
+    torch.testing.assert_close(running_mean, exact_mean.float(), rtol=2e-7, atol=1e-6)
+    torch.testing.assert_close(running_var, exact_var.float(), rtol=1e-6, atol=0)
+    exact = F.batch_norm(x.double(), None, None, training=True)
+    theirs = F.batch_norm(x, None, None, training=True)
+    error, allowed = (y - exact).abs().max(), (theirs - exact).abs().max()
+    assert error <= 2 * allowed + 2e-6
+
+
+def test_blocks_with_different_means():
+    x = torch.cat([torch.zeros(4, 2, 64, 64), 1e4 + torch.randn(4, 2, 64, 64)])
+    for layout in LAYOUTS.values():
+        y = fastnn.functional.batch_norm(x.contiguous(memory_format=layout), None, None, training=True)
+        exact = F.batch_norm(x.double(), None, None, training=True)
+        assert (y - exact).abs().max() < 1e-6
+
+
+# ---- running statistics --------------------------------------------------------------------------------------------
+
+
+@by_layout
+def test_statistics_are_written_in_place_and_counted(layout):
+    x = images(4, 3, 5, 5, layout=layout)
+    mean, var = torch.zeros(3), torch.ones(3)
+    fastnn.functional.batch_norm(x, mean, var, training=True)
+    assert (mean._version, var._version) == (1, 1)
+    fastnn.functional.batch_norm(x, mean, var, training=False)
+    assert (mean._version, var._version) == (1, 1)
+    wide = torch.zeros(6), torch.ones(6)
+    strided = wide[0][::2], wide[1][::2]
+    fastnn.functional.batch_norm(x, *strided, training=True)
+    assert torch.equal(strided[0], mean) and torch.equal(strided[1], var)
+    assert wide[0][1::2].eq(0).all() and wide[1][1::2].eq(1).all()
+
+
+def test_backward_leaves_the_statistics_alone():
+    bn = fastnn.BatchNorm2d(3)
+    y = bn(torch.randn(4, 3, 5, 5, requires_grad=True))
+    before = copy.deepcopy(bn.state_dict())
+    y.sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), bn.state_dict().values(), strict=True))
+
+
+def test_statistics_changed_between_forward_and_backward():
+    """An evaluation's gradient belongs to the statistics it was computed with."""
+    x, mean, var = torch.randn(4, 3, 5, requires_grad=True), torch.zeros(3), torch.ones(3)
+    y = fastnn.functional.batch_norm(x, mean, var)
+    var.fill_(100.0)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones_like(x), rtol=1e-4, atol=0)
+
+
+# ---- modules -------------------------------------------------------------------------------------------------------
+
+OPTIONS = [
+    {},
+    {"momentum": None},
+    {"affine": False},
+    {"track_running_stats": False},
+    {"bias": False},
+    {"eps": 1e-3, "momentum": 0.3},
+    {"dtype": torch.float64},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "shape"), [("BatchNorm1d", (6, 4)), ("BatchNorm1d", (6, 4, 5)), ("BatchNorm2d", (3, 4, 5, 6))], ids=str
+)
+def test_module_is_torchs(name, shape, options):
+    ours, torchs = getattr(fastnn, name)(4, **options), getattr(torch.nn, name)(4, **options)
+    assert repr(ours) == repr(torchs)
+    for step in range(4):
+        if step == 3:
+            ours.eval(), torchs.eval()
+        a = torch.randn(shape, dtype=options.get("dtype"), requires_grad=True)
+        b = a.detach().clone().requires_grad_()
+        ya, yb = ours(a), torchs(b)
+        torch.testing.assert_close(ya, yb)
+        ya.square().sum().backward(), yb.square().sum().backward()
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+        assert ours.state_dict().keys() == torchs.state_dict().keys()
+        for p, q in zip(ours.state_dict().values(), torchs.state_dict().values(), strict=True):
+            torch.testing.assert_close(p, q)
+    for p, q in zip(ours.parameters(), torchs.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-4)
+    assert not fastnn.fallbacks()
+
+
+def test_module_refuses_as_torch_does():
+    for name, shape in (("BatchNorm1d", (2, 3, 4, 5)), ("BatchNorm2d", (2, 3)), ("BatchNormReLU2d", (2, 3, 4))):
+        base = getattr(torch.nn, name.replace("ReLU", ""))
+        with pytest.raises(ValueError) as theirs:
+            base(3)(torch.randn(shape))
+        with pytest.raises(ValueError) as ours:
+            getattr(fastnn, name)(3)(torch.randn(shape))
+        assert str(ours.value) == str(theirs.value)
+
+
+# ---- ReLU and residual ---------------------------------------------------------------------------------------------
+
+
+@by_layout
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_residual", [True, False])
+@pytest.mark.parametrize("shape", [(4, 3, 5, 7), (3, 20, 9, 9), (2, 70, 4, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_fused(dtype, shape, with_residual, training, layout):
+    def arguments(to):
+        torch.manual_seed(1)
+        t = [images(*shape, layout=layout, dtype=dtype), images(*shape, layout=layout, dtype=dtype)]
+        t += [torch.randn(shape[1], dtype=dtype), torch.rand(shape[1], dtype=dtype) + 0.5]
+        t += [torch.randn(shape[1], dtype=dtype), torch.randn(shape[1], dtype=dtype)]
+        t = [v.to(to) for v in t]
+        for v in (t[0], t[1], t[4], t[5]):
+            v.requires_grad_()
+        return t
+
+    def run(to, call):
+        x, r, mean, var, w, b = arguments(to)
+        y = call(x, r if with_residual else None, mean, var, w, b, training=training)
+        torch.manual_seed(2)
+        grads = torch.autograd.grad(y, [x, w, b] + [r] * with_residual, torch.randn_like(y.double()).to(dtype).to(to))
+        return [y, *grads, mean, var]
+
+    def ours(x, r, *args, **kwargs):
+        if r is None:
+            return fastnn.functional.batch_norm_relu(x, *args, **kwargs)
+        return fastnn.functional.batch_norm_add_relu(x, r, *args, **kwargs)
+
+    mine, theirs, exact = run(dtype, ours), run(dtype, fused_reference), run(torch.float64, fused_reference)
+    for a, b, c in zip(mine, theirs, exact, strict=True):
+        # The sign of an output within rounding of zero may differ: such a gradient is wrong in both, so compare means.
+        scale = c.abs().max().item()
+        bound = 2 * (b.double() - c).abs().mean().item() + 4 * torch.finfo(dtype).eps * scale
+        assert a.dtype == b.dtype and (a.double() - c).abs().mean().item() <= bound
+    assert mine[0].stride() == mine[1].stride() == theirs[0].stride()
+    assert not fastnn.fallbacks()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_fused_derivatives(with_residual, training):
+    torch.manual_seed(0)
+    inputs = [torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.rand(2) + 0.5, torch.randn(2)]
+    inputs = [t.double().requires_grad_() for t in inputs]
+    mean, var = torch.randn(2).double(), torch.rand(2).double() + 0.5
+
+    def function(x, r, w, b):
+        stats = (mean.clone(), var.clone())
+        if with_residual:
+            return fastnn.functional.batch_norm_add_relu(x, r, *stats, w, b, training=training)
+        return fastnn.functional.batch_norm_relu(x, *stats, w, b, training=training) + 0 * r
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_fused_modules():
+    x, r = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
+    plain = torch.nn.BatchNorm2d(3)
+    torch.testing.assert_close(fastnn.BatchNormReLU2d(3)(x), F.relu(plain(x)))
+    torch.testing.assert_close(fastnn.BatchNormAddReLU2d(3)(x, r), F.relu(plain(x) + r))
+
+
+def test_residual_that_broadcasts_runs_on_torch():
+    x, r = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 1, 1)
+    y = fastnn.functional.batch_norm_add_relu(x, r, None, None, training=True)
+    torch.testing.assert_close(y, fused_reference(x, r, None, None, training=True))
+    assert fastnn.fallbacks()
+
+
+# ---- dtypes, layouts, threads --------------------------------------------------------------------------------------
+
+
+@by_layout
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_parameters_beside_16_bit_input(dtype, training, layout):
+    def run(library):
+        torch.manual_seed(3)
+        x = images(4, 20, 7, 7, layout=layout, dtype=dtype).requires_grad_()
+        w, b = torch.randn(20, requires_grad=True), torch.randn(20, requires_grad=True)
+        mean, var = torch.zeros(20), torch.ones(20)
+        y = library.batch_norm(x, mean, var, w, b, training=training)
+        return [y, *torch.autograd.grad(y.float().square().sum(), [x, w, b]), mean, var]
+
+    for a, b in zip(run(fastnn.functional), run(F), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=5e-2)
+    assert not fastnn.fallbacks()
+
+
+@by_layout
+def test_same_bits_for_every_thread_count(layout):
+    x, g = images(8, 24, 40, 41, layout=layout).requires_grad_(), images(8, 24, 40, 41, layout=layout)
+    w, b = torch.randn(24, requires_grad=True), torch.randn(24, requires_grad=True)
+    threads = torch.get_num_threads()
+    results = []
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        mean, var = torch.zeros(24), torch.ones(24)
+        y = fastnn.functional.batch_norm_relu(x, mean, var, w, b, training=True)
+        results.append([y, mean, var, *torch.autograd.grad(y, [x, w, b], g)])
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(p, q) for p, q in zip(results[0], other, strict=True))
+
+
+def test_only_needed_gradients():
+    x, w = torch.randn(4, 3, 5, 5, requires_grad=True), torch.randn(3)
+    mean, var = torch.zeros(3), torch.ones(3)
+    assert fastnn.functional.batch_norm(x, mean, var, w).grad_fn is not None
+    seen = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.name() == "fastnn::batch_norm_backward":
+                seen.append(list(args[-1]))
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        fastnn.functional.batch_norm(x, mean, var, w).sum().backward()
+    assert seen == [[True, False, False, False]]
+
+
+def test_compiles_with_its_statistics():
+    ours, torchs = fastnn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        x = torch.randn(4, 3, 5, 5)
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y, z = compiled(a), torchs(b)
+        torch.testing.assert_close(y, z)
+        y.square().sum().backward(), z.square().sum().backward()
+        torch.testing.assert_close(a.grad, b.grad)
+    for p, q in zip(ours.state_dict().values(), torchs.state_dict().values(), strict=True):
+        torch.testing.assert_close(p, q)
