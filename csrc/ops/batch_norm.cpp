@@ -213,17 +213,18 @@ Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& w
 
 Tensor where_needed(const Tensor& t, bool needed) { return needed ? t : Tensor(); }
 
-// The inputs of apply(), in the order of needs_input_grad().
 struct BatchNormFunction : Function<BatchNormFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Tensor& bias,
-                               const Tensor& residual, const Tensor& running_mean, const Tensor& running_var,
-                               bool training, double momentum, double eps, bool relu) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptTensor& weight,
+                               const OptTensor& bias, const OptTensor& residual, const OptTensor& running_mean,
+                               const OptTensor& running_var, bool training, double momentum, double eps, bool relu) {
     at::AutoDispatchBelowAutograd guard;  // the ADInplaceOrView kernel counts the running statistics' versions up
     const auto [y, mean, invstd] =
         training ? train_op().call(input, weight, bias, running_mean, running_var, momentum, eps, residual, relu)
-                 : eval_op().call(input, weight, bias, running_mean, running_var, eps, residual, relu);
-    ctx->save_for_backward({input, weight, mean, invstd, relu ? y : Tensor()});
+                 : eval_op().call(input, weight, bias, *running_mean, *running_var, eps, residual, relu);
+    ctx->save_for_backward({input, or_undefined(weight), mean, invstd, relu ? y : Tensor()});
     ctx->saved_data["training"] = training;
+    const auto given = [](const OptTensor& t) { return t.has_value() && t->defined(); };
+    ctx->saved_data["given"] = c10::List<bool>({given(weight), given(bias), given(residual)});
     ctx->mark_non_differentiable({mean, invstd});
     ctx->set_materialize_grads(false);
     return {y, mean, invstd};
@@ -232,8 +233,11 @@ struct BatchNormFunction : Function<BatchNormFunction> {
     variable_list out(10);
     if (!grads[0].defined()) return out;
     const auto saved = ctx->get_saved_variables();
-    const Mask mask{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
-                    ctx->needs_input_grad(3)};
+    // needs_input_grad() counts the tensors that were given.
+    const auto given = ctx->saved_data["given"].toBoolList();
+    Mask mask{ctx->needs_input_grad(0), false, false, false};
+    for (size_t i = 0, index = 1; i < 3; ++i)
+      if (given[i]) mask[i + 1] = ctx->needs_input_grad(index++);
     const auto [dx, dw, db, dr] = backward_op().call(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4],
                                                      ctx->saved_data["training"].toBool(), mask);
     out[0] = where_needed(dx, mask[0]);
@@ -248,10 +252,10 @@ struct BatchNormFunction : Function<BatchNormFunction> {
 // behind the ReLU: dx = w invstd P(g), dw = sum g z, db = sum g, dr = g. Below, v are the cotangents of those four.
 struct BatchNormBackwardFunction : Function<BatchNormBackwardFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
-                               const Tensor& weight, const Tensor& mean, const Tensor& invstd, const Tensor& result,
-                               bool training, Mask mask) {
+                               const OptTensor& weight, const Tensor& mean, const Tensor& invstd,
+                               const OptTensor& result, bool training, Mask mask) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({grad_output, input, weight, mean, invstd, result});
+    ctx->save_for_backward({grad_output, input, or_undefined(weight), mean, invstd, or_undefined(result)});
     ctx->saved_data["training"] = training;
     ctx->set_materialize_grads(false);
     auto [dx, dw, db, dr] = backward_op().call(grad_output, input, weight, mean, invstd, result, training, mask);
@@ -304,8 +308,10 @@ struct BatchNormBackwardFunction : Function<BatchNormBackwardFunction> {
 Three forward_autograd(const Arguments& a) {
   if (!native_arguments(a)) return aten_forward(a);
   if (needs_grad({&a.input, &a.weight, &a.bias, &a.residual})) {
-    const auto out = BatchNormFunction::apply(a.input, a.weight, a.bias, a.residual, a.running_mean, a.running_var,
-                                              a.training, a.momentum, a.eps, a.relu);
+    const auto out =
+        BatchNormFunction::apply(a.input, OptTensor(a.weight), OptTensor(a.bias), OptTensor(a.residual),
+                                 OptTensor(a.running_mean), OptTensor(a.running_var), a.training, a.momentum, a.eps,
+                                 a.relu);
     return {out[0], out[1], out[2]};
   }
   at::AutoDispatchBelowAutograd guard;
@@ -330,9 +336,8 @@ Three eval_autograd(const Tensor& input, const OptTensor& weight, const OptTenso
 
 Four backward_autograd(const Tensor& grad_output, const Tensor& input, const OptTensor& weight, const Tensor& mean,
                        const Tensor& invstd, const OptTensor& result, bool training, Mask mask) {
-  const Tensor &w = or_undefined(weight), &y = or_undefined(result);
-  if (needs_grad({&grad_output, &input, &w})) {
-    const auto out = BatchNormBackwardFunction::apply(grad_output, input, w, mean, invstd, y, training, mask);
+  if (needs_grad({&grad_output, &input, &or_undefined(weight)})) {
+    const auto out = BatchNormBackwardFunction::apply(grad_output, input, weight, mean, invstd, result, training, mask);
     return {out[0], out[1], out[2], out[3]};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
