@@ -25,16 +25,27 @@ void indices_from_taps(const Pool2dParams& p) {
 }  // namespace
 
 Status max_pool2d_forward(const Pool2dParams& p) {
-  return p.channels_last ? max_pool2d_forward_nhwc(p) : max_pool2d_forward_any(p);
+  if (p.channels_last) return max_pool2d_forward_nhwc(p);
+  if (is_2x2(p)) return max_pool2d_forward_2x2(p);
+  return fits_rows(p) ? max_pool2d_forward_rows(p) : max_pool2d_forward_any(p);
 }
 Status max_pool2d_backward(const Pool2dParams& p) {
-  return p.channels_last ? max_pool2d_backward_nhwc(p) : max_pool2d_backward_any(p);
+  if (p.channels_last) return max_pool2d_backward_nhwc(p);
+  if (is_2x2(p)) return max_pool2d_backward_2x2(p);
+  if (fits_scatter(p)) return max_pool2d_backward_scatter(p);
+  return fits_rows_backward(p) ? max_pool2d_backward_rows(p) : max_pool2d_backward_any(p);
 }
 Status avg_pool2d_forward(const Pool2dParams& p) {
-  return p.channels_last ? avg_pool2d_forward_nhwc(p) : avg_pool2d_forward_any(p);
+  if (p.channels_last) return avg_pool2d_forward_nhwc(p);
+  if (is_2x2(p)) return avg_pool2d_forward_2x2(p);
+  if (is_global(p)) return avg_pool2d_forward_global(p);
+  return fits_rows(p) ? avg_pool2d_forward_rows(p) : avg_pool2d_forward_any(p);
 }
 Status avg_pool2d_backward(const Pool2dParams& p) {
-  return p.channels_last ? avg_pool2d_backward_nhwc(p) : avg_pool2d_backward_any(p);
+  if (p.channels_last) return avg_pool2d_backward_nhwc(p);
+  if (is_2x2(p)) return avg_pool2d_backward_2x2(p);
+  if (is_global(p)) return avg_pool2d_backward_global(p);
+  return fits_rows_backward(p) ? avg_pool2d_backward_rows(p) : avg_pool2d_backward_any(p);
 }
 Status max_pool2d_indices(const Pool2dParams& p) {
   if (p.wide) indices_from_taps<int32_t>(p);

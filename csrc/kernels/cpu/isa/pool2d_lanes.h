@@ -48,14 +48,32 @@ struct IntLane<double> {
 template <class A, class O>
 FASTNN_INLINE TapBytes<A, O> load_taps_raw(const O* p, int lanes) {
   TapBytes<A, O> raw{};
-  if (lanes == Vec<A>::N) __builtin_memcpy(&raw, p, sizeof(raw));
-  else
-    for (int i = 0; i < lanes; ++i) raw[i] = p[i];
+  if (lanes == Vec<A>::N) {
+    __builtin_memcpy(&raw, p, sizeof(raw));
+    return raw;
+  }
+#if defined(__AVX512F__)
+  if constexpr (sizeof(raw) == 16)
+    return (TapBytes<A, O>)_mm_maskz_loadu_epi8(__mmask16((1u << lanes) - 1), p);
+#endif
+  for (int i = 0; i < lanes; ++i) raw[i] = p[i];
   return raw;
 }
 template <class A, class O>
 FASTNN_INLINE typename Vec<A>::Int load_taps(const O* p, int lanes) {
-  return __builtin_convertvector((load_taps_raw<A, O>(p, lanes)), typename Vec<A>::Int);
+  const TapBytes<A, O> raw = load_taps_raw<A, O>(p, lanes);
+#if defined(__AVX2__)  // gcc 12 converts these element by element
+  __m128i low{};
+  if constexpr (sizeof(raw) <= 16) __builtin_memcpy(&low, &raw, sizeof(raw));
+#if defined(__AVX512F__)
+  if constexpr (sizeof(O) == 1 && Vec<A>::N == 16) return (typename Vec<A>::Int)_mm512_cvtepu8_epi32(low);
+  if constexpr (sizeof(O) == 1 && Vec<A>::N == 8) return (typename Vec<A>::Int)_mm512_cvtepu8_epi64(low);
+#else
+  if constexpr (sizeof(O) == 1 && Vec<A>::N == 8) return (typename Vec<A>::Int)_mm256_cvtepu8_epi32(low);
+  if constexpr (sizeof(O) == 1 && Vec<A>::N == 4) return (typename Vec<A>::Int)_mm256_cvtepu8_epi64(low);
+#endif
+#endif
+  return __builtin_convertvector(raw, typename Vec<A>::Int);
 }
 
 // sum + (tap == code ? v : 0): a NaN in v stays in its lane.
@@ -63,7 +81,35 @@ template <class A>
 FASTNN_INLINE Vec<A> add_where(Vec<A> sum, typename Vec<A>::Int taps, int64_t code, Vec<A> v) {
   using Raw = typename Vec<A>::Raw;
   using Lane = typename IntLane<A>::type;
+#if defined(__AVX512F__)
+  if constexpr (__is_same(A, float))
+    return {_mm512_mask_add_ps(sum.v, _mm512_cmpeq_epi32_mask((__m512i)taps, _mm512_set1_epi32(int(code))), sum.v, v.v)};
+#endif
   return {sum.v + (taps == Lane(code) ? v.v : Raw{})};
+}
+
+template <class A, class O>
+FASTNN_INLINE void store_taps(typename Vec<A>::Int taps, O* p, int lanes) {
+  const auto raw = __builtin_convertvector(taps, TapBytes<A, O>);
+  if (lanes == Vec<A>::N) {
+    __builtin_memcpy(p, &raw, sizeof(raw));
+    return;
+  }
+#if defined(__AVX512F__)
+  if constexpr (sizeof(raw) == 16) return _mm_mask_storeu_epi8(p, __mmask16((1u << lanes) - 1), (__m128i)raw);
+#endif
+  for (int i = 0; i < lanes; ++i) p[i] = raw[i];
+}
+
+// tap == code ? v : 0.
+template <class A>
+FASTNN_INLINE Vec<A> only_where(typename Vec<A>::Int taps, int64_t code, Vec<A> v) {
+  using Lane = typename IntLane<A>::type;
+#if defined(__AVX512F__)
+  if constexpr (__is_same(A, float))
+    return {_mm512_maskz_mov_ps(_mm512_cmpeq_epi32_mask((__m512i)taps, _mm512_set1_epi32(int(code))), v.v)};
+#endif
+  return {taps == Lane(code) ? v.v : typename Vec<A>::Raw{}};
 }
 
 // The window tap each lane's best value came from.
@@ -81,10 +127,100 @@ struct Taps {
   }
   template <class O>
   FASTNN_VEC_FN void store(O* p, int lanes) const {
-    const auto raw = __builtin_convertvector(taps, TapBytes<A, O>);
-    if (lanes == Vec<A>::N) __builtin_memcpy(p, &raw, sizeof(raw));
-    else
-      for (int i = 0; i < lanes; ++i) p[i] = raw[i];
+    store_taps<A>(taps, p, lanes);
+  }
+};
+
+// ---- lanes at the end of a row ---------------------------------------------------------------------------------------
+
+// The first `left` lanes when left is below N, all of them when not; none when left <= 0.
+template <class S, class A = acc_t<S>>
+FASTNN_INLINE Vec<A> load_upto(const S* p, int64_t left) {
+  if (left >= Vec<A>::N) return Vec<A>::load(p);
+  return left > 0 ? Vec<A>::load_n(p, left) : Vec<A>::zero();
+}
+template <class S, class A>
+FASTNN_INLINE void store_upto(Vec<A> v, S* p, int64_t left) {
+  if (left >= Vec<A>::N) v.store(p);
+  else if (left > 0) v.store_n(p, left);
+}
+
+// ---- even and odd lanes ----------------------------------------------------------------------------------------------
+
+// Even (odd) lanes of a, then of b; and back: a0 b0 a1 b1 ... from the lower (upper) halves.
+template <class A>
+FASTNN_INLINE Vec<A> evens(Vec<A> a, Vec<A> b) {
+  if constexpr (Vec<A>::N == 2) return {__builtin_shufflevector(a.v, b.v, 0, 2)};
+  else if constexpr (Vec<A>::N == 4) return {__builtin_shufflevector(a.v, b.v, 0, 2, 4, 6)};
+  else if constexpr (Vec<A>::N == 8) return {__builtin_shufflevector(a.v, b.v, 0, 2, 4, 6, 8, 10, 12, 14)};
+  else return {__builtin_shufflevector(a.v, b.v, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)};
+}
+template <class A>
+FASTNN_INLINE Vec<A> odds(Vec<A> a, Vec<A> b) {
+  if constexpr (Vec<A>::N == 2) return {__builtin_shufflevector(a.v, b.v, 1, 3)};
+  else if constexpr (Vec<A>::N == 4) return {__builtin_shufflevector(a.v, b.v, 1, 3, 5, 7)};
+  else if constexpr (Vec<A>::N == 8) return {__builtin_shufflevector(a.v, b.v, 1, 3, 5, 7, 9, 11, 13, 15)};
+  else return {__builtin_shufflevector(a.v, b.v, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)};
+}
+template <class A>
+FASTNN_INLINE Vec<A> interleave_low(Vec<A> a, Vec<A> b) {
+  if constexpr (Vec<A>::N == 2) return {__builtin_shufflevector(a.v, b.v, 0, 2)};
+  else if constexpr (Vec<A>::N == 4) return {__builtin_shufflevector(a.v, b.v, 0, 4, 1, 5)};
+  else if constexpr (Vec<A>::N == 8) return {__builtin_shufflevector(a.v, b.v, 0, 8, 1, 9, 2, 10, 3, 11)};
+  else return {__builtin_shufflevector(a.v, b.v, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)};
+}
+template <class A>
+FASTNN_INLINE Vec<A> interleave_high(Vec<A> a, Vec<A> b) {
+  if constexpr (Vec<A>::N == 2) return {__builtin_shufflevector(a.v, b.v, 1, 3)};
+  else if constexpr (Vec<A>::N == 4) return {__builtin_shufflevector(a.v, b.v, 2, 6, 3, 7)};
+  else if constexpr (Vec<A>::N == 8) return {__builtin_shufflevector(a.v, b.v, 4, 12, 5, 13, 6, 14, 7, 15)};
+  else return {__builtin_shufflevector(a.v, b.v, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)};
+}
+
+// ---- NaN -------------------------------------------------------------------------------------------------------------
+
+// Whether any lane of any vector so far was NaN: maxima are taken without minding NaN and mended where one was seen.
+template <class A>
+struct NanWatch {
+#if defined(__AVX512F__)
+  unsigned seen = 0;
+  FASTNN_VEC_FN void see(Vec<A> a, Vec<A> b) {
+    if constexpr (__is_same(A, float)) seen |= _mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q);
+    else seen |= _mm512_cmp_pd_mask(a.v, b.v, _CMP_UNORD_Q);
+  }
+  FASTNN_VEC_FN bool any() const { return seen != 0; }
+#elif defined(__AVX2__)
+  typename Vec<A>::Raw seen{};
+  FASTNN_VEC_FN void see(Vec<A> a, Vec<A> b) {
+    if constexpr (__is_same(A, float)) seen = _mm256_or_ps(seen, _mm256_cmp_ps(a.v, b.v, _CMP_UNORD_Q));
+    else seen = _mm256_or_pd(seen, _mm256_cmp_pd(a.v, b.v, _CMP_UNORD_Q));
+  }
+  FASTNN_VEC_FN bool any() const {
+    if constexpr (__is_same(A, float)) return _mm256_movemask_ps(seen) != 0;
+    else return _mm256_movemask_pd(seen) != 0;
+  }
+#else
+  typename Vec<A>::Int seen{};
+  FASTNN_VEC_FN void see(Vec<A> a, Vec<A> b) { seen |= (a.v != a.v) | (b.v != b.v); }
+  FASTNN_VEC_FN bool any() const {
+    for (int i = 0; i < Vec<A>::N; ++i)
+      if (seen[i]) return true;
+    return false;
+  }
+#endif
+};
+
+// ---- means -----------------------------------------------------------------------------------------------------------
+
+// Division by one number: exact, and a multiplication where that is exact too.
+template <class A>
+struct Divide {
+  A divisor, inverse;
+  bool power_of_two;
+  FASTNN_VEC_FN explicit Divide(int64_t n)
+      : divisor(A(n)), inverse(A(1) / A(n)), power_of_two(n > 0 && (n & (n - 1)) == 0) {}
+  FASTNN_VEC_FN Vec<A> operator()(Vec<A> v) const {
+    return power_of_two ? v * Vec<A>::set1(inverse) : v / Vec<A>::set1(divisor);
   }
 };
 

@@ -10,6 +10,30 @@ Status max_pool2d_backward_nhwc(const Pool2dParams& p);
 Status avg_pool2d_forward_nhwc(const Pool2dParams& p);
 Status avg_pool2d_backward_nhwc(const Pool2dParams& p);
 
+// Contiguous, 2x2 windows with stride 2.
+bool is_2x2(const Pool2dParams& p);
+Status max_pool2d_forward_2x2(const Pool2dParams& p);
+Status max_pool2d_backward_2x2(const Pool2dParams& p);
+Status avg_pool2d_forward_2x2(const Pool2dParams& p);
+Status avg_pool2d_backward_2x2(const Pool2dParams& p);
+
+// Contiguous, one window that is the whole plane.
+bool is_global(const Pool2dParams& p);
+Status avg_pool2d_forward_global(const Pool2dParams& p);
+Status avg_pool2d_backward_global(const Pool2dParams& p);
+
+// Contiguous float32 or float64, windows of at most 255 taps.
+bool fits_scatter(const Pool2dParams& p);
+Status max_pool2d_backward_scatter(const Pool2dParams& p);
+
+// Contiguous, windows of one size whose rows fit a buffer: vectors of neighbouring outputs or inputs.
+bool fits_rows(const Pool2dParams& p);
+Status max_pool2d_forward_rows(const Pool2dParams& p);
+Status avg_pool2d_forward_rows(const Pool2dParams& p);
+bool fits_rows_backward(const Pool2dParams& p);
+Status max_pool2d_backward_rows(const Pool2dParams& p);
+Status avg_pool2d_backward_rows(const Pool2dParams& p);
+
 // Contiguous, any windows: one output or input at a time.
 Status max_pool2d_forward_any(const Pool2dParams& p);
 Status max_pool2d_backward_any(const Pool2dParams& p);

@@ -1,0 +1,154 @@
+"""Pooling against torch.nn.functional over the shapes of known models: ratio, GB/s and page faults, forward and backward.
+
+    python benches/sweep_pool2d.py --threads 1 --layout contiguous --json benches/results/pool2d.json
+"""
+
+import argparse
+import json
+import math
+import resource
+import statistics
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+import fastnn
+from fastnn.bench import compare
+
+MAX = [  # (model, shape, arguments)
+    ("MNIST CNN", (64, 10, 24, 24), (2,)),
+    ("MNIST CNN", (64, 20, 8, 8), (2,)),
+    ("LeNet", (256, 6, 28, 28), (2,)),
+    ("LeNet", (256, 16, 10, 10), (2,)),
+    ("CIFAR CNN", (64, 32, 32, 32), (2,)),
+    ("AlexNet", (8, 64, 55, 55), (3, 2)),
+    ("AlexNet", (8, 192, 27, 27), (3, 2)),
+    ("AlexNet", (8, 256, 13, 13), (3, 2)),
+    ("VGG", (4, 64, 224, 224), (2,)),
+    ("VGG", (4, 128, 112, 112), (2,)),
+    ("VGG", (4, 256, 56, 56), (2,)),
+    ("VGG", (4, 512, 28, 28), (2,)),
+    ("VGG", (4, 512, 14, 14), (2,)),
+    ("ResNet", (4, 64, 112, 112), (3, 2, 1)),
+    ("GoogLeNet", (8, 192, 28, 28), (3, 1, 1)),
+    ("GoogLeNet", (8, 512, 14, 14), (3, 1, 1)),
+    ("GoogLeNet ceil", (8, 64, 112, 112), (3, 2, 0, 1, True)),
+    ("GoogLeNet ceil", (8, 480, 28, 28), (3, 2, 0, 1, True)),
+    ("NiN", (8, 96, 54, 54), (3, 2)),
+    ("MaxPool3", (64, 32, 24, 24), (3,)),
+    ("SPP", (1, 512, 20, 20), (5, 1, 2)),
+]
+AVG = [
+    ("LeNet", (256, 6, 28, 28), (2,)),
+    ("LeNet", (256, 16, 10, 10), (2,)),
+    ("DenseNet", (4, 256, 56, 56), (2,)),
+    ("DenseNet", (4, 512, 28, 28), (2,)),
+    ("DenseNet", (4, 1024, 14, 14), (2,)),
+    ("Inception", (8, 192, 35, 35), (3, 1, 1)),
+    ("Inception", (8, 768, 17, 17), (3, 1, 1)),
+    ("ShuffleNet", (8, 24, 56, 56), (3, 2, 1)),
+    ("Inception aux", (8, 768, 17, 17), (5, 3)),
+    ("CIFAR CNN", (64, 32, 32, 32), (3, 2)),
+]
+ADAPTIVE = [
+    ("VGG", (4, 512, 14, 14), (7,)),
+    ("AlexNet", (8, 256, 12, 12), (6,)),
+    ("PSPNet", (2, 512, 30, 30), (6,)),
+    ("PSPNet", (2, 512, 30, 30), (3,)),
+    ("uneven", (8, 256, 13, 13), (6,)),
+]
+GLOBAL = [
+    ("ResNet", (8, 512, 7, 7), (1,)),
+    ("NiN", (64, 10, 5, 5), (1,)),
+    ("MobileNet", (8, 1280, 7, 7), (1,)),
+    ("SE", (8, 64, 56, 56), (1,)),
+]
+CASES = (
+    [("max_pool2d", "max_pool2d", *c) for c in MAX]
+    + [("avg_pool2d", "avg_pool2d", *c) for c in AVG]
+    + [("adaptive", op, *c) for op in ("adaptive_avg_pool2d", "adaptive_max_pool2d") for c in ADAPTIVE]
+    + [("global", "adaptive_avg_pool2d", *c) for c in GLOBAL]
+)
+
+
+def faults(function, calls=20):
+    """Minor page faults per call."""
+    function()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(calls):
+        function()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / calls
+
+
+def measure(group, op, model, shape, args, what, layout, seconds):
+    """One row: `what` is "forward" (no gradient wanted), "forward+taps" (kept for backward) or "backward" alone."""
+    x = torch.randn(shape).contiguous(memory_format=layout)
+    ours, torchs = getattr(fastnn.functional, op), getattr(F, op)
+    if what == "forward":
+        calls = [lambda f=f: f(x, *args) for f in (ours, torchs)]
+    else:
+        x.requires_grad_()
+        calls = [lambda f=f: f(x, *args) for f in (ours, torchs)]
+    y = torchs(x, *args)
+    if what == "backward":
+        g = torch.randn_like(y)
+        graphs = [ours(x, *args), y]
+        calls = [lambda t=t: torch.autograd.grad(t, x, g, retain_graph=True)[0] for t in graphs]
+    torch.testing.assert_close(calls[0](), calls[1](), rtol=1e-4, atol=1e-5)  # right before fast
+    r = compare(*calls, seconds=seconds, min_pairs=10)
+    size = 4 * (x.numel() + y.numel()) + (y.numel() if op.endswith("max_pool2d") and what != "forward" else 0)
+    name = f"{op} {'x'.join(map(str, shape))} {','.join(map(str, args))}"
+    return {
+        "group": f"{group} {what}", "model": model, "case": name, "us": r.ours * 1e6, "torch_us": r.reference * 1e6,
+        "ratio": r.ratio, "p20": r.p20, "p80": r.p80, "GB/s": size / r.ours / 1e9,
+        "faults": faults(calls[0]), "torch_faults": faults(calls[1]),
+    }  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--layout", choices=["contiguous", "channels_last"], default="contiguous")
+    parser.add_argument("--seconds", type=float, default=0.3, help="time spent on each row")
+    parser.add_argument("--filter", default="", help="rows whose operator, shape or model contains this")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    layout = torch.channels_last if options.layout == "channels_last" else torch.contiguous_format
+    title = f"pooling, fp32 {options.layout}, {options.threads} thread(s), {fastnn._C.isa()}, torch {torch.__version__}"
+    table = Table(title=title)
+    for column in ("what", "model", "case", "us", "torch us", "ratio", "p20-p80", "GB/s", "faults", "torch"):
+        table.add_column(column, justify="left" if column in ("what", "model", "case") else "right")
+    rows = []
+    for group, op, model, shape, args in CASES:
+        if options.filter not in f"{group} {op} {model} {'x'.join(map(str, shape))}":
+            continue
+        for what in ("forward", "forward+taps", "backward") if "max" in op else ("forward", "backward"):
+            row = measure(group, op, model, shape, args, what, layout, options.seconds)
+            rows.append(row)
+            table.add_row(
+                row["group"], model, row["case"], f"{row['us']:.1f}", f"{row['torch_us']:.1f}", f"{row['ratio']:.2f}",
+                f"{row['p20']:.2f}-{row['p80']:.2f}", f"{row['GB/s']:.1f}", f"{row['faults']:.0f}",
+                f"{row['torch_faults']:.0f}",
+            )  # fmt: skip
+    console = Console(width=170)
+    console.print(table)
+    summary = Table(title="by group")
+    for column in ("group", "geomean", "worst", "worst case"):
+        summary.add_column(column)
+    for group in dict.fromkeys(r["group"] for r in rows):
+        members = [r for r in rows if r["group"] == group]
+        worst = min(members, key=lambda r: r["ratio"])
+        geomean = math.exp(statistics.fmean(math.log(r["ratio"]) for r in members))
+        summary.add_row(group, f"{geomean:.2f}", f"{worst['ratio']:.2f}", worst["case"])
+    console.print(summary)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"title": title, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

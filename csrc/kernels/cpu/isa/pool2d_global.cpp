@@ -1,0 +1,65 @@
+// The mean of whole contiguous planes, and its gradient.
+#include "../../parallel.h"
+#include "pool2d_lanes.h"
+#include "pool2d_paths.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+namespace {
+
+constexpr int64_t kGrain = 1 << 14;  // elements per thread at least
+
+template <class S>
+acc_t<S> sum_of(const S* x, int64_t n) {
+  using V = Vec<acc_t<S>>;
+  V sums[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
+  int64_t i = 0;
+  for (; i + 4 * V::N <= n; i += 4 * V::N) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) sums[k] = sums[k] + V::load(x + i + k * V::N);
+  }
+  for_vectors<V::N>(n - i, [&](int64_t at, int lanes) { sums[0] = sums[0] + load_some(x + i + at, lanes); });
+  return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+}  // namespace
+
+bool is_global(const Pool2dParams& p) {
+  return p.h.out == 1 && p.w.out == 1 && p.h.kernel == p.h.in && p.w.kernel == p.w.in && p.h.padding == 0 &&
+         p.w.padding == 0 && p.h.dilation == 1 && p.w.dilation == 1;
+}
+
+Status avg_pool2d_forward_global(const Pool2dParams& p) {
+  return dispatch_dtype(p.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    using A = acc_t<S>;
+    const S* x = static_cast<const S*>(p.input);
+    S* y = static_cast<S*>(p.output);
+    const int64_t n = p.h.in * p.w.in;
+    const A divisor = A(p.divisor ? p.divisor : n);
+    parallel_for(0, p.batch * p.channels, max64(1, kGrain / n), [&](int64_t begin, int64_t end) {
+      for (int64_t plane = begin; plane < end; ++plane) y[plane] = from_acc<S>(sum_of(x + plane * n, n) / divisor);
+    });
+    return Status::ok;
+  });
+}
+
+Status avg_pool2d_backward_global(const Pool2dParams& p) {
+  return dispatch_dtype(p.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    using A = acc_t<S>;
+    using V = Vec<A>;
+    const S* g = static_cast<const S*>(p.grad_output);
+    S* dx = static_cast<S*>(p.grad_input);
+    const int64_t n = p.h.in * p.w.in;
+    const A divisor = A(p.divisor ? p.divisor : n);
+    parallel_for(0, p.batch * p.channels, max64(1, kGrain / n), [&](int64_t begin, int64_t end) {
+      for (int64_t plane = begin; plane < end; ++plane) {
+        const V share = V::set1(to_acc(g[plane]) / divisor);
+        for_vectors<V::N>(n, [&](int64_t i, int lanes) { store_some(share, dx + plane * n + i, lanes); });
+      }
+    });
+    return Status::ok;
+  });
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS
