@@ -6,6 +6,12 @@
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
 
+#if defined(__AVX512F__)
+constexpr bool kMaskedTails = true;
+#else
+constexpr bool kMaskedTails = false;  // the end of a row goes lane by lane: 2x2 backward is slower than scattering
+#endif
+
 template <class O>
 void indices_from_taps(const Pool2dParams& p) {
   const Axis h = axis_h(p), w = axis_w(p);
@@ -31,7 +37,7 @@ Status max_pool2d_forward(const Pool2dParams& p) {
 }
 Status max_pool2d_backward(const Pool2dParams& p) {
   if (p.channels_last) return max_pool2d_backward_nhwc(p);
-  if (is_2x2(p)) return max_pool2d_backward_2x2(p);
+  if (is_2x2(p) && (kMaskedTails || !fits_scatter(p) || p.w.out % 8 == 0)) return max_pool2d_backward_2x2(p);
   if (fits_scatter(p)) return max_pool2d_backward_scatter(p);
   return fits_rows_backward(p) ? max_pool2d_backward_rows(p) : max_pool2d_backward_any(p);
 }

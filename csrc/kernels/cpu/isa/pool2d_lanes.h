@@ -119,8 +119,17 @@ struct Taps {
   using Lane = typename IntLane<A>::type;
   Int taps;
 
+  Taps() = default;
   FASTNN_VEC_FN explicit Taps(int64_t tap) : taps(Lane(tap) - Int{}) {}
   FASTNN_VEC_FN void update(Vec<A>& best, Vec<A> v, int64_t tap) {
+#if defined(__AVX512F__)  // gcc 12 would carry the masks through vectors
+    if constexpr (__is_same(A, float)) {
+      const __mmask16 take = _mm512_cmp_ps_mask(v.v, best.v, _CMP_GT_OQ) | _mm512_cmp_ps_mask(v.v, v.v, _CMP_UNORD_Q);
+      best.v = _mm512_mask_mov_ps(best.v, take, v.v);
+      taps = (Int)_mm512_mask_set1_epi32((__m512i)taps, take, int(tap));
+      return;
+    }
+#endif
     const Int take = beats(v, best);
     best.v = take ? v.v : best.v;
     taps = take ? Lane(tap) - Int{} : taps;

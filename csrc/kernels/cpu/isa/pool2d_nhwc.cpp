@@ -8,32 +8,70 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // elements read per thread at least
 
+// The taps of one window that lie inside the input, and the distance between their rows and columns in elements.
+struct Window {
+  int64_t i0, i1, j0, j1, row_step, column_step;
+};
+
+// kVectors neighbouring vectors of channels of one window, so that walking the taps is paid for once.
+template <int kVectors, class S, class O>
+FASTNN_INLINE void max_vectors(const Window& t, int64_t kernel, const S* first, S* y, O* offsets, int lanes) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  V best[kVectors];
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k) best[k] = V::set1(kLowest<A>);
+  if (!offsets) {
+    NanWatch<A> nan;
+    const S* row = first;
+    for (int64_t i = t.i0; i < t.i1; ++i, row += t.row_step) {
+      const S* at = row;
+      for (int64_t j = t.j0; j < t.j1; ++j, at += t.column_step)
+#pragma GCC unroll 4
+        for (int k = 0; k < kVectors; ++k) {
+          const V v = load_some(at + k * V::N, lanes);
+          nan.see(v, v);
+          best[k] = max(v, best[k]);
+        }
+    }
+    if (__builtin_expect(!nan.any(), 1)) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kVectors; ++k) store_some(best[k], y + k * V::N, lanes);
+      return;
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k) best[k] = V::set1(kLowest<A>);
+  }
+  Taps<A> taps[kVectors];
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k) taps[k] = Taps<A>(t.i0 * kernel + t.j0);
+  const S* row = first;
+  for (int64_t i = t.i0; i < t.i1; ++i, row += t.row_step) {
+    const S* at = row;
+    for (int64_t j = t.j0; j < t.j1; ++j, at += t.column_step)
+#pragma GCC unroll 4
+      for (int k = 0; k < kVectors; ++k) taps[k].update(best[k], load_some(at + k * V::N, lanes), i * kernel + j);
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k) {
+    store_some(best[k], y + k * V::N, lanes);
+    if (offsets) taps[k].store(offsets + k * V::N, lanes);
+  }
+}
+
 // One window, all channels. x points at the image [H, W, C].
 template <class S, class O>
 void max_window(const Pool2dParams& p, const Axis& h, const Axis& w, const S* x, S* y, O* offsets, int64_t oh,
                 int64_t ow) {
   using V = Vec<acc_t<S>>;
-  const int64_t i0 = h.begin(oh), i1 = h.end(oh), j0 = w.begin(ow), j1 = w.end(ow), channels = p.channels;
-  const S* corner = x + (h.first(oh) * w.in + w.first(ow)) * channels;
-  for_vectors<V::N>(channels, [&](int64_t c, int lanes) {
-    V best = V::set1(kLowest<acc_t<S>>);
-    if (!offsets) {
-      for (int64_t i = i0; i < i1; ++i)
-        for (int64_t j = j0; j < j1; ++j) {
-          const V v = load_some(corner + (i * h.dilation * w.in + j * w.dilation) * channels + c, lanes);
-          best = {beats(v, best) ? v.v : best.v};
-        }
-    } else {
-      Taps<acc_t<S>> taps(i0 * w.kernel + j0);
-      for (int64_t i = i0; i < i1; ++i)
-        for (int64_t j = j0; j < j1; ++j) {
-          const V v = load_some(corner + (i * h.dilation * w.in + j * w.dilation) * channels + c, lanes);
-          taps.update(best, v, i * w.kernel + j);
-        }
-      taps.store(offsets + c, lanes);
-    }
-    store_some(best, y + c, lanes);
-  });
+  const int64_t channels = p.channels;
+  const Window t = {h.begin(oh), h.end(oh), w.begin(ow), w.end(ow), h.dilation * w.in * channels, w.dilation * channels};
+  const S* first = x + ((h.first(oh) + t.i0 * h.dilation) * w.in + w.first(ow) + t.j0 * w.dilation) * channels;
+  int64_t c = 0;
+  for (; c + 4 * V::N <= channels; c += 4 * V::N)
+    max_vectors<4>(t, w.kernel, first + c, y + c, offsets ? offsets + c : offsets, V::N);
+  for (; c < channels; c += V::N)
+    max_vectors<1>(t, w.kernel, first + c, y + c, offsets ? offsets + c : offsets, int(min64(V::N, channels - c)));
 }
 
 template <class S, class O>
@@ -56,19 +94,34 @@ void max_pixel_backward(const Pool2dParams& p, const Axis& h, const Axis& w, con
   });
 }
 
+template <int kVectors, class S>
+FASTNN_INLINE void avg_vectors(const Window& t, const S* first, S* y, const Divide<acc_t<S>>& mean, int lanes) {
+  using V = Vec<acc_t<S>>;
+  V sum[kVectors];
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k) sum[k] = V::zero();
+  const S* row = first;
+  for (int64_t i = t.i0; i < t.i1; ++i, row += t.row_step) {
+    const S* at = row;
+    for (int64_t j = t.j0; j < t.j1; ++j, at += t.column_step)
+#pragma GCC unroll 4
+      for (int k = 0; k < kVectors; ++k) sum[k] = sum[k] + load_some(at + k * V::N, lanes);
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k) store_some(mean(sum[k]), y + k * V::N, lanes);
+}
+
 template <class S>
 void avg_window(const Pool2dParams& p, const Axis& h, const Axis& w, const S* x, S* y, int64_t oh, int64_t ow) {
-  using A = acc_t<S>;
-  using V = Vec<A>;
-  const int64_t i0 = h.begin(oh), i1 = h.end(oh), j0 = w.begin(ow), j1 = w.end(ow), channels = p.channels;
-  const S* corner = x + (h.first(oh) * w.in + w.first(ow)) * channels;
-  const V divisor = V::set1(A(p.divisor ? p.divisor : h.count(oh, p.count_include_pad) * w.count(ow, p.count_include_pad)));
-  for_vectors<V::N>(channels, [&](int64_t c, int lanes) {
-    V sum = V::zero();
-    for (int64_t i = i0; i < i1; ++i)
-      for (int64_t j = j0; j < j1; ++j) sum = sum + load_some(corner + (i * w.in + j) * channels + c, lanes);
-    store_some(sum / divisor, y + c, lanes);
-  });
+  using V = Vec<acc_t<S>>;
+  const int64_t channels = p.channels;
+  const Window t = {h.begin(oh), h.end(oh), w.begin(ow), w.end(ow), w.in * channels, channels};
+  const S* first = x + ((h.first(oh) + t.i0) * w.in + w.first(ow) + t.j0) * channels;
+  const Divide<acc_t<S>> mean(p.divisor ? p.divisor
+                                        : h.count(oh, p.count_include_pad) * w.count(ow, p.count_include_pad));
+  int64_t c = 0;
+  for (; c + 4 * V::N <= channels; c += 4 * V::N) avg_vectors<4>(t, first + c, y + c, mean, V::N);
+  for (; c < channels; c += V::N) avg_vectors<1>(t, first + c, y + c, mean, int(min64(V::N, channels - c)));
 }
 
 template <class S>
@@ -87,6 +140,112 @@ void avg_pixel_backward(const Pool2dParams& p, const Axis& h, const Axis& w, con
   });
 }
 
+// ---- backward by windows -------------------------------------------------------------------------------------------
+
+// Calls f(output pixel, first row, first column, taps, count) for every window of an image; an average divides by count.
+template <class F>
+FASTNN_INLINE void for_taps(const Pool2dParams& p, const Axis& h, const Axis& w, const F& f) {
+  for (int64_t oh = 0; oh < h.out; ++oh) {
+    const int64_t top = h.first(oh), i0 = h.begin(oh), i1 = h.end(oh), rows = h.count(oh, p.count_include_pad);
+    for (int64_t ow = 0; ow < w.out; ++ow) {
+      const int64_t left = w.first(ow), j0 = w.begin(ow), j1 = w.end(ow);
+      const int64_t count = p.divisor ? p.divisor : rows * w.count(ow, p.count_include_pad);
+      const Window t = {i0, i1, j0, j1, h.dilation * w.in * p.channels, w.dilation * p.channels};
+      f(oh * w.out + ow, top, left, t, count);
+    }
+  }
+}
+
+FASTNN_INLINE bool windows_overlap(const Pool2dParams& p) {
+  return p.adaptive || (p.h.kernel - 1) * p.h.dilation >= p.h.stride || (p.w.kernel - 1) * p.w.dilation >= p.w.stride;
+}
+
+template <int kVectors, bool kOverlap, class S, class Value>
+FASTNN_INLINE void spread_vectors(const Window& t, int64_t kernel, const S* g, int64_t out, S* first, const Value& value,
+                                  int64_t count, int lanes) {
+  using V = Vec<acc_t<S>>;
+  typename Value::Source source[kVectors];
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k) source[k] = value.load(out + k * V::N, lanes, load_some(g + k * V::N, lanes), count);
+  S* row = first;
+  for (int64_t i = t.i0; i < t.i1; ++i, row += t.row_step) {
+    S* pixel = row;
+    for (int64_t j = t.j0; j < t.j1; ++j, pixel += t.column_step)
+#pragma GCC unroll 4
+      for (int k = 0; k < kVectors; ++k) {
+        const V v = value.at(source[k], i * kernel + j);
+        store_some(kOverlap ? load_some(pixel + k * V::N, lanes) + v : v, pixel + k * V::N, lanes);
+      }
+  }
+}
+
+// Channels [from, to) of one image: what windows do not reach is cleared, and each window adds to (or, where windows
+// do not overlap, writes) its inputs.
+template <bool kOverlap, class S, class Value>
+FASTNN_INLINE void spread_windows(const Pool2dParams& p, const Axis& h, const Axis& w, const S* g, S* dx, int64_t from,
+                                  int64_t to, const Value& value) {
+  using V = Vec<acc_t<S>>;
+  const int64_t channels = p.channels;
+  const bool covered = !kOverlap && p.h.in == p.h.out * p.h.kernel && p.w.in == p.w.out * p.w.kernel;
+  if (!covered) {
+    if (to - from == channels) __builtin_memset(static_cast<void*>(dx), 0, size_t(h.in * w.in * channels) * sizeof(S));
+    else
+      for (int64_t pixel = 0; pixel < h.in * w.in; ++pixel)
+        __builtin_memset(static_cast<void*>(dx + pixel * channels + from), 0, size_t(to - from) * sizeof(S));
+  }
+  for_taps(p, h, w, [&](int64_t out, int64_t top, int64_t left, const Window& t, int64_t count) {
+    S* first = dx + ((top + t.i0 * h.dilation) * w.in + left + t.j0 * w.dilation) * channels;
+    int64_t c = from;
+    for (; c + 4 * V::N <= to; c += 4 * V::N)
+      spread_vectors<4, kOverlap>(t, w.kernel, g + out * channels + c, out * channels + c, first + c, value, count, V::N);
+    for (; c < to; c += V::N)
+      spread_vectors<1, kOverlap>(t, w.kernel, g + out * channels + c, out * channels + c, first + c, value, count,
+                                  int(min64(V::N, to - c)));
+  });
+}
+
+template <class S>
+struct MaxValue {
+  using A = acc_t<S>;
+  struct Source {
+    Vec<A> g;
+    typename Vec<A>::Int taps;
+  };
+  const uint8_t* taps;
+  FASTNN_VEC_FN Source load(int64_t at, int lanes, Vec<A> g, int64_t) const { return {g, load_taps<A>(taps + at, lanes)}; }
+  FASTNN_VEC_FN Vec<A> at(const Source& s, int64_t code) const { return only_where(s.taps, code, s.g); }
+};
+template <class S>
+struct AvgValue {
+  using A = acc_t<S>;
+  using Source = Vec<A>;
+  FASTNN_VEC_FN Vec<A> load(int64_t, int, Vec<A> g, int64_t count) const { return g / Vec<A>::set1(A(count)); }
+  FASTNN_VEC_FN Vec<A> at(Vec<A> share, int64_t) const { return share; }
+};
+
+// 16-bit sums need the wider accumulator that gathering by pixels gives.
+FASTNN_INLINE bool fits_spread(const Pool2dParams& p) {
+  return !p.wide && (!windows_overlap(p) || p.dtype == DType::f32 || p.dtype == DType::f64);
+}
+
+template <class S, class MakeValue>
+void spread(const Pool2dParams& p, const MakeValue& make_value) {
+  const Axis h = axis_h(p), w = axis_w(p);
+  constexpr int64_t kChannels = 64;  // a unit of work: whole cache lines of one image
+  const int64_t blocks = p.batch >= 4 ? 1 : ceil_div(p.channels, kChannels), size = blocks == 1 ? p.channels : kChannels;
+  const int64_t grain = max64(1, kGrain / (h.in * w.in * size));
+  parallel_for(0, p.batch * blocks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t image = unit / blocks, from = unit % blocks * size, to = min64(p.channels, from + size);
+      const S* g = static_cast<const S*>(p.grad_output) + image * h.out * w.out * p.channels;
+      S* dx = static_cast<S*>(p.grad_input) + image * h.in * w.in * p.channels;
+      const auto value = make_value(image * h.out * w.out * p.channels);
+      if (windows_overlap(p)) spread_windows<true>(p, h, w, g, dx, from, to, value);
+      else spread_windows<false>(p, h, w, g, dx, from, to, value);
+    }
+  });
+}
+
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
 // Calls f(image, row, column) for every pixel of an [rows, columns] plane of every image; a pixel reads `taps` vectors.
@@ -94,8 +253,10 @@ template <class F>
 void for_pixels(const Pool2dParams& p, int64_t rows, int64_t columns, int64_t taps, const F& f) {
   const int64_t grain = max64(1, kGrain / max64(1, columns * taps * p.channels));
   parallel_for(0, p.batch * rows, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      for (int64_t c = 0; c < columns; ++c) f(r / rows, r % rows, c);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t image = r / rows, row = r % rows;
+      for (int64_t c = 0; c < columns; ++c) f(image, row, c);
+    }
   });
 }
 
@@ -136,7 +297,9 @@ Status max_pool2d_forward_nhwc(const Pool2dParams& p) {
 Status max_pool2d_backward_nhwc(const Pool2dParams& p) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    if (p.wide) max_backward<S, int32_t>(p);
+    const uint8_t* taps = static_cast<const uint8_t*>(p.offsets);
+    if (fits_spread(p)) spread<S>(p, [&](int64_t at) { return MaxValue<S>{taps + at}; });
+    else if (p.wide) max_backward<S, int32_t>(p);
     else max_backward<S, uint8_t>(p);
     return Status::ok;
   });
@@ -158,6 +321,10 @@ Status avg_pool2d_forward_nhwc(const Pool2dParams& p) {
 Status avg_pool2d_backward_nhwc(const Pool2dParams& p) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
+    if (fits_spread(p)) {
+      spread<S>(p, [](int64_t) { return AvgValue<S>(); });
+      return Status::ok;
+    }
     const Axis h = axis_h(p), w = axis_w(p);
     const S* g = static_cast<const S*>(p.grad_output);
     S* dx = static_cast<S*>(p.grad_input);
