@@ -1,4 +1,4 @@
-"""Pooling against torch.nn.functional over the shapes of known models: ratio, GB/s and page faults, forward and backward.
+"""Pooling against torch.nn.functional over shapes of known models: ratio, GB/s, page faults; forward and backward.
 
     python benches/sweep_pool2d.py --threads 1 --layout contiguous --json benches/results/pool2d.json
 """
