@@ -57,21 +57,19 @@ bool is_16_bit(const Tensor& t) { return t.scalar_type() == at::kBFloat16 || t.s
 
 // True when the arguments are ones torch takes and the kernels know. What torch refuses is left to torch to refuse.
 bool takes(const Arguments& a) {
-  if (a.input.dim() < 2 || a.input.size(1) == 0) return false;
+  if (a.input.dim() < 2 || a.input.sym_size(1) == 0) return false;
   if (a.running_mean.defined() != a.running_var.defined() || (!a.training && !a.running_mean.defined())) return false;
   const Tensor* first = nullptr;
   for (const Tensor* t : {&a.weight, &a.bias, &a.running_mean, &a.running_var}) {
     if (!t->defined()) continue;
-    if (t->dim() != 1 || t->numel() != a.input.size(1)) return false;
+    if (t->dim() != 1 || t->sym_numel() != a.input.sym_size(1)) return false;
     if (!first) first = t;
     if (t->scalar_type() != first->scalar_type() || t->device() != a.input.device() || why_not_native(*t)) return false;
   }
   if (first && first->scalar_type() != a.input.scalar_type() &&
       !(is_16_bit(a.input) && first->scalar_type() == at::kFloat))
     return false;
-  for (const Tensor* t : {&a.running_mean, &a.running_var})
-    if (t->defined() && t->requires_grad()) return false;
-  if (a.residual.defined() && a.residual.sizes() != a.input.sizes()) return false;
+  if (a.residual.defined() && a.residual.sym_sizes() != a.input.sym_sizes()) return false;
   return true;
 }
 
@@ -257,6 +255,7 @@ struct BatchNormBackwardFunction : Function<BatchNormBackwardFunction> {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({grad_output, input, or_undefined(weight), mean, invstd, or_undefined(result)});
     ctx->saved_data["training"] = training;
+    ctx->saved_data["mask"] = c10::List<bool>({mask[0], mask[1], mask[2], mask[3]});
     ctx->set_materialize_grads(false);
     auto [dx, dw, db, dr] = backward_op().call(grad_output, input, weight, mean, invstd, result, training, mask);
     return {dx, dw, db, dr};
@@ -265,42 +264,41 @@ struct BatchNormBackwardFunction : Function<BatchNormBackwardFunction> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &grad_output = saved[0], &input = saved[1], &weight = saved[2], &result = saved[5];
     const bool training = ctx->saved_data["training"].toBool();
+    const auto mask = ctx->saved_data["mask"].toBoolList();
+    const auto wanted = [&](size_t i) { return mask[i] && v[i].defined(); };
     const auto acc = acc_type(input);
-    std::vector<int64_t> shape(input.dim(), 1), dims{0};
-    shape[1] = input.size(1);
+    std::vector<int64_t> per_channel(input.dim() - 1, 1), dims{0};
+    per_channel[0] = -1;
     for (int64_t d = 2; d < input.dim(); ++d) dims.push_back(d);
-    const auto wide = [&](const Tensor& t) { return t.to(acc).reshape(shape); };  // [C] against [N, C, ...]
+    const auto wide = [&](const Tensor& t) { return t.to(acc).reshape(per_channel); };  // [C] against [N, C, ...]
     const auto sum = [&](const Tensor& t) { return t.sum(dims, true); };
-    const double count = double(std::max<int64_t>(1, input.numel() / input.size(1)));
-    const Tensor x = input.to(acc);
+    const auto mean = [&](const Tensor& t) { return t.mean(dims, true); };
     const Tensor stopped = result.defined() ? result <= 0 : Tensor();
     const Tensor g = stopped.defined() ? grad_output.to(acc).masked_fill(stopped, 0) : grad_output.to(acc);
     // In training mean and invstd are functions of the input: their derivatives are inside P.
-    const Tensor s = wide(saved[4]), z = (x - wide(saved[3])) * s;
+    const Tensor s = wide(saved[4]), z = (input.to(acc) - wide(saved[3])) * s;
     const Tensor ws = weight.defined() ? wide(weight) * s : s;
-    const auto project = [&](const Tensor& t) {
-      return training ? t - (sum(t) + z * sum(t * z)) / count : t;
-    };
+    const auto project = [&](const Tensor& t) { return training ? t - mean(t) - z * mean(t * z) : t; };
     Tensor grad_g, grad_x, grad_w;
     const auto add = [](Tensor& to, const Tensor& t) { to = to.defined() ? to + t : t; };
-    if (v[0].defined() && v[0].numel() == input.numel()) {
+    if (wanted(0)) {
       const Tensor v0 = v[0].to(acc), pv = project(v0), pg = project(g);
       add(grad_g, ws * pv);
       if (weight.defined()) grad_w = sum(v0 * pg) * s;
-      if (training) add(grad_x, -(ws * s / count) * (z * sum(v0 * pg) + sum(v0 * z) * pg + sum(g * z) * pv));
+      if (training) add(grad_x, -ws * s * (z * mean(v0 * pg) + mean(v0 * z) * pg + mean(g * z) * pv));
     }
-    if (v[1].defined() && v[1].numel() == input.size(1)) {
+    if (wanted(1)) {
       const Tensor vw = wide(v[1]);
       add(grad_g, vw * z);
       add(grad_x, vw * s * project(g));
     }
-    if (v[2].defined() && v[2].numel() == input.size(1)) add(grad_g, wide(v[2]).expand_as(input));
-    if (v[3].defined() && v[3].numel() == input.numel()) add(grad_g, v[3].to(acc));
+    if (wanted(2)) add(grad_g, wide(v[2]).expand_as(input));
+    if (wanted(3)) add(grad_g, v[3].to(acc));
     if (grad_g.defined() && stopped.defined()) grad_g = grad_g.masked_fill(stopped, 0);
     variable_list out(8);
     if (grad_g.defined() && ctx->needs_input_grad(0)) out[0] = grad_g.to(grad_output.scalar_type());
     if (grad_x.defined() && ctx->needs_input_grad(1)) out[1] = grad_x.to(input.scalar_type());
-    if (grad_w.defined() && ctx->needs_input_grad(2)) out[2] = grad_w.reshape(weight.sizes()).to(weight.scalar_type());
+    if (grad_w.defined() && ctx->needs_input_grad(2)) out[2] = grad_w.reshape({-1}).to(weight.scalar_type());
     return out;
   }
 };

@@ -10,6 +10,9 @@ _eval = op("batch_norm_eval")
 
 def _call(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, relu):
     """The op's output; raises TypeError or ValueError for what only torch's own function may answer."""
+    for statistic in (running_mean, running_var):
+        if statistic is not None and statistic.requires_grad:
+            raise ValueError("running statistics have no gradient")
     if training:
         if eps <= 0.0:
             raise ValueError("eps")
