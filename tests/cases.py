@@ -97,6 +97,7 @@ class Case:
 def case(op, *args, tags=(), **kwargs):
     """tags: "nodiff2" (no second derivative to check), "big" (too large for gradcheck and opcheck),
     "aten" (documented to run on torch's kernels), "contiguous" (nothing in torch to compare channels_last with)."""
+    "aten" (documented to run on torch's kernels), "vendor" (torch's kernels win on some dtypes, layouts or passes)."""
     return Case(op, args, kwargs, frozenset(tags))
 
 
@@ -347,21 +348,21 @@ CONV2D = [
     conv(N(2, 3, 6, 6, grad=False), N(4, 3, 3, 3), N(4), padding=1),
     conv(N(2, 3, 6, 6, grad=False), N(4, 3, 3, 3, grad=False), N(4), padding=1),
     # Networks' layers, and more channels, pixels and taps than any register tile or band.
-    conv(N(3, 1, 28, 28), N(10, 1, 5, 5), N(10), tags={"big"}),
-    conv(N(3, 10, 12, 12), N(20, 10, 5, 5), N(20), tags={"big"}),
-    conv(N(2, 3, 32, 32), N(32, 3, 5, 5), N(32), padding=2, tags={"big"}),
-    conv(N(2, 32, 8, 8), N(64, 32, 5, 5), N(64), padding=2, tags={"big"}),
-    conv(N(2, 16, 32, 32), N(16, 16, 3, 3), None, padding=1, tags={"big"}),
-    conv(N(2, 16, 16, 16), N(32, 16, 3, 3), None, stride=2, padding=1, tags={"big"}),
-    conv(N(1, 3, 56, 56), N(37, 3, 7, 7), None, stride=2, padding=3, tags={"big"}),
-    conv(N(1, 3, 67, 67), N(33, 3, 11, 11), N(33), stride=4, padding=2, tags={"big"}),
-    conv(N(1, 70, 15, 14), N(67, 70, 3, 3), N(67), padding=1, tags={"big"}),
-    conv(N(2, 65, 13, 9), N(130, 65, 1, 1), N(130), tags={"big"}),
-    conv(N(1, 64, 14, 14), N(96, 64, 1, 1), None, stride=2, tags={"big"}),
-    conv(N(1, 5, 100, 100), N(10, 5, 3, 3), N(10), tags={"big"}),
-    conv(N(2, 48, 20, 20), N(48, 1, 3, 3), None, padding=1, groups=48, tags={"big"}),
-    conv(N(2, 48, 21, 21), N(48, 1, 3, 3), None, stride=2, padding=1, groups=48, tags={"big"}),
-    conv(N(1, 40, 9, 9), N(48, 20, 3, 3), N(48), padding=2, dilation=2, groups=2, tags={"big"}),
+    conv(N(3, 1, 28, 28), N(10, 1, 5, 5), N(10), tags={"big", "vendor"}),
+    conv(N(3, 10, 12, 12), N(20, 10, 5, 5), N(20), tags={"big", "vendor"}),
+    conv(N(2, 3, 32, 32), N(32, 3, 5, 5), N(32), padding=2, tags={"big", "vendor"}),
+    conv(N(2, 32, 8, 8), N(64, 32, 5, 5), N(64), padding=2, tags={"big", "vendor"}),
+    conv(N(2, 16, 32, 32), N(16, 16, 3, 3), None, padding=1, tags={"big", "vendor"}),
+    conv(N(2, 16, 16, 16), N(32, 16, 3, 3), None, stride=2, padding=1, tags={"big", "vendor"}),
+    conv(N(1, 3, 56, 56), N(37, 3, 7, 7), None, stride=2, padding=3, tags={"big", "vendor"}),
+    conv(N(1, 3, 67, 67), N(33, 3, 11, 11), N(33), stride=4, padding=2, tags={"big", "vendor"}),
+    conv(N(1, 70, 15, 14), N(67, 70, 3, 3), N(67), padding=1, tags={"big", "vendor"}),
+    conv(N(2, 65, 13, 9), N(130, 65, 1, 1), N(130), tags={"big", "vendor"}),
+    conv(N(1, 64, 14, 14), N(96, 64, 1, 1), None, stride=2, tags={"big", "vendor"}),
+    conv(N(1, 5, 100, 100), N(10, 5, 3, 3), N(10), tags={"big", "vendor"}),
+    conv(N(2, 48, 20, 20), N(48, 1, 3, 3), None, padding=1, groups=48, tags={"big", "vendor"}),
+    conv(N(2, 48, 21, 21), N(48, 1, 3, 3), None, stride=2, padding=1, groups=48, tags={"big", "vendor"}),
+    conv(N(1, 40, 9, 9), N(48, 20, 3, 3), N(48), padding=2, dilation=2, groups=2, tags={"big", "vendor"}),
 ]
 
 # ---- pool2d --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ def forced():
     fastnn._C.conv2d_force("")
 
 
-@pytest.mark.parametrize("algorithm", ["reference", "shift", "depthwise"])
+@pytest.mark.parametrize("algorithm", ["reference", "shift", "depthwise", "gemm"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("case", F32, ids=lambda c: c.name)
 def test_plain_sums(case, layout, algorithm, forced):
@@ -65,7 +65,7 @@ def test_winograd_bound_on_random_shapes(isa, forced):
 
 
 def test_strict_mode_never_chooses_winograd():
-    x, w = torch.randn(1, 64, 20, 20), torch.randn(64, 64, 3, 3)
+    x, w = torch.randn(1, 64, 40, 40), torch.randn(64, 64, 3, 3)
     args = (x, w, [1, 1], [1, 1], [1, 1], 1)
     passes = ("forward", "grad_input", "grad_weight")
     assert {fastnn._C.conv2d_algorithm(*args, p) for p in passes} == {"winograd"}
@@ -75,7 +75,7 @@ def test_strict_mode_never_chooses_winograd():
 
 
 @pytest.mark.parametrize("shape", [(3, 70, 15, 14, 67, 3, 1, 1), (2, 5, 40, 30, 33, 5, 2, 1), (2, 48, 21, 21, 48, 3, 1, 48)])
-@pytest.mark.parametrize("algorithm", ["shift", "winograd", "depthwise", ""])
+@pytest.mark.parametrize("algorithm", ["shift", "winograd", "depthwise", "gemm", ""])
 def test_same_bits_for_every_thread_count(shape, algorithm, forced):
     n, c, h, w, k, r, stride, groups = shape
     assert forced(algorithm)

@@ -12,6 +12,7 @@ const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm) {
     case Conv2dAlgorithm::shift: return "shift";
     case Conv2dAlgorithm::winograd: return "winograd";
     case Conv2dAlgorithm::depthwise: return "depthwise";
+    case Conv2dAlgorithm::gemm: return "gemm";
     case Conv2dAlgorithm::aten: return "aten";
   }
   return "unknown";
@@ -44,6 +45,7 @@ bool takes(const Conv2dParams& p, Conv2dAlgorithm algorithm) {
              fits_workspace(p, algorithm);
     case Conv2dAlgorithm::depthwise:
       return p.groups == p.C && p.K == p.C && p.R * p.S <= 64 && fits_workspace(p, algorithm);
+    case Conv2dAlgorithm::gemm: return p.dtype == DType::f32 && fits_workspace(p, algorithm);
     case Conv2dAlgorithm::aten: return true;
   }
   return false;
@@ -52,12 +54,70 @@ bool takes(const Conv2dParams& p, Conv2dAlgorithm algorithm) {
 std::atomic<bool> g_strict{false};
 std::atomic<int> g_forced{-1};
 
-// The algorithms worth trying, best first; reference when none takes the shape.
-Conv2dAlgorithm choose_by_shape(const Conv2dParams& p) {
-  const int64_t c = p.C / p.groups, k = p.K / p.groups;
+// ---- the choice ----------------------------------------------------------------------------------------------------
+
+// What the rules below speak of; channels are those of one group.
+struct Shape {
+  int64_t c, k, taps, pixels;
+  bool pointwise;     // 1x1, stride 1, no padding
+  bool winograd;      // 3x3, stride 1, and channels enough for its transforms to pay
+  bool many_tiles;    // ... and tiles enough for the transform of the weight to pay
+  bool vendor_fits;   // torch's direct kernel wants output channels in sixteens
+  bool together;      // NHWC
+};
+Shape shape_of(const Conv2dParams& p) {
+  Shape s{};
+  s.c = p.C / p.groups, s.k = p.K / p.groups, s.taps = p.R * p.S, s.pixels = p.N * p.P * p.Q;
+  const bool unit = p.stride_h == 1 && p.stride_w == 1;
+  s.pointwise = s.taps == 1 && unit && p.pad_h == 0 && p.pad_w == 0;
+  s.winograd = !g_strict && takes(p, Conv2dAlgorithm::winograd) && min64(s.c, s.k) >= 16;
+  s.many_tiles = p.N * ceil_div(p.P, 4) * ceil_div(p.Q, 4) >= 64;
+  s.vendor_fits = s.k % 16 == 0;
+  s.together = p.output_stride_k == 1 && p.output_stride_q != 1;
+  return s;
+}
+
+// Measured on one thread in float32 (benches/sweep_conv2d.py); 16-bit types have no product kernels of their own here.
+Conv2dAlgorithm best_forward(const Conv2dParams&, const Shape& s) {
+  if (s.winograd && (s.many_tiles || !s.together)) return Conv2dAlgorithm::winograd;
+  if (s.pointwise && s.c >= 32) return Conv2dAlgorithm::gemm;
+  if (s.together) {
+    if (s.pointwise || s.winograd || (s.taps == 1 && s.c >= 64)) return Conv2dAlgorithm::gemm;
+    return s.c > 1 && s.vendor_fits ? Conv2dAlgorithm::aten : Conv2dAlgorithm::shift;
+  }
+  return s.c > 4 && s.vendor_fits && !s.pointwise ? Conv2dAlgorithm::aten : Conv2dAlgorithm::shift;
+}
+
+Conv2dAlgorithm best_grad_input(const Conv2dParams& p, const Shape& s) {
+  if (s.winograd && s.many_tiles) return Conv2dAlgorithm::winograd;
+  if (s.pointwise || (s.winograd && s.together)) return Conv2dAlgorithm::gemm;
+  if (!s.together && s.taps > 1 && s.k <= 32 && s.c % 16 != 0) return Conv2dAlgorithm::gemm;
+  if (s.taps == 1 && !s.together) return Conv2dAlgorithm::shift;
+  if (s.vendor_fits && (s.c % 16 == 0 || (s.together && p.stride_h > 1))) return Conv2dAlgorithm::aten;
+  return Conv2dAlgorithm::shift;
+}
+
+Conv2dAlgorithm best_grad_weight(const Conv2dParams& p, const Shape& s) {
+  if (s.winograd) return s.many_tiles ? Conv2dAlgorithm::winograd : Conv2dAlgorithm::gemm;
+  if (s.pointwise) return s.together && s.pixels < 64 ? Conv2dAlgorithm::aten : Conv2dAlgorithm::gemm;
+  if (s.together) {
+    if (s.c >= 64 && s.k >= 128 && s.taps > 1) return Conv2dAlgorithm::gemm;
+    return s.c > 1 && s.vendor_fits ? Conv2dAlgorithm::aten : Conv2dAlgorithm::shift;
+  }
+  if (s.vendor_fits && (s.c % 16 == 0 || p.stride_h > 2)) return Conv2dAlgorithm::aten;
+  return Conv2dAlgorithm::shift;
+}
+
+Conv2dAlgorithm best(const Conv2dParams& p) {
+  const Shape s = shape_of(p);
   if (p.groups > 1 && takes(p, Conv2dAlgorithm::depthwise)) return Conv2dAlgorithm::depthwise;
-  if (!g_strict && c >= 16 && k >= 16 && takes(p, Conv2dAlgorithm::winograd)) return Conv2dAlgorithm::winograd;
-  if (takes(p, Conv2dAlgorithm::shift)) return Conv2dAlgorithm::shift;
+  if (p.dtype == DType::f64) return Conv2dAlgorithm::shift;  // torch has no direct kernel for it
+  if (p.dtype != DType::f32 && s.c >= 16 && s.k >= 16) return Conv2dAlgorithm::aten;
+  switch (p.pass) {
+    case Conv2dPass::forward: return best_forward(p, s);
+    case Conv2dPass::grad_input: return best_grad_input(p, s);
+    case Conv2dPass::grad_weight: return best_grad_weight(p, s);
+  }
   return Conv2dAlgorithm::reference;
 }
 
@@ -66,7 +126,9 @@ Conv2dAlgorithm choose_by_shape(const Conv2dParams& p) {
 Conv2dAlgorithm conv2d_choose(const Conv2dParams& p) {
   const int forced = g_forced;
   if (forced >= 0 && takes(p, Conv2dAlgorithm(forced))) return Conv2dAlgorithm(forced);
-  return choose_by_shape(p);
+  const Conv2dAlgorithm chosen = best(p);
+  if (takes(p, chosen)) return chosen;
+  return takes(p, Conv2dAlgorithm::shift) ? Conv2dAlgorithm::shift : Conv2dAlgorithm::reference;
 }
 
 bool conv2d_set_strict(bool strict) { return g_strict.exchange(strict); }

@@ -93,10 +93,10 @@ Phase make_phase(int64_t a, int64_t size, int64_t taps, int64_t stride, int64_t 
 template <class S>
 ConvProblem group_problem(const Conv2dParams& p, int64_t group) {
   const int64_t c = p.C / p.groups, k = p.K / p.groups;
-  const bool from_grad = p.pass == Conv2dPass::grad_weight;
-  const S* x = static_cast<const S*>(p.input);
-  const S* w = from_grad ? static_cast<const S*>(p.grad_weight) : static_cast<const S*>(p.weight);
-  S* y = from_grad ? const_cast<S*>(static_cast<const S*>(p.grad_output)) : static_cast<S*>(p.output);
+  const bool forward = p.pass == Conv2dPass::forward;
+  const S* x = static_cast<const S*>(p.pass == Conv2dPass::grad_input ? p.grad_input : p.input);
+  const S* w = static_cast<const S*>(p.pass == Conv2dPass::grad_weight ? p.grad_weight : p.weight);
+  S* y = static_cast<S*>(forward ? p.output : const_cast<void*>(p.grad_output));
   ConvProblem d{};
   d.x = x ? x + group * c * p.input_stride_c : nullptr;
   d.xn = p.input_stride_n, d.xc = p.input_stride_c, d.xh = p.input_stride_h, d.xw = p.input_stride_w;
@@ -138,11 +138,18 @@ ConvProblem phase_problem(const Conv2dParams& p, int64_t group, int64_t a, int64
   return d;
 }
 
+// The gradient of few channels as a product whose rows are added up: gemm's way with a grad_input that has a kernel.
+bool adds_columns(const Conv2dParams& p) {
+  return p.algorithm == Conv2dAlgorithm::gemm && p.pass == Conv2dPass::grad_input && p.R * p.S > 1 && p.K / p.groups <= 64 &&
+         p.output_stride_q == 1 && p.output_stride_p == p.Q && p.input_stride_w == 1 && p.weight_stride_s == 1 &&
+         p.weight_stride_r == p.S && p.weight_stride_c == p.R * p.S;
+}
+
 // Calls f(problem, group) for the problems the pass consists of. One with r * s == 0 is to be filled with zeros.
 template <class S, class F>
 void for_problems(const Conv2dParams& p, int64_t groups, const F& f) {
   for (int64_t group = 0; group < groups; ++group) {
-    if (p.pass != Conv2dPass::grad_input) {
+    if (p.pass != Conv2dPass::grad_input || adds_columns(p)) {
       f(group_problem<S>(p, group), group);
       continue;
     }
@@ -166,26 +173,57 @@ void fill_zero(const ConvProblem& d) {
 }
 
 template <class S>
-int64_t problem_workspace(const ConvProblem& d, const Conv2dParams& p) {
-  const int64_t workers = num_threads();
-  if (p.algorithm == Conv2dAlgorithm::winograd)
-    return p.pass == Conv2dPass::grad_weight ? winograd_grad_workspace(d, workers) : winograd_workspace(d, workers);
-  return p.pass == Conv2dPass::grad_weight ? shift_grad_workspace<S>(d, workers) : shift_workspace<S>(d, workers);
+int64_t problem_workspace(const ConvProblem& d, const Conv2dParams& p, int64_t workers) {
+  const bool weight = p.pass == Conv2dPass::grad_weight;
+  switch (p.algorithm) {
+    case Conv2dAlgorithm::shift: return weight ? shift_grad_workspace<S>(d, workers) : shift_workspace<S>(d, workers);
+    case Conv2dAlgorithm::winograd:
+      return weight ? winograd_grad_workspace(d, workers) : winograd_workspace(d, workers);
+    case Conv2dAlgorithm::gemm:
+      if (adds_columns(p)) return col2im_workspace(d, workers);
+      return weight ? gemm_conv_grad_workspace(d, workers) : gemm_conv_workspace(d, workers);
+    default: return 0;
+  }
+}
+
+// As many threads as the bound on the workspace has room for. Whether one has, conv2d_choose() has seen to: so neither
+// the choice nor the result depends on the number of threads.
+template <class S>
+int64_t workers_for(const ConvProblem& d, const Conv2dParams& p) {
+  int64_t workers = num_threads();
+  while (workers > 1 && problem_workspace<S>(d, p, workers) > kConv2dMaxWorkspace) --workers;
+  return workers;
 }
 
 template <class S>
-void run_problem(const ConvProblem& d, const Conv2dParams& p, int64_t group) {
-  const int64_t workers = num_threads();
+Status run_problem(const ConvProblem& d, const Conv2dParams& p, int64_t group) {
+  const int64_t workers = workers_for<S>(d, p);
   char* workspace = static_cast<char*>(p.workspace);
-  if (p.pass == Conv2dPass::grad_weight) {
-    S* bias = p.grad_bias ? static_cast<S*>(p.grad_bias) + group * d.k : nullptr;
-    if constexpr (__is_same(S, float))
-      if (p.algorithm == Conv2dAlgorithm::winograd)
-        return winograd_grad_weight(d, static_cast<S*>(const_cast<void*>(d.weight)), bias, workers, workspace);
-    return shift_grad_weight<S>(d, static_cast<S*>(const_cast<void*>(d.weight)), bias, workers, workspace);
+  const bool weight = p.pass == Conv2dPass::grad_weight;
+  S* dw = static_cast<S*>(const_cast<void*>(d.weight));
+  S* bias = p.grad_bias ? static_cast<S*>(p.grad_bias) + group * d.k : nullptr;
+  switch (p.algorithm) {
+    case Conv2dAlgorithm::shift:
+      if (weight) shift_grad_weight<S>(d, dw, bias, workers, workspace);
+      else shift_forward<S>(d, workers, workspace);
+      return Status::ok;
+    case Conv2dAlgorithm::winograd:
+      if constexpr (__is_same(S, float)) {
+        if (weight) winograd_grad_weight(d, dw, bias, workers, workspace);
+        else winograd_forward(d, workers, workspace);
+        return Status::ok;
+      }
+      return Status::unsupported_dtype;
+    case Conv2dAlgorithm::gemm:
+      if constexpr (__is_same(S, float)) {
+        if (adds_columns(p)) col2im_grad_input(d, static_cast<S*>(const_cast<void*>(d.x)), workers, workspace);
+        else if (weight) gemm_conv_grad_weight(d, dw, workers, workspace);
+        else gemm_conv_forward(d, workers, workspace);
+        return Status::ok;
+      }
+      return Status::unsupported_dtype;
+    default: return Status::invalid_argument;
   }
-  if (p.algorithm == Conv2dAlgorithm::winograd) return winograd_forward(d, workers, workspace);
-  shift_forward<S>(d, workers, workspace);
 }
 
 }  // namespace
@@ -206,7 +244,7 @@ int64_t conv2d_workspace(const Conv2dParams& p) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     for_problems<S>(p, 1, [&](const ConvProblem& d, int64_t) {
-      if (d.r > 0 && d.s > 0) bytes = max64(bytes, problem_workspace<S>(d, p));
+      if (d.r > 0 && d.s > 0) bytes = max64(bytes, problem_workspace<S>(d, p, workers_for<S>(d, p)));
     });
     return Status::ok;
   });
@@ -215,18 +253,19 @@ int64_t conv2d_workspace(const Conv2dParams& p) {
 
 Status conv2d(const Conv2dParams& p) {
   if (p.algorithm == Conv2dAlgorithm::reference) return conv2d_reference(p);
-  if (p.algorithm == Conv2dAlgorithm::depthwise) {
-    if (p.pass == Conv2dPass::grad_weight && p.grad_bias) conv2d_grad_bias(p);
-    return conv2d_depthwise(p);
-  }
+  const bool apart = p.algorithm == Conv2dAlgorithm::depthwise || p.algorithm == Conv2dAlgorithm::gemm;
+  if (apart && p.pass == Conv2dPass::grad_weight && p.grad_bias) conv2d_grad_bias(p);
+  if (p.algorithm == Conv2dAlgorithm::depthwise) return conv2d_depthwise(p);
   if (p.algorithm == Conv2dAlgorithm::aten) return Status::invalid_argument;  // the ops layer's business
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
+    Status status = Status::ok;
     for_problems<S>(p, p.groups, [&](const ConvProblem& d, int64_t group) {
-      if (d.r > 0 && d.s > 0) run_problem<S>(d, p, group);
-      else fill_zero<S>(d);
+      if (d.r == 0 || d.s == 0) return fill_zero<S>(d);
+      const Status s = run_problem<S>(d, p, group);
+      if (s != Status::ok) status = s;
     });
-    return Status::ok;
+    return status;
   });
 }
 

@@ -32,6 +32,12 @@ int64_t shift_grad_workspace(const ConvProblem& d, int64_t workers);
 template <class S>
 void shift_grad_weight(const ConvProblem& d, S* grad_weight, S* grad_bias, int64_t workers, char* workspace);
 
+// float32 only; the gradient of the bias is not its business.
+int64_t gemm_conv_workspace(const ConvProblem& d, int64_t workers);
+void gemm_conv_forward(const ConvProblem& d, int64_t workers, char* workspace);
+int64_t gemm_conv_grad_workspace(const ConvProblem& d, int64_t workers);
+void gemm_conv_grad_weight(const ConvProblem& d, float* grad_weight, int64_t workers, char* workspace);
+
 int64_t winograd_workspace(const ConvProblem& d, int64_t workers);
 void winograd_forward(const ConvProblem& d, int64_t workers, char* workspace);
 int64_t winograd_grad_workspace(const ConvProblem& d, int64_t workers);

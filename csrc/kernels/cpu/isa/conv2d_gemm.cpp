@@ -1,0 +1,253 @@
+// Convolution as an implicit GEMM: im2col rows are copied straight into the panels of the GEMM driver, and its tiles are
+// stored straight into the result. NCHW: channels x pixels; NHWC: pixels x channels; weight gradient: channels x taps.
+#include "conv2d_gemm.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+namespace {
+
+using V = Vec<float>;
+using Axis = ConvStore::Axis;
+constexpr int kNr = 2 * V::N;
+constexpr int64_t kMaxKc = kGemmPanelBytes / int64_t(kNr * sizeof(float));
+
+struct Product {
+  int64_t m, n, k;
+};
+Product forward_product(const ConvProblem& d) {
+  const int64_t pixels = d.n * d.p * d.q, taps = d.c * d.r * d.s;
+  return channels_together(d) ? Product{pixels, d.k, taps} : Product{d.k, pixels, taps};
+}
+GemmPlan plan_for(const Product& p, int64_t workers) { return gemm_plan<float>(p.m, p.n, p.k, int(workers), true); }
+
+// One tap of a panel's rows: where it reads relative to tap (0, 0, 0), and by how much it shifts the window.
+struct Tap {
+  int64_t c, r, s;
+};
+FASTNN_INLINE Tap tap_crs(const ConvProblem& d, int64_t t) { return {t / (d.r * d.s), t / d.s % d.r, t % d.s}; }
+FASTNN_INLINE void next_crs(const ConvProblem& d, Tap& t) {
+  if (++t.s < d.s) return;
+  t.s = 0;
+  if (++t.r < d.r) return;
+  t.r = 0, ++t.c;
+}
+
+// The input under one run of output pixels at tap (0, 0, 0).
+struct Window {
+  const float* x;
+  int64_t at, length, h, w;
+};
+FASTNN_INLINE Window window(const ConvProblem& d, int64_t at, int64_t length, int64_t n, int64_t p, int64_t q) {
+  const int64_t h = p * d.stride_h - d.pad_h, w = q * d.stride_w - d.pad_w;
+  return {static_cast<const float*>(d.x) + n * d.xn + h * d.xh + w * d.xw, at, length, h, w};
+}
+FASTNN_INLINE void copy_window(const ConvProblem& d, const Window& v, const Tap& t, float* to) {
+  const int64_t h = v.h + t.r * d.dil_h, w = v.w + t.s * d.dil_w;
+  Inside in{0, 0};
+  if (h >= 0 && h < d.h) in = inside(w, d.stride_w, d.w, v.length);
+  copy_row(to + v.at, v.length, v.x + t.c * d.xc + t.r * d.dil_h * d.xh + t.s * d.dil_w * d.xw, d.stride_w * d.xw, in);
+}
+
+// ---- NCHW: C[k, pixels] = W[k, taps] X[taps, pixels] ---------------------------------------------------------------
+
+void pack_weight_rows(const ConvProblem& d, float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) {
+  const float* w = static_cast<const float*>(d.weight) + m0 * d.wk;
+  if (d.r * d.s == 1) return gemm_pack_panel<float>(dst, mr, w + k0 * d.wc, d.wk, d.wc, mb, kb);
+  if (d.ws == 1 && d.wr == d.s && d.wc == d.r * d.s) return gemm_pack_panel<float>(dst, mr, w + k0, d.wk, 1, mb, kb);
+  Tap t = tap_crs(d, k0);
+  for (int64_t p = 0; p < kb; ++p, dst += mr, next_crs(d, t)) {
+    const float* from = w + t.c * d.wc + t.r * d.wr + t.s * d.ws;
+    for (int i = 0; i < mr; ++i) dst[i] = i < mb ? from[i * d.wk] : 0.f;
+  }
+}
+
+GemmPanel<float> pack_pixel_columns(const ConvProblem& d, float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
+  if (is_pointwise(d) && d.xw == 1 && nb == nr && n0 % d.q + nb <= d.q)
+    return {static_cast<const float*>(d.x) + n0 / d.q * d.xn + k0 * d.xc + n0 % d.q, d.xc};
+  Window windows[kNr];
+  int count = 0;
+  for_runs(d, n0, nb, [&](int64_t at, int64_t length, int64_t n, int64_t p, int64_t q) {
+    windows[count++] = window(d, at, length, n, p, q);
+  });
+  Tap t = tap_crs(d, k0);
+  float* to = dst;
+  for (int64_t i = 0; i < kb; ++i, to += nr, next_crs(d, t)) {
+    for (int j = 0; j < count; ++j) copy_window(d, windows[j], t, to);
+    for (int j = nb; j < nr; ++j) to[j] = 0;
+  }
+  return {dst, nr};
+}
+
+void forward_rows(const ConvProblem& d, int64_t workers, char* workspace) {
+  const GemmPlan plan = plan_for(forward_product(d), workers);
+  const ConvStore store{&d, static_cast<float*>(d.y), Axis::channels, Axis::pixels, false, static_cast<const float*>(d.bias), nullptr};
+  gemm_blocked<float>(
+      plan, workspace,
+      [&](float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) { pack_weight_rows(d, dst, mr, m0, mb, k0, kb); },
+      [&](float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
+        return pack_pixel_columns(d, dst, nr, k0, kb, n0, nb);
+      },
+      store);
+}
+
+// ---- NHWC: C[pixels, k] = X[pixels, taps] W[taps, k] ---------------------------------------------------------------
+
+// Taps in the order (r, s, c): each (r, s) is a run of channels that lie side by side.
+void pack_pixel_rows(const ConvProblem& d, float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) {
+  Window windows[kGemmMaxMr];
+  int count = 0;
+  for_runs(d, m0, mb, [&](int64_t at, int64_t length, int64_t n, int64_t p, int64_t q) {
+    windows[count++] = window(d, at, length, n, p, q);
+  });
+  const int64_t step = d.stride_w * d.xw;
+  for (int64_t done = 0; done < kb;) {
+    const int64_t t = k0 + done, c = t % d.c, length = min64(d.c - c, kb - done);
+    const int64_t r = t / d.c / d.s * d.dil_h, s = t / d.c % d.s * d.dil_w, shift = r * d.xh + s * d.xw + c * d.xc;
+    float* const to = dst + done * mr;
+    const auto whole = [&](const Window& v) {
+      return v.h + r >= 0 && v.h + r < d.h && v.w + s >= 0 && v.w + s + (v.length - 1) * d.stride_w < d.w;
+    };
+    if (count == 1 && whole(windows[0])) {
+      gemm_pack_panel<float>(to, mr, windows[0].x + shift, step, d.xc, mb, length);
+    } else {
+      float rows[kGemmMaxMr * kMaxKc];
+      for (int j = 0; j < count; ++j) {
+        const Window& v = windows[j];
+        Inside in{0, 0};
+        if (v.h + r >= 0 && v.h + r < d.h) in = inside(v.w + s, d.stride_w, d.w, v.length);
+        for (int64_t i = 0; i < v.length; ++i)
+          copy_row(rows + (v.at + i) * kMaxKc, length, v.x + shift + i * step, d.xc,
+                   {0, i >= in.begin && i < in.end ? length : 0});
+      }
+      gemm_pack_panel<float>(to, mr, rows, kMaxKc, 1, mb, length);
+    }
+    done += length;
+  }
+}
+
+// Panels of kNr channels by all taps, then the bias padded to whole panels.
+struct PackedWeight {
+  int64_t panels, taps;
+  int64_t bytes() const { return round_up(panels * kNr * (taps + 1) + V::N, 16) * 4; }
+};
+PackedWeight packed_weight(const ConvProblem& d) { return {ceil_div(d.k, kNr), d.c * d.r * d.s}; }
+
+void forward_columns(const ConvProblem& d, int64_t workers, char* workspace) {
+  const PackedWeight w = packed_weight(d);
+  float* const packed = reinterpret_cast<float*>(workspace);
+  float* const bias = packed + w.panels * kNr * w.taps + V::N;
+  parallel_for(0, w.panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t k = panel * kNr;
+      const int lanes = int(min64(kNr, d.k - k)), nr = lanes > V::N ? kNr : V::N;
+      float* const to = packed + k * w.taps;
+      for (int64_t rs = 0; rs < d.r * d.s; ++rs) {
+        const float* from = static_cast<const float*>(d.weight) + k * d.wk + rs / d.s * d.wr + rs % d.s * d.ws;
+        gemm_pack_panel<float>(to + rs * d.c * nr, nr, from, d.wk, d.wc, lanes, d.c);
+      }
+    }
+  });
+  for (int64_t k = 0; k < w.panels * kNr; ++k)
+    bias[k] = d.bias && k < d.k ? static_cast<const float*>(d.bias)[k] : 0.f;
+  const GemmPlan plan = plan_for(forward_product(d), workers);
+  const ConvStore store{&d, static_cast<float*>(d.y), Axis::pixels, Axis::channels, false, nullptr, d.bias ? bias : nullptr};
+  gemm_blocked<float>(
+      plan, workspace + w.bytes(),
+      [&](float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) { pack_pixel_rows(d, dst, mr, m0, mb, k0, kb); },
+      [&](float*, int nr, int64_t k0, int64_t, int64_t n0, int) {
+        return GemmPanel<float>{packed + n0 * w.taps + k0 * nr, nr};
+      },
+      store);
+}
+
+// ---- weight gradient: C[k, taps] = G[k, pixels] X[pixels, taps] ----------------------------------------------------
+
+void pack_grad(const ConvProblem& d, float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) {
+  const float* g = static_cast<const float*>(d.y) + m0 * d.yk;
+  const int64_t plane = d.p * d.q;  // grad_output is dense: an image's pixels are equally far apart
+  for (int64_t done = 0; done < kb;) {
+    const int64_t n = (k0 + done) / plane, at = (k0 + done) % plane, length = min64(plane - at, kb - done);
+    gemm_pack_panel<float>(dst + done * mr, mr, g + n * d.yn + at * d.yw, d.yk, d.yw, mb, length);
+    done += length;
+  }
+}
+
+// Taps in the order (c, r, s): im2col rows of a chunk of pixels, transposed.
+GemmPanel<float> pack_tap_columns(const ConvProblem& d, float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
+  if (is_pointwise(d)) {
+    for (int64_t done = 0; done < kb;) {
+      const int64_t n = (k0 + done) / d.q, at = (k0 + done) % d.q, length = min64(d.q - at, kb - done);
+      const float* from = static_cast<const float*>(d.x) + n * d.xn + n0 * d.xc + at * d.xw;
+      gemm_pack_panel<float>(dst + done * nr, nr, from, d.xc, d.xw, nb, length);
+      done += length;
+    }
+    return {dst, nr};
+  }
+  float rows[kNr * kMaxKc];
+  Tap t = tap_crs(d, n0);
+  for (int j = 0; j < nb; ++j, next_crs(d, t))
+    for_runs(d, k0, kb, [&](int64_t at, int64_t length, int64_t n, int64_t p, int64_t q) {
+      copy_window(d, window(d, at, length, n, p, q), t, rows + j * kMaxKc);
+    });
+  gemm_pack_panel<float>(dst, nr, rows, kMaxKc, 1, nb, kb);
+  return {dst, nr};
+}
+
+// Taps in the order (r, s, c) of an NHWC image: each pixel gives runs of channels.
+GemmPanel<float> pack_tap_runs(const ConvProblem& d, float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
+  if (is_pointwise(d) && nb == nr && d.xn == d.q * d.xw) return {static_cast<const float*>(d.x) + k0 * d.xw + n0, d.xw};
+  const int64_t step = d.stride_w * d.xw;
+  for (int done = 0; done < nb;) {
+    const int64_t t = n0 + done, c = t % d.c, r = t / d.c / d.s * d.dil_h, s = t / d.c % d.s * d.dil_w;
+    const int lanes = int(min64(d.c - c, nb - done));
+    for_runs(d, k0, kb, [&](int64_t at, int64_t length, int64_t n, int64_t p, int64_t q) {
+      const Window v = window(d, at, length, n, p, q);
+      Inside in{0, 0};
+      if (v.h + r >= 0 && v.h + r < d.h) in = inside(v.w + s, d.stride_w, d.w, length);
+      const float* from = v.x + r * d.xh + s * d.xw + c;
+      float* to = dst + at * nr + done;
+      for (int64_t i = 0; i < length; ++i, from += step, to += nr)
+        copy_row(to, lanes, from, 1, {0, i >= in.begin && i < in.end ? lanes : 0});
+    });
+    done += lanes;
+  }
+  if (nb < nr)
+    for (int64_t p = 0; p < kb; ++p)
+      for (int j = nb; j < nr; ++j) dst[p * nr + j] = 0;
+  return {dst, nr};
+}
+
+Product grad_product(const ConvProblem& d) { return {d.k, d.c * d.r * d.s, d.n * d.p * d.q}; }
+
+}  // namespace
+
+// ---- launchers -----------------------------------------------------------------------------------------------------
+
+int64_t gemm_conv_workspace(const ConvProblem& problem, int64_t workers) {
+  const ConvProblem d = flatten_pointwise(problem);
+  return plan_for(forward_product(d), workers).workspace_bytes + (channels_together(d) ? packed_weight(d).bytes() : 0);
+}
+
+void gemm_conv_forward(const ConvProblem& problem, int64_t workers, char* workspace) {
+  const ConvProblem d = flatten_pointwise(problem);
+  if (channels_together(d)) forward_columns(d, workers, workspace);
+  else forward_rows(d, workers, workspace);
+}
+
+int64_t gemm_conv_grad_workspace(const ConvProblem& d, int64_t workers) {
+  return plan_for(grad_product(d), workers).workspace_bytes;
+}
+
+void gemm_conv_grad_weight(const ConvProblem& problem, float* grad_weight, int64_t workers, char* workspace) {
+  const ConvProblem d = flatten_pointwise(problem);
+  const bool last = channels_together(d);
+  const ConvStore store{&d, grad_weight, Axis::channels, Axis::taps, last, nullptr, nullptr};
+  gemm_blocked<float>(
+      plan_for(grad_product(d), workers), workspace,
+      [&](float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) { pack_grad(d, dst, mr, m0, mb, k0, kb); },
+      [&](float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
+        return last ? pack_tap_runs(d, dst, nr, k0, kb, n0, nb) : pack_tap_columns(d, dst, nr, k0, kb, n0, nb);
+      },
+      store);
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -1,0 +1,143 @@
+// Implicit GEMM, shared parts: pixels and taps as GEMM dimensions, copies of im2col rows, and the store.
+#pragma once
+#include "conv2d_problem.h"
+#include "gemm_core.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+// Channels lie side by side in both images (NHWC).
+inline bool channels_together(const ConvProblem& d) { return d.xc == 1 && d.yk == 1 && d.yw != 1; }
+
+// A 1x1 convolution of dense images without stride or padding is a matrix product: one long row per image.
+inline ConvProblem flatten_pointwise(ConvProblem d) {
+  const bool pointwise = d.r == 1 && d.s == 1 && d.stride_h == 1 && d.stride_w == 1 && d.pad_h == 0 && d.pad_w == 0;
+  if (!pointwise || d.p != d.h || d.q != d.w || d.xh != d.w * d.xw || d.yh != d.q * d.yw) return d;
+  d.w = d.q = d.h * d.w;
+  d.h = d.p = 1;
+  d.xh = d.w * d.xw, d.yh = d.q * d.yw;
+  return d;
+}
+inline bool is_pointwise(const ConvProblem& d) {
+  return d.r == 1 && d.s == 1 && d.stride_h == 1 && d.stride_w == 1 && d.pad_h == 0 && d.pad_w == 0 && d.p == 1 &&
+         d.h == 1 && d.q == d.w;
+}
+
+// Output pixels [first, first + count) of the batch, in runs that lie in one row: f(at, length, n, p, q).
+template <class F>
+FASTNN_INLINE void for_runs(const ConvProblem& d, int64_t first, int64_t count, const F& f) {
+  int64_t n = first / (d.p * d.q), p = first / d.q % d.p, q = first % d.q;
+  for (int64_t at = 0; at < count;) {
+    const int64_t length = min64(count - at, d.q - q);
+    f(at, length, n, p, q);
+    at += length;
+    q = 0;
+    if (++p == d.p) p = 0, ++n;
+  }
+}
+
+// The first and one past the last i in [0, length) with 0 <= at + i * step < limit.
+struct Inside {
+  int64_t begin, end;
+};
+FASTNN_INLINE Inside inside(int64_t at, int64_t step, int64_t limit, int64_t length) {
+  if (at >= 0 && at + (length - 1) * step < limit) return {0, length};
+  const int64_t begin = min64(length, at >= 0 ? 0 : ceil_div(-at, step));
+  const int64_t end = at >= limit ? 0 : ceil_div(limit - at, step);
+  return {begin, max64(begin, min64(length, end))};
+}
+
+// to[i] = from[i * step] for i in `in`, zero elsewhere in [0, length). Writes nothing past to[length - 1].
+FASTNN_INLINE void copy_row(float* to, int64_t length, const float* from, int64_t step, Inside in) {
+  using V = Vec<float>;
+  int64_t i = 0;
+  for (; i < in.begin; ++i) to[i] = 0;
+  if (step == 1) {
+    for (; i + V::N <= in.end; i += V::N) V::load(from + i).store(to + i);
+    if (i < in.end) V::load_n(from + i, in.end - i).store_n(to + i, in.end - i);
+    i = in.end;
+  } else {
+    for (; i < in.end; ++i) to[i] = from[i * step];
+  }
+  for (; i < length; ++i) to[i] = 0;
+}
+
+// Where row or column i of the product lies in the result, for a tile's worth of them.
+struct ConvStore {
+  static constexpr bool kAccumulates = true;
+  enum class Axis : uint8_t { channels, pixels, taps };
+
+  const ConvProblem* d;
+  float* out;
+  Axis rows, columns;
+  bool taps_channel_last;  // order of taps: (r, s, c) instead of (c, r, s)
+  const float* row_bias;     // or null
+  const float* column_bias;  // or null; whole vectors are readable
+
+  int64_t channel_stride() const { return columns == Axis::taps ? d->wk : d->yk; }
+
+  // Columns [first, first + count) lie side by side.
+  bool dense(int64_t first, int count) const {
+    const ConvProblem& c = *d;
+    if (columns == Axis::channels) return c.yk == 1;
+    if (columns == Axis::taps)
+      return taps_channel_last ? c.wc == 1 && c.ws == c.c && c.wr == c.s * c.c
+                               : c.ws == 1 && c.wr == c.s && c.wc == c.r * c.s;
+    return c.yw == 1 && (c.p == 1 || c.yh == c.q) && first % (c.p * c.q) + count <= c.p * c.q;
+  }
+
+  void offsets(Axis axis, int64_t first, int count, int64_t* to) const {
+    const ConvProblem& c = *d;
+    if (axis == Axis::channels) {
+      for (int i = 0; i < count; ++i) to[i] = (first + i) * channel_stride();
+    } else if (axis == Axis::pixels) {
+      for_runs(c, first, count, [&](int64_t at, int64_t length, int64_t n, int64_t p, int64_t q) {
+        for (int64_t i = 0; i < length; ++i) to[at + i] = n * c.yn + p * c.yh + (q + i) * c.yw;
+      });
+    } else {
+      for (int i = 0; i < count; ++i) {
+        const int64_t t = first + i;
+        to[i] = taps_channel_last ? t % c.c * c.wc + t / c.c / c.s * c.wr + t / c.c % c.s * c.ws
+                                  : t / (c.r * c.s) * c.wc + t / c.s % c.r * c.wr + t % c.s * c.ws;
+      }
+    }
+  }
+
+  template <int MR, int NV>
+  FASTNN_VEC_FN void tile(const GemmTile<float, MR, NV>& t, int64_t m0, int mb, int64_t n0, int nb, bool first,
+                          bool) const {
+    using V = Vec<float>;
+    int64_t row[MR], column[NV * V::N];
+    offsets(rows, m0, mb, row);
+    if (dense(n0, nb)) {
+      offsets(columns, n0, 1, column);
+      for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) {
+        float* const to = out + row[i] + column[0] + j;
+        if (!first) v = v + load_lanes(to, lanes);
+        else if (row_bias) v = v + V::set1(row_bias[m0 + i]);
+        else if (column_bias) v = v + V::load(column_bias + n0 + j);
+        if (lanes == V::N) v.store(to);
+        else v.store_n(to, lanes);
+      });
+      return;
+    }
+    offsets(columns, n0, nb, column);
+    scatter(t, m0, mb, n0, nb, first, row, column);
+  }
+
+  template <int MR, int NV>
+  __attribute__((noinline)) void scatter(GemmTile<float, MR, NV> t, int64_t m0, int mb, int64_t n0, int nb, bool first,
+                                         const int64_t* row, const int64_t* column) const {
+    using V = Vec<float>;
+    for (int i = 0; i < mb; ++i) {
+      float lane[NV * V::N];
+      for (int j = 0; j < NV; ++j) t.v[i][j].store(lane + j * V::N);
+      for (int j = 0; j < nb; ++j) {
+        float& to = out[row[i] + column[j]];
+        const float bias = row_bias ? row_bias[m0 + i] : column_bias ? column_bias[n0 + j] : 0.f;
+        to = first ? lane[j] + bias : to + lane[j];
+      }
+    }
+  }
+};
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS
