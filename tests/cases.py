@@ -96,8 +96,8 @@ class Case:
 
 def case(op, *args, tags=(), **kwargs):
     """tags: "nodiff2" (no second derivative to check), "big" (too large for gradcheck and opcheck),
-    "aten" (documented to run on torch's kernels), "contiguous" (nothing in torch to compare channels_last with)."""
-    "aten" (documented to run on torch's kernels), "vendor" (torch's kernels win on some dtypes, layouts or passes)."""
+    "aten" (documented to run on torch's kernels), "vendor" (torch's kernels win on some dtypes, layouts or passes),
+    "contiguous" (nothing in torch to compare channels_last with)."""
     return Case(op, args, kwargs, frozenset(tags))
 
 
