@@ -168,7 +168,8 @@ FASTNN_INLINE void backward_row(const Problem<S>& k, int64_t row) {
     for_vectors<V::N>(n, [&](int64_t c, int lanes, int) {
       store_some(exp((load_some(x + c, lanes, m) - V::set1(m)) - V::set1(log_sum)) * V::set1(kept), dx + c, lanes);
     });
-    dx[t] = from_acc<S>((exp(V::set1((to_acc(x[t]) - m) - log_sum)).v[0] - A(1)) * kept);
+    if constexpr (sizeof(S) > 2) dx[t] -= kept;
+    else dx[t] = from_acc<S>((exp((to_acc(x[t]) - m) - log_sum) - A(1)) * kept);
     return;
   }
   const A of_p = kept + spread * k.weight_sum;
@@ -178,127 +179,112 @@ FASTNN_INLINE void backward_row(const Problem<S>& k, int64_t row) {
     store_some(y - V::set1(spread) * w, dx + c, lanes);
   });
   const A w = k.weight_of(t);
-  dx[t] = from_acc<S>(exp(V::set1((to_acc(x[t]) - m) - log_sum)).v[0] * of_p - spread * w - kept);
+  dx[t] = from_acc<S>(exp((to_acc(x[t]) - m) - log_sum) * of_p - spread * w - kept);
 }
 
 // ---- columns: every lane is a row, its classes `inner` apart --------------------------------------------------------
 
+// A strip of `width` <= kMaxStrip neighbouring columns, swept class by class in contiguous runs.
 template <class S>
-struct Column {
+FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t first, int64_t width, Sums& sums) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  int64_t at;   // of the first lane's class 0 in input
-  int64_t row;  // of the first lane
-  int lanes;
-  typename V::Int target;  // class of every lane, -1 where it does not count
-  V weight;                // of that class
-};
-
-template <class S>
-FASTNN_INLINE Column<S> column(const Problem<S>& k, int64_t outer, int64_t i, int lanes) {
-  using A = acc_t<S>;
-  using V = Vec<A>;
-  Column<S> c;
-  c.at = outer * k.p.classes * k.p.inner + i;
-  c.row = outer * k.p.inner + i;
-  c.lanes = lanes;
-  c.target = typename V::Int{} - 1;
-  c.weight = V::zero();
-  if (k.probabilities) return c;
-  A weights[V::N] = {};
-  for (int l = 0; l < lanes; ++l) {
-    const int64_t t = k.class_of(c.row + l);
-    c.target[l] = t;
-    weights[l] = k.weight_of(t);
-  }
-  c.weight = V::load(weights);
-  return c;
-}
-
-template <class S>
-FASTNN_INLINE void forward_columns(const Problem<S>& k, const Column<S>& col, Sums& sums) {
-  using A = acc_t<S>;
-  using V = Vec<A>;
-  const int64_t n = k.p.classes, inner = k.p.inner;
-  const int lanes = col.lanes;
-  const S* x = k.x + col.at;
-  V m = V::set1(kNegInf<A>), sum = V::zero(), loss = V::zero(), xt = V::zero();
-  for (int64_t c = 0; c < n; ++c) m = max(load_some(x + c * inner, lanes, A(0)), m);
+  const int64_t n = k.p.classes, inner = k.p.inner, row = outer * inner + first, at = outer * n * inner + first;
+  const S* x = k.x + at;
+  A m[kMaxStrip], log_sum[kMaxStrip], loss[kMaxStrip];
+  for (int64_t i = 0; i < round_up(width, V::N); ++i) m[i] = kNegInf<A>, log_sum[i] = loss[i] = 0;
   for (int64_t c = 0; c < n; ++c) {
-    const V xc = load_some(x + c * inner, lanes, A(0));
-    sum = sum + exp(xc - m);
-    xt.v = col.target == every_lane<A>(c) ? xc.v : xt.v;
+    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+      max(load_some(x + c * inner + i, lanes, A(0)), V::load(m + i)).store(m + i);
+    });
   }
-  const V log_sum = log(sum);
-  store_some(m, k.maximum + col.row, lanes);
-  store_some(log_sum, k.log_sum + col.row, lanes);
+  for (int64_t c = 0; c < n; ++c) {
+    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+      const V e = exp(load_some(x + c * inner + i, lanes, A(0)) - V::load(m + i));
+      (V::load(log_sum + i) + e).store(log_sum + i);
+    });
+  }
+  for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+    const V of_row = log(V::load(log_sum + i));
+    of_row.store(log_sum + i);
+    store_some(of_row, k.log_sum + row + i, lanes);
+    store_some(V::load(m + i), k.maximum + row + i, lanes);
+  });
   if (k.probabilities || k.p.label_smoothing != 0) {
     for (int64_t c = 0; c < n; ++c) {
-      const V z = log_sum - (load_some(x + c * inner, lanes, A(0)) - m);
       const V w = V::set1(k.weight ? to_acc(k.weight[c]) : A(1));
-      const V t = k.probabilities ? load_some(k.probabilities + col.at + c * inner, lanes, A(0)) : w;
-      loss = fma(k.share(w, t), z, loss);
+      for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+        const V z = V::load(log_sum + i) - (load_some(x + c * inner + i, lanes, A(0)) - V::load(m + i));
+        const V t = k.probabilities ? load_some(k.probabilities + at + c * inner + i, lanes, A(0)) : w;
+        fma(k.share(w, t), z, V::load(loss + i)).store(loss + i);
+      });
     }
   }
-  if (!k.probabilities) {
-    loss = k.p.label_smoothing != 0 ? V::set1(k.spread) * loss : loss;
-    loss = fma(V::set1(k.keep) * col.weight, log_sum - (xt - m), loss);
-    loss.v = col.target < 0 ? V::zero().v : loss.v;
-  }
-  if (k.p.reduction == Reduction::none) store_some(loss, static_cast<S*>(k.p.loss) + col.row, lanes);
-  A losses[V::N], weights[V::N];
-  loss.store(losses);
-  col.weight.store(weights);
-  for (int l = 0; l < lanes; ++l) {
-    sums.loss += losses[l];
-    sums.weight += weights[l];
+  for (int64_t i = 0; i < width; ++i) {
+    A of_row = loss[i];
+    if (!k.probabilities) {
+      const int64_t t = k.class_of(row + i);
+      const A w = k.weight_of(t);
+      of_row = t < 0 ? A(0) : k.keep * w * (log_sum[i] - (to_acc(x[t * inner + i]) - m[i])) + k.spread * loss[i];
+      sums.weight += w;
+    }
+    if (k.p.reduction == Reduction::none) static_cast<S*>(k.p.loss)[row + i] = from_acc<S>(of_row);
+    sums.loss += of_row;
   }
 }
 
 template <class S>
-FASTNN_INLINE void backward_columns(const Problem<S>& k, const Column<S>& col) {
+FASTNN_INLINE void backward_columns(const Problem<S>& k, int64_t outer, int64_t first, int64_t width) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  const int64_t n = k.p.classes, inner = k.p.inner;
-  const int lanes = col.lanes;
-  const S* x = k.x + col.at;
+  const int64_t n = k.p.classes, inner = k.p.inner, row = outer * inner + first, at = outer * n * inner + first;
+  const S* x = k.x + at;
   S* dx = static_cast<S*>(k.p.grad_input);
   S* dt = static_cast<S*>(k.p.grad_target);
-  A scales[V::N] = {};
-  for (int l = 0; l < lanes; ++l) scales[l] = k.scale_of(col.row + l);
-  const V m = load_some(k.maximum + col.row, lanes, A(0)), log_sum = load_some(k.log_sum + col.row, lanes, A(0));
-  const V g = V::load(scales);
+  const A *m = k.maximum + row, *log_sum = k.log_sum + row;
+  A g[kMaxStrip], of_p[kMaxStrip], kept[kMaxStrip];
+  typename V::Int target[kMaxStrip / V::N];
+  bool all_count = true;
+  for (int64_t i = 0; i < round_up(width, V::N); ++i) {
+    const int64_t t = k.probabilities || i >= width ? -1 : k.class_of(row + i);
+    g[i] = i < width ? k.scale_of(row + i) : A(0);
+    kept[i] = g[i] * k.keep * k.weight_of(t);
+    of_p[i] = k.probabilities ? A(0) : kept[i] + g[i] * k.spread * k.weight_sum;
+    target[i / V::N][i % V::N] = t;
+    all_count = all_count && (t >= 0 || i >= width);
+  }
   if (k.probabilities) {
-    const S* t = k.probabilities + col.at;
-    V sum = V::zero();
-    for (int64_t c = 0; c < n; ++c)
-      sum = sum + k.share(V::set1(k.weight ? to_acc(k.weight[c]) : A(1)), load_some(t + c * inner, lanes, A(0)));
-    sum = sum * g;
+    const S* t = k.probabilities + at;
     for (int64_t c = 0; c < n; ++c) {
       const V w = V::set1(k.weight ? to_acc(k.weight[c]) : A(1));
-      const V log_p = (load_some(x + c * inner, lanes, A(0)) - m) - log_sum;
-      const V share = k.share(w, load_some(t + c * inner, lanes, A(0)));
-      if (dx) store_some(exp(log_p) * sum - g * share, dx + col.at + c * inner, lanes);
-      if (dt) store_some(V::set1(-k.keep) * g * w * log_p, dt + col.at + c * inner, lanes);
+      for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+        fma(V::load(g + i), k.share(w, load_some(t + c * inner + i, lanes, A(0))), V::load(of_p + i)).store(of_p + i);
+      });
+    }
+    for (int64_t c = 0; c < n; ++c) {
+      const V w = V::set1(k.weight ? to_acc(k.weight[c]) : A(1));
+      for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+        const int64_t j = c * inner + i;
+        const V log_p = (load_some(x + j, lanes, A(0)) - load_some(m + i, lanes, A(0))) - load_some(log_sum + i, lanes, A(0));
+        const V share = k.share(w, load_some(t + j, lanes, A(0)));
+        if (dx) store_some(exp(log_p) * V::load(of_p + i) - V::load(g + i) * share, dx + at + j, lanes);
+        if (dt) store_some(V::set1(-k.keep) * V::load(g + i) * w * log_p, dt + at + j, lanes);
+      });
     }
     return;
   }
-  const typename V::Int counts = col.target >= 0;
-  const V kept = g * V::set1(k.keep) * col.weight, spread = g * V::set1(k.spread);
-  const V of_p = kept + spread * V::set1(k.weight_sum);
   const bool smooth = k.p.label_smoothing != 0;
   for (int64_t c = 0; c < n; ++c) {
-    const V p = exp((load_some(x + c * inner, lanes, A(0)) - m) - log_sum);
-    const typename V::Int here = col.target == every_lane<A>(c);
-    V d;
-    if (smooth) {
-      d = p * of_p - spread * V::set1(k.weight ? to_acc(k.weight[c]) : A(1));
-      d.v = here ? d.v - kept.v : d.v;
-    } else {
-      d.v = (here ? p.v - A(1) : p.v) * kept.v;
-    }
-    d.v = counts ? d.v : V::zero().v;
-    store_some(d, dx + col.at + c * inner, lanes);
+    const V w = V::set1(k.spread * (k.weight ? to_acc(k.weight[c]) : A(1)));
+    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+      const int64_t j = c * inner + i;
+      const V log_p = (load_some(x + j, lanes, A(0)) - load_some(m + i, lanes, A(0))) - load_some(log_sum + i, lanes, A(0));
+      V d = exp(log_p) * V::load(of_p + i);
+      if (smooth) d = d - V::load(g + i) * w;
+      d.v = target[i / V::N] == every_lane<A>(c) ? d.v - V::load(kept + i).v : d.v;
+      if (!all_count) d.v = target[i / V::N] >= 0 ? d.v : V::zero().v;
+      store_some(d, dx + at + j, lanes);
+    });
   }
 }
 
@@ -324,6 +310,7 @@ template <class S>
 void forward(const CrossEntropyParams& p) {
   using A = acc_t<S>;
   constexpr int N = Vec<A>::N;
+  const int64_t width = strip_width(p.classes);
   const Problem<S> k(p);
   A* partials = static_cast<A*>(p.partials);
   const auto keep = [&](int64_t block, const Sums& sums) {
@@ -340,8 +327,7 @@ void forward(const CrossEntropyParams& p) {
       },
       [&](int64_t outer, int64_t begin, int64_t end, int64_t block) {
         Sums sums;
-        for (int64_t i = begin; i < end; i += N)
-          forward_columns(k, column(k, outer, i, int(min64(N, end - i))), sums);
+        for (int64_t i = begin; i < end; i += width) forward_columns(k, outer, i, min64(width, end - i), sums);
         keep(block, sums);
       });
   k.maximum[2 * k.rows] = 0;
@@ -359,7 +345,7 @@ void forward(const CrossEntropyParams& p) {
 
 template <class S>
 void backward(const CrossEntropyParams& p) {
-  constexpr int N = Vec<acc_t<S>>::N;
+  const int64_t width = strip_width(p.classes);
   const Problem<S> k(p);
   for_blocks(
       p,
@@ -367,7 +353,7 @@ void backward(const CrossEntropyParams& p) {
         for (int64_t row = begin; row < end; ++row) backward_row(k, row);
       },
       [&](int64_t outer, int64_t begin, int64_t end, int64_t) {
-        for (int64_t i = begin; i < end; i += N) backward_columns(k, column(k, outer, i, int(min64(N, end - i))));
+        for (int64_t i = begin; i < end; i += width) backward_columns(k, outer, i, min64(width, end - i));
       });
 }
 

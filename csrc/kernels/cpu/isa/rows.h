@@ -179,4 +179,13 @@ FASTNN_INLINE void group_max_and_sum(const S* x, int64_t n, int count, Vec<A>& m
   sum = sum_rows(v);
 }
 
+// ---- columns -------------------------------------------------------------------------------------------------------
+
+constexpr int64_t kMaxStrip = 512;
+
+// Neighbouring columns swept together: whole cache lines, and classes x columns that stay in L2.
+FASTNN_INLINE constexpr int64_t strip_width(int64_t classes) {
+  return min64(kMaxStrip, max64(64, (1 << 15) / max64(1, classes) / 64 * 64));
+}
+
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -130,72 +130,68 @@ FASTNN_INLINE void backward_group(const S* g, const S* y, S* dx, int64_t n, int 
 
 // ---- columns: every lane is a row, its classes `inner` apart --------------------------------------------------------
 
-// W vectors of neighbouring columns of a [classes, inner] slab; `lanes` of the last one count.
-template <int W, class S>
-FASTNN_INLINE void softmax_columns(const S* x, S* y, int64_t n, int64_t inner, int lanes, bool log_form) {
+// A strip of `width` <= kMaxStrip neighbouring columns, swept class by class: contiguous runs, where one vector walking
+// down the classes would meet the same few cache sets again and again.
+template <class S>
+FASTNN_INLINE void softmax_columns(const S* x, S* y, int64_t n, int64_t inner, int64_t width, bool log_form) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  const auto of = [&](int k) { return k == W - 1 ? lanes : V::N; };
-  V m[W], sum[W];
-#pragma GCC unroll 4
-  for (int k = 0; k < W; ++k) m[k] = V::set1(kNegInf<A>), sum[k] = V::zero();
+  A m[kMaxStrip], sum[kMaxStrip];
+  for (int64_t i = 0; i < round_up(width, V::N); ++i) m[i] = kNegInf<A>, sum[i] = 0;
   for (int64_t c = 0; c < n; ++c) {
-#pragma GCC unroll 4
-    for (int k = 0; k < W; ++k) m[k] = max(load_some(x + c * inner + k * V::N, of(k), A(0)), m[k]);
+    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+      max(load_some(x + c * inner + i, lanes, A(0)), V::load(m + i)).store(m + i);
+    });
   }
   for (int64_t c = 0; c < n; ++c) {
-#pragma GCC unroll 4
-    for (int k = 0; k < W; ++k) {
-      const V e = exp(load_some(x + c * inner + k * V::N, of(k), A(0)) - m[k]);
-      if (kKeepsExp<S> && !log_form) store_some(e, y + c * inner + k * V::N, of(k));
-      sum[k] = sum[k] + e;
-    }
+    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+      const V e = exp(load_some(x + c * inner + i, lanes, A(0)) - V::load(m + i));
+      if (kKeepsExp<S> && !log_form) store_some(e, y + c * inner + i, lanes);
+      (V::load(sum + i) + e).store(sum + i);
+    });
   }
-#pragma GCC unroll 4
-  for (int k = 0; k < W; ++k) sum[k] = log_form ? log(sum[k]) : V::set1(A(1)) / sum[k];
+  for_vectors<V::N>(width, [&](int64_t i, int, int) {
+    const V of_row = V::load(sum + i);
+    (log_form ? log(of_row) : V::set1(A(1)) / of_row).store(sum + i);
+  });
   for (int64_t c = 0; c < n; ++c) {
-#pragma GCC unroll 4
-    for (int k = 0; k < W; ++k) {
-      const int64_t at = c * inner + k * V::N;
+    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+      const int64_t at = c * inner + i;
       V out;
-      if (log_form) out = (load_some(x + at, of(k), A(0)) - m[k]) - sum[k];
-      else if (kKeepsExp<S>) out = load_some(y + at, of(k), A(0)) * sum[k];
-      else out = exp(load_some(x + at, of(k), A(0)) - m[k]) * sum[k];
-      store_some(out, y + at, of(k));
-    }
+      if (log_form) out = (load_some(x + at, lanes, A(0)) - V::load(m + i)) - V::load(sum + i);
+      else if (kKeepsExp<S>) out = load_some(y + at, lanes, A(0)) * V::load(sum + i);
+      else out = exp(load_some(x + at, lanes, A(0)) - V::load(m + i)) * V::load(sum + i);
+      store_some(out, y + at, lanes);
+    });
   }
 }
 
-template <int W, class S>
-FASTNN_INLINE void backward_columns(const S* g, const S* y, S* dx, int64_t n, int64_t inner, int lanes,
+template <class S>
+FASTNN_INLINE void backward_columns(const S* g, const S* y, S* dx, int64_t n, int64_t inner, int64_t width,
                                     bool log_form) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  const auto of = [&](int k) { return k == W - 1 ? lanes : V::N; };
-  V sum[W] = {};
+  A sum[kMaxStrip];
+  for (int64_t i = 0; i < round_up(width, V::N); ++i) sum[i] = 0;
   for (int64_t c = 0; c < n; ++c) {
-#pragma GCC unroll 4
-    for (int k = 0; k < W; ++k) {
-      const V gi = load_some(g + c * inner + k * V::N, of(k), A(0));
-      sum[k] = log_form ? sum[k] + gi : fma(gi, load_some(y + c * inner + k * V::N, of(k), A(0)), sum[k]);
-    }
+    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+      const V gi = load_some(g + c * inner + i, lanes, A(0)), so_far = V::load(sum + i);
+      (log_form ? so_far + gi : fma(gi, load_some(y + c * inner + i, lanes, A(0)), so_far)).store(sum + i);
+    });
   }
   for (int64_t c = 0; c < n; ++c) {
-#pragma GCC unroll 4
-    for (int k = 0; k < W; ++k) {
-      const int64_t at = c * inner + k * V::N;
-      const V gi = load_some(g + at, of(k), A(0)), yi = load_some(y + at, of(k), A(0));
-      store_some(log_form ? gi - exp(yi) * sum[k] : yi * (gi - sum[k]), dx + at, of(k));
-    }
+    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+      const int64_t at = c * inner + i;
+      const V gi = load_some(g + at, lanes, A(0)), yi = load_some(y + at, lanes, A(0)), of_row = V::load(sum + i);
+      store_some(log_form ? gi - exp(yi) * of_row : yi * (gi - of_row), dx + at, lanes);
+    });
   }
 }
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-constexpr int kColumnVectors = 4;  // neighbouring vectors of columns swept together: whole cache lines of a strided walk
-
 // Covers the input with calls of group(offset, rows) for up to N short rows, row(offset) for a long row, or
-// columns(offset, lanes) for up to kColumnVectors * N neighbouring columns.
+// columns(offset, width) for a strip of neighbouring columns.
 template <int N, class Group, class Row, class Columns>
 void for_rows(const SoftmaxParams& p, const Group& group, const Row& row, const Columns& columns) {
   constexpr int64_t kGrainElements = 1 << 15;
@@ -209,24 +205,14 @@ void for_rows(const SoftmaxParams& p, const Group& group, const Row& row, const 
       for (int64_t r = begin; r < end; ++r) row(r * p.classes);
     });
   } else {
-    constexpr int64_t kWidth = kColumnVectors * N;
-    const int64_t strips = ceil_div(p.inner, kWidth);
-    parallel_for(0, p.outer * strips, ceil_div(grain, kWidth), [&](int64_t begin, int64_t end) {
+    const int64_t width = strip_width(p.classes), strips = ceil_div(p.inner, width);
+    parallel_for(0, p.outer * strips, max64(1, grain / width), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t column = i % strips * kWidth;
-        columns(i / strips * p.classes * p.inner + column, int(min64(kWidth, p.inner - column)));
+        const int64_t column = i % strips * width;
+        columns(i / strips * p.classes * p.inner + column, min64(width, p.inner - column));
       }
     });
   }
-}
-
-// Calls f(Width<W>, offset, lanes): whole strips in one call, the rest of a row one vector at a time.
-template <int W>
-struct Width {};
-template <int N, class F>
-FASTNN_INLINE void for_strip(int64_t at, int columns, const F& f) {
-  if (columns == kColumnVectors * N) return f(Width<kColumnVectors>{}, at, N);
-  for (int i = 0; i < columns; i += N) f(Width<1>{}, at + i, int(min64(N, columns - i)));
 }
 
 }  // namespace
@@ -240,11 +226,7 @@ Status softmax_forward(const SoftmaxParams& p) {
     for_rows<N>(
         p, [&](int64_t at, int rows) { softmax_group(x + at, y + at, p.classes, rows, p.log); },
         [&](int64_t at) { softmax_row(x + at, y + at, p.classes, p.log); },
-        [&](int64_t strip, int columns) {
-          for_strip<N>(strip, columns, [&]<int W>(Width<W>, int64_t at, int lanes) {
-            softmax_columns<W>(x + at, y + at, p.classes, p.inner, lanes, p.log);
-          });
-        });
+        [&](int64_t at, int64_t width) { softmax_columns(x + at, y + at, p.classes, p.inner, width, p.log); });
     return Status::ok;
   });
 }
@@ -262,10 +244,8 @@ Status softmax_backward(const SoftmaxParams& p) {
           const auto sum = reduce_add(row_backward_sum(g + at, y + at, p.classes, p.log));
           row_backward_write(g + at, y + at, dx + at, p.classes, sum, p.log);
         },
-        [&](int64_t strip, int columns) {
-          for_strip<N>(strip, columns, [&]<int W>(Width<W>, int64_t at, int lanes) {
-            backward_columns<W>(g + at, y + at, dx + at, p.classes, p.inner, lanes, p.log);
-          });
+        [&](int64_t at, int64_t width) {
+          backward_columns(g + at, y + at, dx + at, p.classes, p.inner, width, p.log);
         });
     return Status::ok;
   });
