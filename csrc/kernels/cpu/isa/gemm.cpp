@@ -1,6 +1,7 @@
-// Matrix products: chooses between the packed driver, the same with B read in place, and dot products for small m.
+// Matrix products: chooses between the packed driver, the same with B read in place, dot products and whole rows for small m.
 #include "../../gemm.h"
 
+#include "gemm_axpy.h"
 #include "gemm_dot.h"
 #include "gemm_store.h"
 #include "isa.h"
@@ -8,7 +9,7 @@
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
 
-enum class Algorithm { dot, in_place, packed };
+enum class Algorithm { dot, axpy, outer, in_place, packed };
 
 // The transposed problem, C^T = B^T A^T.
 GemmParams transposed(const GemmParams& p) {
@@ -26,14 +27,18 @@ bool wants_transposing(const GemmParams& p) { return p.c_stride_n != 1 && p.c_st
 
 Algorithm choose(const GemmParams& p) {
   if (p.a_stride_k == 1 && p.b_stride_k == 1 && p.m <= kDotMaxM && p.k > 0) return Algorithm::dot;
-  // Few rows do not repay copying B.
-  if (p.b_stride_n == 1 && p.m <= 4 * kGemmMaxMr) return Algorithm::in_place;
+  if (p.b_stride_n == 1 && p.m <= kAxpyMaxM) return Algorithm::axpy;
+  if (p.b_stride_n == 1 && p.k > 0 && p.k <= kAxpyMaxM) return Algorithm::outer;
+  // One or two tiles of rows do not repay copying B.
+  if (p.b_stride_n == 1 && p.m <= 2 * kGemmMaxMr) return Algorithm::in_place;
   return Algorithm::packed;
 }
 
 template <class S>
 GemmPlan plan_for(const GemmParams& p, int threads) {
-  return gemm_plan<acc_t<S>>(p.m, p.n, p.k, threads, GemmStore<S>::kAccumulates);
+  // A short k makes writing C the work: few rows at a time, so that their pages stay in the TLB.
+  const int64_t max_tm = p.k <= 64 ? 4 * kGemmMaxMr : p.m;
+  return gemm_plan<acc_t<S>>(p.m, p.n, p.k, threads, GemmStore<S>::kAccumulates, max_tm);
 }
 
 // Many small products: one worker per matrix. Few or large ones: all workers on one matrix after the other.
@@ -81,6 +86,20 @@ void run(const GemmParams& p) {
     }
     return;
   }
+  if (algorithm == Algorithm::axpy) {
+    for (int64_t i = 0; i < p.batch; ++i) {
+      const Matrices<S> x(p, i);
+      gemm_axpy<S>(p.m, p.n, p.k, x.a, p.a_stride_m, p.a_stride_k, x.b, p.b_stride_k, x.store);
+    }
+    return;
+  }
+  if (algorithm == Algorithm::outer) {
+    for (int64_t i = 0; i < p.batch; ++i) {
+      const Matrices<S> x(p, i);
+      gemm_outer<S>(p.m, p.n, p.k, x.a, p.a_stride_m, p.a_stride_k, x.b, p.b_stride_k, x.store);
+    }
+    return;
+  }
   const bool in_place = algorithm == Algorithm::in_place;
   if (!parallel_over_batch(p)) {
     const GemmPlan plan = plan_for<S>(p, num_threads());
@@ -100,7 +119,8 @@ void run(const GemmParams& p) {
 
 int64_t gemm_workspace(const GemmParams& params) {
   const GemmParams p = wants_transposing(params) ? transposed(params) : params;
-  if (choose(p) == Algorithm::dot) return 0;
+  const Algorithm algorithm = choose(p);
+  if (algorithm != Algorithm::in_place && algorithm != Algorithm::packed) return 0;
   int64_t bytes = 0;
   dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
@@ -122,6 +142,8 @@ Status gemm(const GemmParams& params) {
 const char* gemm_algorithm(const GemmParams& params) {
   switch (choose(wants_transposing(params) ? transposed(params) : params)) {
     case Algorithm::dot: return "dot";
+    case Algorithm::axpy: return "rows";
+    case Algorithm::outer: return "outer";
     case Algorithm::in_place: return "in place";
     case Algorithm::packed: return "packed";
   }

@@ -2,7 +2,7 @@
 //
 // How to use it, for example from an implicit-GEMM convolution:
 //
-//   GemmPlan plan = gemm_plan<A, accumulates>(M, N, K, threads, min_threads_work);
+//   GemmPlan plan = gemm_plan<A>(M, N, K, num_threads(), Store::kAccumulates);
 //   workspace of plan.workspace_bytes bytes, 64-byte aligned (the ops layer asks through a *_workspace entry point)
 //   gemm_blocked<A>(plan, workspace, pack_a, pack_b, store);
 //
@@ -106,9 +106,9 @@ constexpr int64_t kGemmPanelBytes = 36 << 10;   // a panel of B, most of a 48 KB
 constexpr int64_t kGemmBlockBytes = 512 << 10;  // a block of A, half of a 1 MB L2
 constexpr int64_t kGemmThreadFma = 1 << 18;     // below this a thread costs more than it brings
 
-// `accumulates`: the store's kAccumulates.
+// `accumulates`: the store's kAccumulates. `max_rows`: rows of a task at most.
 template <class A>
-inline GemmPlan gemm_plan(int64_t m, int64_t n, int64_t k, int threads, bool accumulates) {
+inline GemmPlan gemm_plan(int64_t m, int64_t n, int64_t k, int threads, bool accumulates, int64_t max_rows = 1 << 30) {
   constexpr int64_t N = Vec<A>::N, kNr = 2 * N;
   GemmPlan p{};
   p.m = m, p.n = n, p.k = k;
@@ -126,6 +126,7 @@ inline GemmPlan gemm_plan(int64_t m, int64_t n, int64_t k, int threads, bool acc
 
   const int64_t n_panels = max64(1, ceil_div(n, kNr));
   int64_t max_tm = max64(1, kGemmBlockBytes / int64_t(p.kc * sizeof(A)) / p.mr) * p.mr;
+  max_tm = min64(max_tm, ceil_div(max_rows, p.mr) * p.mr);
   const bool buffered = p.splits == 1 && !accumulates && k > p.kc;
   if (buffered) max_tm = min64(max_tm, max64(1, 224 / p.mr) * p.mr);
   p.workers = max64(1, min64(min64(threads, 48), m * n / 64 * k / (kGemmThreadFma / 64)));
