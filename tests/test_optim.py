@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import fastnn
 
@@ -500,7 +501,41 @@ def test_hooks_and_counts(name):
     with torch.profiler.profile() as profile:
         set_grads(1, ps)
         optimizer.step()
-    assert any(e.key == f"Optimizer.step#{name}.step" for e in profile.key_averages())
+        plain = getattr(fastnn.optim, name)(ps, lr=1e-2)
+        plain.step()
+    counts = {e.key: e.count for e in profile.key_averages()}
+    assert counts[f"Optimizer.step#{name}.step"] == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_global_hooks_and_subclasses(name):
+    calls = []
+
+    class Sub(getattr(fastnn.optim, name)):
+        def step(self, closure=None):
+            calls.append("step")
+            return super().step(closure)
+
+    class Heir(getattr(fastnn.optim, name)):
+        pass
+
+    handles = [register_optimizer_step_pre_hook(lambda *_: calls.append("pre")),
+               register_optimizer_step_post_hook(lambda *_: calls.append("post"))]
+    try:
+        for kind, expected in ((Sub, ["pre", "step", "post"]), (Heir, ["pre", "post"]),
+                               (getattr(fastnn.optim, name), ["pre", "post"])):
+            ps = parameters()
+            optimizer = kind(ps, lr=1e-2)
+            set_grads(0, ps)
+            before = ps[0].detach().clone()
+            optimizer.step()
+            assert not torch.equal(before, ps[0])
+            assert calls == expected
+            calls.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert fastnn.fallbacks() == {}
 
 
 @pytest.mark.parametrize("name", NAMES)

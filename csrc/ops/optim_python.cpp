@@ -1,6 +1,7 @@
 // optimizer.step() without Python work per parameter: reads param_groups and state as torch.optim keeps them, then
 // calls the step ops. Nothing outlives the call, so no change of parameters, gradients, state or options can go stale.
 #include <ATen/ops/empty_like.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -323,6 +324,7 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
 }
 
 void bind(py::module_& m) {
+  m.def("is_recorded", [] { return at::hasCallbacks(); });  // a profiler or another observer of ranges
   m.def("adam_step", adam_step);
   m.def("yogi_step", yogi_step);
   m.def("adagrad_step", adagrad_step);

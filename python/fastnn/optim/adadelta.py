@@ -13,5 +13,6 @@ class Adadelta(torch.optim.Adadelta):
     Source: torch.optim.Adadelta; Zeiler, "ADADELTA: An Adaptive Learning Rate Method".
     """
 
+    @_step.hooked
     def step(self, closure=None):
         return _step.run(self, closure, torch.optim.Adadelta, 5, _C.adadelta_step)

@@ -13,5 +13,6 @@ class Adagrad(torch.optim.Adagrad):
     Source: torch.optim.Adagrad; Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning".
     """
 
+    @_step.hooked
     def step(self, closure=None):
         return _step.run(self, closure, torch.optim.Adagrad, 4, _C.adagrad_step)

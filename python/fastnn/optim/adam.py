@@ -15,6 +15,7 @@ class Adam(torch.optim.Adam):
     Source: torch.optim.Adam; Kingma and Ba, "Adam: A Method for Stochastic Optimization".
     """
 
+    @_step.hooked
     def step(self, closure=None):
         return _step.run(self, closure, torch.optim.Adam, 6, _C.adam_step)
 
@@ -25,5 +26,6 @@ class AdamW(torch.optim.AdamW):
     Source: torch.optim.AdamW; Loshchilov and Hutter, "Decoupled Weight Decay Regularization".
     """
 
+    @_step.hooked
     def step(self, closure=None):
         return _step.run(self, closure, torch.optim.AdamW, 6, _C.adam_step)

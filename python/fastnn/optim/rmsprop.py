@@ -13,5 +13,6 @@ class RMSprop(torch.optim.RMSprop):
     Source: torch.optim.RMSprop; Hinton's lecture notes on neural networks.
     """
 
+    @_step.hooked
     def step(self, closure=None):
         return _step.run(self, closure, torch.optim.RMSprop, 6, _C.rmsprop_step)

@@ -12,5 +12,6 @@ class SGD(torch.optim.SGD):
     Same arguments, state_dict and results; dtypes and fallbacks as fastnn.optim.Adam. Source: torch.optim.SGD.
     """
 
+    @_step.hooked
     def step(self, closure=None):
         return _step.run(self, closure, torch.optim.SGD, 3, _C.sgd_step)

@@ -50,6 +50,7 @@ class Yogi(torch.optim.Optimizer):
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
+    @_step.hooked
     def step(self, closure=None):
         return _step.run(self, closure, Yogi, 0, _C.yogi_step, _operators)
 
