@@ -1,5 +1,6 @@
 """fastnn.optim against torch.optim: the same updates, state and checkpoints, option by option."""
 
+import contextlib
 import copy
 import itertools
 import pickle
@@ -597,6 +598,34 @@ def test_fallbacks_are_torchs(name):
     run_twice(name, lambda: [Subclass(torch.arange(3.0))])
     if name in ("Adam", "AdamW"):
         run_twice(name, lambda: parameters(), {"betas": (torch.tensor(0.9), torch.tensor(0.99))})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_disabled(name):
+    ps, qs = parameters(), parameters()
+    ours, torchs = pair(name, ps, qs, lr=1e-2, **FULL[name])
+    for step in range(4):
+        set_grads(step, ps, qs)
+        with fastnn.disabled() if step % 2 else contextlib.nullcontext():
+            ours.step()
+        torchs.step()
+    with fastnn.disabled():
+        set_grads(9, ps, qs)
+        assert torch.equal(fastnn.clip_grad_norm_(ps, 0.1), torch.nn.utils.clip_grad_norm_(qs, 0.1))
+    assert_same(ps, qs)
+    assert fastnn.fallbacks() == {}
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"SGD", "Adagrad"}))
+def test_sparse_gradients_are_refused(name):
+    errors = []
+    for optimizer in pair(name, parameters(shapes=[(5, 3)]), parameters(shapes=[(5, 3)])):
+        p = optimizer.param_groups[0]["params"][0]
+        p.grad = torch.eye(5, 3).to_sparse()
+        with pytest.raises(RuntimeError, match="sparse") as error:
+            optimizer.step()
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
 
 
 def test_sgd_takes_sparse_gradients():

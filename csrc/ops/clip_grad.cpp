@@ -109,6 +109,7 @@ TORCH_LIBRARY_IMPL(fastnn, ADInplaceOrView, m) { m.impl("scale_grads_", scale_gr
 // (None, total norm) after clipping, or (why nothing was changed, None).
 std::pair<const char*, OptTensor> clip(const pybind11::list& list, double max_norm, double norm_type,
                                        bool error_if_nonfinite) {
+  if (!enabled()) return {"disabled", std::nullopt};
   std::vector<Tensor> grads;
   grads.reserve(list.size());
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.ptr()); ++i) {

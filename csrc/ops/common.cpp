@@ -54,6 +54,8 @@ std::vector<void (*)(pybind11::module_&)>& binders() {
 
 }  // namespace
 
+bool enabled() { return t_enabled; }
+
 void note_fallback(const char* op, const char* reason) {
   std::lock_guard lock(g_fallbacks_mutex);
   ++g_fallbacks[{op, reason}];

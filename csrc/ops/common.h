@@ -29,6 +29,8 @@ const char* why_not_native(const Tensor& t, bool has_cuda_kernels = false);
 // aten under its reason, for fastnn.fallbacks(); the caller then calls the aten op.
 bool native(const char* op, std::initializer_list<const Tensor*> tensors, bool has_cuda_kernels = false);
 void note_fallback(const char* op, const char* reason);
+// False inside fastnn.disabled(), on this thread: native() then is false without counting.
+bool enabled();
 
 DType dtype_of(const Tensor& t);
 

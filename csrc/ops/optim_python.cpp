@@ -16,6 +16,7 @@ namespace py = pybind11;
 using Reason = const char*;
 constexpr Reason kNoState = "no state";  // the caller lets torch's _init_group create it and calls again
 constexpr Reason kOptions = "arguments";
+constexpr Reason kDisabled = "disabled";  // not counted as a fallback
 
 // ---- reading torch.optim's dictionaries ----------------------------------------------------------------------------
 
@@ -161,6 +162,7 @@ struct Group {
 // that are not common and returns the names of the state, the counter's first. `on_cuda`: the rule has a CUDA kernel.
 template <class Read, class Step>
 Reason step_groups(const py::list& groups, const py::dict& state, bool on_cuda, const Read& read, const Step& step) {
+  if (!enabled()) return kDisabled;
   std::vector<Group> ready(groups.size());
   for (size_t i = 0; i < ready.size(); ++i) {
     Group& g = ready[i];
@@ -272,6 +274,7 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
     double lr, momentum, dampening, weight_decay;
     bool nesterov, maximize;
   };
+  if (!enabled()) return kDisabled;
   std::vector<SgdGroup> ready(groups.size());
   for (size_t i = 0; i < ready.size(); ++i) {
     SgdGroup& g = ready[i];

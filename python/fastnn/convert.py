@@ -128,7 +128,7 @@ def report(model, *, console=None):
 
 
 class disabled:
-    """A context manager: inside it, on this thread, fastnn's layers and functionals run torch's own kernels.
+    """A context manager: inside it, on this thread, fastnn's layers, functionals and optimizers run torch's own.
 
     For comparing the two on one model without converting it back and forth. Nests; what ran is not counted in
     fastnn.fallbacks(), since it was asked for.

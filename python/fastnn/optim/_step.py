@@ -72,6 +72,7 @@ def run(optimizer, closure, base, lists, native, other=None):
                     optimizer._init_group(group, *([] for _ in range(lists)))
             reason = native(optimizer.param_groups, optimizer.state)
     if reason is not None:
-        _C.note_fallback(f"{base.__name__}.step", reason)
+        if reason != "disabled":
+            _C.note_fallback(f"{base.__name__}.step", reason)
         other(optimizer)
     return loss

@@ -38,5 +38,6 @@ def clip_grad_norm_(parameters, max_norm, norm_type=2.0, error_if_nonfinite=Fals
     reason, total = _C.clip_grad_norm_(grads, float(max_norm), float(norm_type), error_if_nonfinite)
     if reason is None:
         return total
-    _C.note_fallback("clip_grad_norm_", reason)
+    if reason != "disabled":
+        _C.note_fallback("clip_grad_norm_", reason)
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
