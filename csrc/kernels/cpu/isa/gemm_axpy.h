@@ -80,7 +80,12 @@ void gemm_outer(int64_t m, int64_t n, int64_t k, const S* a, int64_t a_m, int64_
     for (int64_t i = begin; i < end; ++i) {
       V x[kAxpyMaxM];
       for (int64_t p = 0; p < k; ++p) x[p] = V::set1(to_acc(a[i * a_m + p * a_k]));
-      for (int64_t j = 0; j < n; j += 2 * V::N) {
+      int64_t j0 = 0;
+      if (k == 1 && store.plain()) {  // the weight gradient at batch 1 is all stores
+        S* const c = store.c + i * store.c_m;
+        for (; j0 + V::N <= n; j0 += V::N) (x[0] * V::load(b + j0)).store(c + j0);
+      }
+      for (int64_t j = j0; j < n; j += 2 * V::N) {
         GemmTile<A, 1, 2> t;
         const bool wide = j + V::N < n;
         t.v[0][0] = x[0] * load_lanes(b + j, n - j);

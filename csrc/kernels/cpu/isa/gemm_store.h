@@ -17,6 +17,9 @@ struct GemmStore {
   A alpha, beta;
   bool relu;
 
+  // Nothing is scaled, added or clipped, and rows of C are dense.
+  bool plain() const { return c_n == 1 && alpha == A(1) && !d && !relu; }
+
   static FASTNN_VEC_FN V load(const S* p, int lanes) { return lanes == V::N ? V::load(p) : V::load_n(p, lanes); }
   static FASTNN_VEC_FN void store(V v, S* p, int lanes) {
     if (lanes == V::N) v.store(p);
