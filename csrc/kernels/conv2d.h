@@ -2,6 +2,8 @@
 #pragma once
 #include "common.h"
 
+struct CUstream_st;
+
 namespace fastnn {
 
 enum class Conv2dPass : uint8_t { forward, grad_input, grad_weight };
@@ -60,5 +62,14 @@ bool conv2d_force(const char* name);
 // grad_bias alone, where grad_weight is not wanted.
 Status conv2d_grad_bias(const Conv2dParams& p);
 }  // namespace cpu
+
+namespace cuda {
+// Bytes of workspace for p.pass; p.algorithm is not read.
+int64_t conv2d_workspace(const Conv2dParams& p);
+Status conv2d(const Conv2dParams& p, CUstream_st* stream);
+Status conv2d_grad_bias(const Conv2dParams& p, CUstream_st* stream);
+// True where plain sums beat cuDNN's general kernels: few channels in a group, float32 or float64 (to be measured).
+bool conv2d_wins(const Conv2dParams& p);
+}  // namespace cuda
 
 }  // namespace fastnn

@@ -2,6 +2,8 @@
 #pragma once
 #include "common.h"
 
+struct CUstream_st;
+
 namespace fastnn {
 
 enum class TargetKind : uint8_t { int64, uint8, probabilities };
@@ -45,5 +47,13 @@ namespace cpu {
 Status cross_entropy_forward(const CrossEntropyParams& p);
 Status cross_entropy_backward(const CrossEntropyParams& p);
 }  // namespace cpu
+
+namespace cuda {
+// p.partials is [2 * cross_entropy_blocks(p)] accumulators here. A class index out of range ends the kernel when
+// p.out_of_range is null.
+int64_t cross_entropy_blocks(const CrossEntropyParams& p);
+Status cross_entropy_forward(const CrossEntropyParams& p, CUstream_st* stream);
+Status cross_entropy_backward(const CrossEntropyParams& p, CUstream_st* stream);
+}  // namespace cuda
 
 }  // namespace fastnn

@@ -2,6 +2,8 @@
 #pragma once
 #include "cross_entropy.h"
 
+struct CUstream_st;
+
 namespace fastnn {
 
 struct NllLossParams {
@@ -26,5 +28,11 @@ namespace cpu {
 Status nll_loss_forward(const NllLossParams& p);
 Status nll_loss_backward(const NllLossParams& p);
 }  // namespace cpu
+
+namespace cuda {
+// A class index out of range ends the kernel when p.out_of_range is null.
+Status nll_loss_forward(const NllLossParams& p, CUstream_st* stream);
+Status nll_loss_backward(const NllLossParams& p, CUstream_st* stream);
+}  // namespace cuda
 
 }  // namespace fastnn

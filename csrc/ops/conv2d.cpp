@@ -12,6 +12,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "common.h"
+#include "cuda_choice.h"
 
 namespace fastnn::ops {
 namespace {
@@ -80,20 +81,27 @@ void set_strides(Conv2dParams& p, const Tensor& x, const Tensor& w, const Tensor
 }
 
 // Chooses the algorithm of p.pass; false when it is torch's own.
-bool choose(Conv2dParams& p, Conv2dPass pass) {
+bool choose(Conv2dParams& p, Conv2dPass pass, const Tensor& like) {
   p.pass = pass;
+#ifdef FASTNN_CUDA
+  if (like.is_cuda()) return own_cuda_kernels() || cuda::conv2d_wins(p);
+#endif
   p.algorithm = cpu::conv2d_choose(p);
   return p.algorithm != Conv2dAlgorithm::aten;
 }
 
 void run(Conv2dParams& p, const Tensor& like, const char* op) {
   Tensor workspace;
-  if (const int64_t bytes = cpu::conv2d_workspace(p)) {
+  int64_t bytes = like.is_cpu() ? cpu::conv2d_workspace(p) : 0;
+#ifdef FASTNN_CUDA
+  if (like.is_cuda()) bytes = cuda::conv2d_workspace(p);
+#endif
+  if (bytes) {
     workspace = at::empty({bytes + 64}, like.options().dtype(at::kByte));
     p.workspace =
         reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr()) + 63) & ~uintptr_t(63));
   }
-  check(cpu::conv2d(p), op);
+  launch(op, like, [&] { return cpu::conv2d(p); }, [&](auto s) { return cuda::conv2d(p, s); });
 }
 
 Tensor aten_forward(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
@@ -108,7 +116,9 @@ Grads aten_backward(const Tensor& grad_output, const Tensor& input, const Tensor
                                   {0, 0}, groups, mask);
 }
 
-constexpr const char* kVendorWins = "torch's kernel is faster on this shape";
+const char* vendor_wins(const Tensor& t) {
+  return t.is_cuda() ? "CUDA: cuDNN, until measured" : "torch's kernel is faster on this shape";
+}
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
@@ -120,7 +130,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias,
       return forward(batch, weight, bias, stride, padding, dilation, groups).squeeze(0);
   }
   auto shape = shape_params(input, weight, bias, stride, padding, dilation, groups);
-  if (!shape || !native(kName, {&input, &weight, &or_undefined(bias)}))
+  if (!shape || !native(kName, {&input, &weight, &or_undefined(bias)}, true))
     return aten_forward(input, weight, bias, stride, padding, dilation, groups);
   Conv2dParams& p = *shape;
   const Tensor x = dense(input);
@@ -128,8 +138,8 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias,
   if (p.N == 0) return y;
   p.dtype = dtype_of(x);
   set_strides(p, x, weight, y);
-  if (!choose(p, Conv2dPass::forward)) {
-    note_fallback(kName, kVendorWins);
+  if (!choose(p, Conv2dPass::forward, x)) {
+    note_fallback(kName, vendor_wins(x));
     return aten_forward(x, weight, bias, stride, padding, dilation, groups).contiguous(dense_format(x));
   }
   const Tensor b = or_undefined(bias).defined() ? bias->contiguous() : Tensor();
@@ -145,7 +155,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
                IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::array<bool, 3> mask) {
   auto shape = shape_params(input, weight, std::nullopt, stride, padding, dilation, groups);
   if (!shape || grad_output.sizes() != IntArrayRef({shape->N, shape->K, shape->P, shape->Q}) ||
-      !native(kBackwardName, {&grad_output, &input, &weight}))
+      !native(kBackwardName, {&grad_output, &input, &weight}, true))
     return aten_backward(grad_output, input, weight, stride, padding, dilation, groups, mask);
   Conv2dParams& p = *shape;
   const Tensor x = dense(input);
@@ -165,11 +175,11 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
     grad_input = at::empty_like(x, format);
     set_strides(p, grad_input, weight, g);
     p.weight = weight.const_data_ptr();
-    if (choose(p, Conv2dPass::grad_input)) {
+    if (choose(p, Conv2dPass::grad_input, x)) {
       p.grad_input = grad_input.mutable_data_ptr();
       run(p, x, kBackwardName);
     } else {
-      note_fallback(kBackwardName, kVendorWins);
+      note_fallback(kBackwardName, vendor_wins(x));
       grad_input = std::get<0>(aten_backward(g, x, weight, stride, padding, dilation, groups, {true, false, false}))
                        .contiguous(format);
     }
@@ -178,13 +188,13 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   if (mask[1]) {
     grad_weight = at::empty_like(weight, dense_format(weight));
     set_strides(p, x, grad_weight, g);
-    if (choose(p, Conv2dPass::grad_weight)) {
+    if (choose(p, Conv2dPass::grad_weight, x)) {
       p.input = x.const_data_ptr();
       p.grad_weight = grad_weight.mutable_data_ptr();
       p.grad_bias = mask[2] ? grad_bias.mutable_data_ptr() : nullptr;
       run(p, x, kBackwardName);
     } else {
-      note_fallback(kBackwardName, kVendorWins);
+      note_fallback(kBackwardName, vendor_wins(x));
       auto [_, dw, db] = aten_backward(g, x, weight, stride, padding, dilation, groups, {false, true, mask[2]});
       grad_weight = dw.contiguous(dense_format(weight));
       grad_bias = db;
@@ -192,7 +202,8 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   } else if (mask[2]) {
     set_strides(p, x, weight, g);
     p.grad_bias = grad_bias.mutable_data_ptr();
-    check(cpu::conv2d_grad_bias(p), kBackwardName);
+    launch(
+        kBackwardName, x, [&] { return cpu::conv2d_grad_bias(p); }, [&](auto s) { return cuda::conv2d_grad_bias(p, s); });
   }
   return grads;
 }
@@ -296,7 +307,7 @@ Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTens
       return forward_autograd(batch, weight, bias, stride, padding, dilation, groups).squeeze(0);
   }
   const Tensor& b = or_undefined(bias);
-  if (!shape_params(input, weight, bias, stride, padding, dilation, groups) || !native(kName, {&input, &weight, &b}))
+  if (!shape_params(input, weight, bias, stride, padding, dilation, groups) || !native(kName, {&input, &weight, &b}, true))
     return aten_forward(input, weight, bias, stride, padding, dilation, groups);
   if (needs_grad({&input, &weight, &b}))
     return Conv2dFunction::apply(input, weight, bias, stride, padding, dilation, groups);
@@ -367,7 +378,8 @@ std::string algorithm(const Tensor& input, const Tensor& weight, std::vector<int
   set_strides(*p, x, weight, at::empty({p->N, p->K, p->P, p->Q}, x.options().memory_format(dense_format(x))));
   choose(*p, pass == "forward"      ? Conv2dPass::forward
              : pass == "grad_input" ? Conv2dPass::grad_input
-                                    : Conv2dPass::grad_weight);
+                                    : Conv2dPass::grad_weight,
+         x);
   return conv2d_algorithm_name(p->algorithm);
 }
 

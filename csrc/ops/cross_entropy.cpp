@@ -42,7 +42,7 @@ bool takes(const Tensor& input, const Tensor& target, const Tensor& weight, int6
            double label_smoothing) {
   if (reduction < 0 || reduction > 2 || !(label_smoothing <= 1)) return false;
   if (!is_probabilities(input, target)) {
-    return valid_indices(input, target, weight) && native("cross_entropy", {&input, &weight});
+    return valid_indices(input, target, weight) && native("cross_entropy", {&input, &weight}, true);
   }
   if (input.dim() < 1 || !target.is_floating_point() || ignore_index >= 0) return false;
   if (weight.defined() && (weight.dim() != 1 || weight.sym_size(0) != input.sym_size(class_dim(input)))) return false;
@@ -50,7 +50,7 @@ bool takes(const Tensor& input, const Tensor& target, const Tensor& weight, int6
     note_fallback("cross_entropy", "gradient of the weight");
     return false;
   }
-  return native("cross_entropy", {&input, &target, &weight});
+  return native("cross_entropy", {&input, &target, &weight}, true);
 }
 
 CrossEntropyParams params(const Tensor& x, const Tensor& target, const Tensor& weight, int64_t reduction,
@@ -96,17 +96,22 @@ Results forward(const Tensor& input, const Tensor& target_, const OptTensor& wei
   Tensor stats = at::empty({2 * p.outer * p.inner + 1}, accumulators(x));
   p.loss = loss.mutable_data_ptr();
   p.stats = stats.mutable_data_ptr();
-  const int64_t blocks = loss_blocks(p.outer, p.classes, p.inner);
+  int64_t blocks = loss_blocks(p.outer, p.classes, p.inner);
+#ifdef FASTNN_CUDA
+  if (x.is_cuda()) blocks = cuda::cross_entropy_blocks(p);
+#endif
   double two_blocks[4];
   Tensor partials;
   p.partials = two_blocks;
-  if (p.reduction != Reduction::none && blocks > 2) {
+  if (p.reduction != Reduction::none && (blocks > 2 || x.is_cuda())) {
     partials = at::empty({2 * blocks}, stats.options());
     p.partials = partials.mutable_data_ptr();
   }
   bool out_of_range = false;
-  p.out_of_range = &out_of_range;
-  check(cpu::cross_entropy_forward(p), "cross_entropy");
+  if (x.is_cpu()) p.out_of_range = &out_of_range;
+  launch(
+      "cross_entropy", x, [&] { return cpu::cross_entropy_forward(p); },
+      [&](auto s) { return cuda::cross_entropy_forward(p, s); });
   if (out_of_range) raise_out_of_range(target, p.classes, ignore_index);
   return {loss, stats};
 }
@@ -117,8 +122,8 @@ Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor&
   const Tensor x = dense_classes(input), target = dense_target(target_, x), g = grad_output.contiguous();
   const Tensor& w = or_undefined(weight_);
   const Tensor weight = w.defined() ? w.contiguous() : w;
-  TORCH_CHECK(native("cross_entropy_backward", {&g, &x, &weight}),
-              "fastnn::cross_entropy_backward: expected floating CPU tensors of one dtype");
+  TORCH_CHECK(native("cross_entropy_backward", {&g, &x, &weight}, true),
+              "fastnn::cross_entropy_backward: expected floating tensors of one dtype and device");
   CrossEntropyParams p = params(x, target, weight, reduction, ignore_index, label_smoothing);
   const int64_t rows = p.outer * p.inner;
   TORCH_CHECK(stats.is_contiguous() && stats.numel() == 2 * rows + 1 && g.numel() == (reduction == 0 ? rows : 1),
@@ -135,7 +140,9 @@ Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor&
     grad_target = at::empty_like(x);
     p.grad_target = grad_target.mutable_data_ptr();
   }
-  check(cpu::cross_entropy_backward(p), "cross_entropy_backward");
+  launch(
+      "cross_entropy_backward", x, [&] { return cpu::cross_entropy_backward(p); },
+      [&](auto s) { return cuda::cross_entropy_backward(p, s); });
   return {grad_input, grad_target};
 }
 
@@ -252,11 +259,12 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
       "int reduction, int ignore_index, float label_smoothing, bool[2] wanted) -> (Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(fastnn, CPU, m) {
+void register_kernels(torch::Library& m) {
   m.impl("cross_entropy", forward);
   m.impl("cross_entropy_backward", backward);
 }
-TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { m.impl("cross_entropy", forward); }
+TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
 
 TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
   m.impl("cross_entropy", forward_autograd);

@@ -34,7 +34,7 @@ const auto& backward_op() {
 // What the kernels compute; torch's own function judges the rest, and raises.
 bool takes(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t reduction) {
   return reduction >= 0 && reduction <= 2 && valid_indices(input, target, weight) &&
-         native("nll_loss", {&input, &weight});
+         native("nll_loss", {&input, &weight}, true);
 }
 
 NllLossParams params(const Tensor& x, const Tensor& target, const Tensor& weight, int64_t reduction,
@@ -67,8 +67,8 @@ Results forward(const Tensor& input, const Tensor& target_, const OptTensor& wei
   p.loss = loss.mutable_data_ptr();
   p.total_weight = total.mutable_data_ptr();
   bool out_of_range = false;
-  p.out_of_range = &out_of_range;
-  check(cpu::nll_loss_forward(p), "nll_loss");
+  if (x.is_cpu()) p.out_of_range = &out_of_range;
+  launch("nll_loss", x, [&] { return cpu::nll_loss_forward(p); }, [&](auto s) { return cuda::nll_loss_forward(p, s); });
   if (out_of_range) raise_out_of_range(target, p.classes, ignore_index);
   return {loss, total};
 }
@@ -78,7 +78,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
   const Tensor& w = or_undefined(weight_);
   const Tensor weight = w.defined() ? w.contiguous() : w;
   const Tensor g = grad_output.contiguous(), target = target_.contiguous();
-  TORCH_CHECK(native("nll_loss_backward", {&g, &input, &weight}) && valid_indices(input, target, weight),
+  TORCH_CHECK(native("nll_loss_backward", {&g, &input, &weight}, true) && valid_indices(input, target, weight),
               "fastnn::nll_loss_backward: arguments of no forward call");
   Tensor dx = classes_last(input) ? at::empty_like(input) : at::empty(input.sizes(), input.options());
   NllLossParams p = params(dx, target, weight, reduction, ignore_index);
@@ -87,7 +87,9 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
   p.grad_output = g.const_data_ptr();
   p.grad_input = dx.mutable_data_ptr();
   p.total_weight = const_cast<void*>(total_weight.const_data_ptr());
-  check(cpu::nll_loss_backward(p), "nll_loss_backward");
+  launch(
+      "nll_loss_backward", dx, [&] { return cpu::nll_loss_backward(p); },
+      [&](auto s) { return cuda::nll_loss_backward(p, s); });
   return dx;
 }
 
@@ -177,11 +179,12 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
       "int reduction, int ignore_index) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(fastnn, CPU, m) {
+void register_kernels(torch::Library& m) {
   m.impl("nll_loss", forward);
   m.impl("nll_loss_backward", backward);
 }
-TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { m.impl("nll_loss", forward); }
+TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
 
 TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
   m.impl("nll_loss", forward_autograd);

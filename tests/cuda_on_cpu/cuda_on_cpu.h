@@ -128,6 +128,7 @@ T atomicMax(T* p, T x) {
   return old;
 }
 inline void __threadfence() {}
+inline void __trap() { cuda_on_cpu::require(false, "a trap"); }
 
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }

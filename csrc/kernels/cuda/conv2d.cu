@@ -1,0 +1,362 @@
+// Convolution as an implicit matrix product: the operands of device/tile.h read the image, the weights or the gradient
+// through their strides, so every layout, stride, dilation and group runs here and nothing is unfolded in memory.
+#include "../conv2d.h"
+
+#include "conv2d_direct.h"
+#include "device/index.h"
+#include "device/reduce.h"
+#include "device/tile.h"
+
+namespace fastnn::cuda {
+namespace {
+
+// k of the reduced dimension as (channel, tap): the channel varies fastest where channels lie together in memory.
+struct Taps {
+  Divisor channels, R, S;
+  bool channels_fastest;
+
+  Taps(const Conv2dParams& p, int64_t channels, bool channels_fastest)
+      : channels(channels), R(p.R), S(p.S), channels_fastest(channels_fastest) {}
+  __device__ __forceinline__ void split(int k, int& c, int& r, int& s) const {
+    if (channels_fastest) {
+      r = S.divide(channels.divide(k, c), s);
+    } else {
+      c = R.divide(S.divide(k, s), r);
+    }
+  }
+};
+
+// An image position as (n, row, column).
+struct Positions {
+  Divisor height, width;
+  Positions(int64_t height, int64_t width) : height(height), width(width) {}
+  __device__ __forceinline__ void split(int i, int& n, int& h, int& w) const { n = height.divide(width.divide(i, w), h); }
+};
+
+// ---- operands ------------------------------------------------------------------------------------------------------
+
+// Weights: a row is an output channel and k an (input channel, tap), or the other way round for the input's gradient.
+template <class S>
+struct Weights {
+  const S* w;  // of this group
+  Taps taps;
+  int64_t stride_row, stride_c, stride_r, stride_s;
+  bool along_k;
+
+  using Row = const S*;
+  __device__ __forceinline__ Row row(int r) const { return w + r * stride_row; }
+  __device__ __forceinline__ acc_t<S> at(Row w, int k) const {
+    int c, r, s;
+    taps.split(k, c, r, s);
+    return to_acc(w[c * stride_c + r * stride_r + s * stride_s]);
+  }
+};
+
+// The image under the window: a row is an output position and k an (input channel, tap).
+template <class S>
+struct Windows {
+  const S* x;
+  Taps taps;
+  Positions outputs;
+  Conv2dParams p;
+  bool along_k;
+
+  struct Row {
+    const S* x;
+    int h0, w0;
+  };
+  __device__ __forceinline__ Row row(int i) const {
+    int n, o, q;
+    outputs.split(i, n, o, q);
+    return {x + n * p.input_stride_n, int(o * p.stride_h - p.pad_h), int(q * p.stride_w - p.pad_w)};
+  }
+  __device__ __forceinline__ acc_t<S> at(const Row& row, int k) const {
+    int c, r, s;
+    taps.split(k, c, r, s);
+    const int64_t h = row.h0 + r * p.dilation_h, w = row.w0 + s * p.dilation_w;
+    if (uint64_t(h) >= uint64_t(p.H) || uint64_t(w) >= uint64_t(p.W)) return 0;
+    return to_acc(row.x[c * p.input_stride_c + h * p.input_stride_h + w * p.input_stride_w]);
+  }
+};
+
+// The outputs whose windows cover a pixel: a row is an input position and k an (output channel, tap).
+template <class S>
+struct Covers {
+  const S* g;
+  Taps taps;
+  Positions inputs;
+  Divisor stride_h, stride_w;
+  Conv2dParams p;
+  bool along_k;
+
+  struct Row {
+    const S* g;
+    int h, w;
+  };
+  __device__ __forceinline__ Row row(int i) const {
+    int n, h, w;
+    inputs.split(i, n, h, w);
+    return {g + n * p.output_stride_n, h + int(p.pad_h), w + int(p.pad_w)};
+  }
+  __device__ __forceinline__ acc_t<S> at(const Row& row, int k) const {
+    int c, r, s, rest_h, rest_w;
+    taps.split(k, c, r, s);
+    const int h = row.h - r * int(p.dilation_h), w = row.w - s * int(p.dilation_w);
+    if (h < 0 || w < 0) return 0;
+    const int o = stride_h.divide(h, rest_h), q = stride_w.divide(w, rest_w);
+    if (rest_h || rest_w || o >= p.P || q >= p.Q) return 0;
+    return to_acc(row.g[c * p.output_stride_k + o * p.output_stride_p + q * p.output_stride_q]);
+  }
+};
+
+// For the weights' gradient: a row is an output channel and k an output position of batch n0 onwards ...
+template <class S>
+struct GradOutputs {
+  const S* g;
+  Positions outputs;
+  Conv2dParams p;
+  bool along_k;
+
+  using Row = const S*;
+  __device__ __forceinline__ Row row(int r) const { return g + r * p.output_stride_k; }
+  __device__ __forceinline__ acc_t<S> at(Row g, int k) const {
+    int n, o, q;
+    outputs.split(k, n, o, q);
+    return to_acc(g[n * p.output_stride_n + o * p.output_stride_p + q * p.output_stride_q]);
+  }
+};
+// ... and a row of the other operand is an (input channel, tap).
+template <class S>
+struct Pixels {
+  const S* x;
+  Taps taps;
+  Positions outputs;
+  Conv2dParams p;
+  bool along_k;
+
+  struct Row {
+    const S* x;
+    int h0, w0;
+  };
+  __device__ __forceinline__ Row row(int i) const {
+    int c, r, s;
+    taps.split(i, c, r, s);
+    return {x + c * p.input_stride_c, int(r * p.dilation_h - p.pad_h), int(s * p.dilation_w - p.pad_w)};
+  }
+  __device__ __forceinline__ acc_t<S> at(const Row& row, int k) const {
+    int n, o, q;
+    outputs.split(k, n, o, q);
+    const int64_t h = row.h0 + o * p.stride_h, w = row.w0 + q * p.stride_w;
+    if (uint64_t(h) >= uint64_t(p.H) || uint64_t(w) >= uint64_t(p.W)) return 0;
+    return to_acc(row.x[n * p.input_stride_n + h * p.input_stride_h + w * p.input_stride_w]);
+  }
+};
+
+// ---- kernels -------------------------------------------------------------------------------------------------------
+
+template <class S>
+__global__ void __launch_bounds__(kTileThreads)
+    conv2d_forward_kernel(Weights<S> a, Windows<S> b, const __grid_constant__ Conv2dParams p, Positions outputs) {
+  const int group_k = int(p.K / p.groups), group_c = int(p.C / p.groups);
+  const int positions = int(p.N * p.P * p.Q);
+  const TileAt at = tile_at(group_k, positions);
+  a.w += at.other * group_k * p.weight_stride_k;
+  b.x += at.other * group_c * p.input_stride_c;
+  const int64_t k0 = at.other * group_k;
+  const S* const bias = static_cast<const S*>(p.bias);
+  S* const y = static_cast<S*>(p.output) + k0 * p.output_stride_k;
+  tile_product<acc_t<S>>(a, b, group_k, positions, at.row0, at.column0, 0, int(group_c * p.R * p.S),
+                         p.output_stride_k == 1, [&](int k, int i, acc_t<S> sum) {
+                           int n, o, q;
+                           outputs.split(i, n, o, q);
+                           if (bias) sum += to_acc(bias[k0 + k]);
+                           y[n * p.output_stride_n + k * p.output_stride_k + o * p.output_stride_p +
+                             q * p.output_stride_q] = from_acc<S>(sum);
+                         });
+}
+
+template <class S>
+__global__ void __launch_bounds__(kTileThreads)
+    conv2d_grad_input_kernel(Weights<S> a, Covers<S> b, const __grid_constant__ Conv2dParams p, Positions inputs) {
+  const int group_k = int(p.K / p.groups), group_c = int(p.C / p.groups);
+  const int positions = int(p.N * p.H * p.W);
+  const TileAt at = tile_at(group_c, positions);
+  a.w += at.other * group_k * p.weight_stride_k;
+  b.g += at.other * group_k * p.output_stride_k;
+  S* const dx = static_cast<S*>(p.grad_input) + at.other * group_c * p.input_stride_c;
+  tile_product<acc_t<S>>(a, b, group_c, positions, at.row0, at.column0, 0, int(group_k * p.R * p.S),
+                         p.input_stride_c == 1, [&](int c, int i, acc_t<S> sum) {
+                           int n, h, w;
+                           inputs.split(i, n, h, w);
+                           dx[n * p.input_stride_n + c * p.input_stride_c + h * p.input_stride_h +
+                              w * p.input_stride_w] = from_acc<S>(sum);
+                         });
+}
+
+// Block `other` is (split, group); each split sums its own images into its own slice of `partial`, or writes the
+// gradient itself when there is one split.
+template <class S>
+__global__ void __launch_bounds__(kTileThreads)
+    conv2d_grad_weight_kernel(GradOutputs<S> a, Pixels<S> b, const __grid_constant__ Conv2dParams p, int splits,
+                              int images, acc_t<S>* partial) {
+  const int group_k = int(p.K / p.groups), columns = int(p.C / p.groups * p.R * p.S);
+  const TileAt at = tile_at(group_k, columns);
+  const int64_t group = at.other % p.groups, split = at.other / p.groups, n0 = split * images;
+  const int count = int(n0 + images < p.N ? images : p.N - n0);
+  a.g += n0 * p.output_stride_n + group * group_k * p.output_stride_k;
+  b.x += n0 * p.input_stride_n + group * (p.C / p.groups) * p.input_stride_c;
+  S* const dw = static_cast<S*>(p.grad_weight);
+  tile_product<acc_t<S>>(a, b, group_k, columns, at.row0, at.column0, 0, int(count * p.P * p.Q), false,
+                         [&](int row, int column, acc_t<S> sum) {
+                           const int64_t k = group * group_k + row;
+                           if (splits > 1) {
+                             partial[(split * p.K + k) * columns + column] = sum;
+                             return;
+                           }
+                           int c, r, s;
+                           b.taps.split(column, c, r, s);
+                           dw[k * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r +
+                              s * p.weight_stride_s] = from_acc<S>(sum);
+                         });
+}
+
+// Adds the splits in their order.
+template <class S>
+__global__ void conv2d_add_splits_kernel(const acc_t<S>* partial, int splits, const __grid_constant__ Conv2dParams p,
+                                         Taps taps) {
+  const int64_t columns = p.C / p.groups * p.R * p.S, count = p.K * columns;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x) {
+    acc_t<S> sum = 0;
+    for (int split = 0; split < splits; ++split) sum += partial[split * count + i];
+    int c, r, s;
+    taps.split(int(i % columns), c, r, s);
+    static_cast<S*>(p.grad_weight)[i / columns * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r +
+                                   s * p.weight_stride_s] = from_acc<S>(sum);
+  }
+}
+
+// ---- launchers -----------------------------------------------------------------------------------------------------
+
+// Images per split of the weights' gradient: enough blocks to fill a device, at least 512 positions each, and a
+// workspace within bounds. Depends on the shape alone.
+int64_t images_per_split(const Conv2dParams& p) {
+  constexpr int64_t kWantedBlocks = 512, kLeastPositions = 512;
+  const int64_t columns = p.C / p.groups * p.R * p.S, positions = max64(1, p.P * p.Q);
+  const int64_t tiles = tiles_of(p.K / p.groups, columns) * p.groups;
+  const int64_t bytes = p.K * columns * (p.dtype == DType::f64 ? 8 : 4);
+  int64_t splits = min64(ceil_div(kWantedBlocks, tiles), p.N * positions / kLeastPositions);
+  splits = max64(1, min64(min64(splits, p.N), kConv2dMaxWorkspace / max64(1, bytes)));
+  return min64(ceil_div(p.N, splits), max64(1, kMaxIndex / positions));
+}
+
+// f(images) on runs of images short enough for 32-bit positions; the pointers of `part` move along.
+template <class S, class F>
+Status for_images(const Conv2dParams& p, int64_t positions, const F& f) {
+  const int64_t most = max64(1, kMaxIndex / max64(1, positions));
+  for (int64_t n = 0; n < p.N; n += most) {
+    Conv2dParams part = p;
+    part.N = min64(most, p.N - n);
+    const auto move = [n](auto*& pointer, int64_t stride) {
+      if (pointer) pointer = reinterpret_cast<decltype(+pointer)>(uintptr_t(pointer) + n * stride * sizeof(S));
+    };
+    move(part.input, p.input_stride_n);
+    move(part.grad_input, p.input_stride_n);
+    move(part.output, p.output_stride_n);
+    move(part.grad_output, p.output_stride_n);
+    if (const Status status = f(part); status != Status::ok) return status;
+  }
+  return Status::ok;
+}
+
+template <class S>
+Status forward(const Conv2dParams& whole, CUstream_st* stream) {
+  return for_images<S>(whole, whole.P * whole.Q, [&](const Conv2dParams& p) {
+    const bool channels_last = p.input_stride_c == 1;
+    const Taps taps(p, p.C / p.groups, channels_last);
+    const Positions outputs(p.P, p.Q);
+    const Weights<S> a{static_cast<const S*>(p.weight), taps, p.weight_stride_k, p.weight_stride_c, p.weight_stride_r,
+                       p.weight_stride_s, true};
+    const Windows<S> b{static_cast<const S*>(p.input), taps, outputs, p, channels_last};
+    return launch(conv2d_forward_kernel<S>, grid_of(tiles_of(p.K / p.groups, p.N * p.P * p.Q) * p.groups),
+                  dim3(kTileThreads), 0, stream, a, b, p, outputs);
+  });
+}
+
+template <class S>
+Status grad_input(const Conv2dParams& whole, CUstream_st* stream) {
+  return for_images<S>(whole, whole.H * whole.W, [&](const Conv2dParams& p) {
+    const bool channels_last = p.output_stride_k == 1;
+    const Taps taps(p, p.K / p.groups, channels_last);
+    const Positions inputs(p.H, p.W);
+    const Weights<S> a{static_cast<const S*>(p.weight), taps, p.weight_stride_c, p.weight_stride_k, p.weight_stride_r,
+                       p.weight_stride_s, false};
+    const Covers<S> b{static_cast<const S*>(p.grad_output), taps, inputs, Divisor(p.stride_h), Divisor(p.stride_w), p,
+                      channels_last};
+    return launch(conv2d_grad_input_kernel<S>, grid_of(tiles_of(p.C / p.groups, p.N * p.H * p.W) * p.groups),
+                  dim3(kTileThreads), 0, stream, a, b, p, inputs);
+  });
+}
+
+template <class S>
+Status grad_weight(const Conv2dParams& p, CUstream_st* stream) {
+  const int64_t columns = p.C / p.groups * p.R * p.S, images = images_per_split(p), splits = ceil_div(p.N, images);
+  const bool channels_last = p.input_stride_c == 1;
+  const Taps taps(p, p.C / p.groups, channels_last);
+  const Positions outputs(p.P, p.Q);
+  const GradOutputs<S> a{static_cast<const S*>(p.grad_output), outputs, p, p.output_stride_k != 1};
+  const Pixels<S> b{static_cast<const S*>(p.input), taps, outputs, p, !channels_last};
+  auto* partial = static_cast<acc_t<S>*>(p.workspace);
+  const Status status =
+      launch(conv2d_grad_weight_kernel<S>, grid_of(tiles_of(p.K / p.groups, columns) * p.groups * splits),
+             dim3(kTileThreads), 0, stream, a, b, p, int(splits), int(images), partial);
+  if (status != Status::ok || splits == 1) return status;
+  return launch(conv2d_add_splits_kernel<S>, strided_grid_of(p.K * columns, 256), dim3(256), 0, stream, partial,
+                int(splits), p, taps);
+}
+
+// The matrix product works in tiles of 64 channels; a group of few channels is better off with plain sums.
+bool few_channels(const Conv2dParams& p) {
+  constexpr int64_t kFew = 4;
+  return p.C / p.groups <= kFew && p.K / p.groups <= kFew;
+}
+
+bool indexable(const Conv2dParams& p) {
+  const int64_t group_c = p.C / p.groups, group_k = p.K / p.groups;
+  return max64(group_c, group_k) * p.R * p.S <= kMaxIndex && p.H + p.pad_h <= kMaxIndex && p.W + p.pad_w <= kMaxIndex &&
+         max64(p.H * p.W, p.P * p.Q) <= kMaxIndex && p.C > 0 && p.K > 0 && p.R > 0 && p.S > 0;
+}
+
+}  // namespace
+
+bool conv2d_wins(const Conv2dParams& p) {
+  return few_channels(p) && p.groups > 1 && (p.dtype == DType::f32 || p.dtype == DType::f64);
+}
+
+Status conv2d_grad_bias(const Conv2dParams& p, CUstream_st* stream) {
+  return dispatch_dtype(p.dtype, [&](auto tag) { return direct_grad_bias<typename decltype(tag)::type>(p, stream); });
+}
+
+int64_t conv2d_workspace(const Conv2dParams& p) {
+  if (p.pass != Conv2dPass::grad_weight || few_channels(p)) return 0;
+  const int64_t splits = ceil_div(p.N, images_per_split(p));
+  return splits == 1 ? 0 : splits * p.K * (p.C / p.groups) * p.R * p.S * (p.dtype == DType::f64 ? 8 : 4);
+}
+
+Status conv2d(const Conv2dParams& p, CUstream_st* stream) {
+  if (!indexable(p)) return Status::invalid_argument;
+  return dispatch_dtype(p.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    Status status = Status::ok;
+    if (p.pass == Conv2dPass::grad_weight && p.grad_bias) status = direct_grad_bias<S>(p, stream);
+    if (status != Status::ok) return status;
+    if (few_channels(p)) return direct<S>(p, stream);
+    switch (p.pass) {
+      case Conv2dPass::forward: return forward<S>(p, stream);
+      case Conv2dPass::grad_input: return grad_input<S>(p, stream);
+      case Conv2dPass::grad_weight: return grad_weight<S>(p, stream);
+    }
+    return Status::invalid_argument;
+  });
+}
+
+}  // namespace fastnn::cuda
