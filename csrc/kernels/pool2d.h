@@ -2,6 +2,8 @@
 #pragma once
 #include "common.h"
 
+struct CUstream_st;
+
 namespace fastnn {
 
 // One dimension of the pooling windows: window o begins at o * stride - padding and has `kernel` taps `dilation` apart.
@@ -43,5 +45,13 @@ Status max_pool2d_indices(const Pool2dParams& p);  // offsets -> indices
 Status avg_pool2d_forward(const Pool2dParams& p);
 Status avg_pool2d_backward(const Pool2dParams& p);
 }  // namespace cpu
+
+namespace cuda {
+Status max_pool2d_forward(const Pool2dParams& p, CUstream_st* stream);
+Status max_pool2d_backward(const Pool2dParams& p, CUstream_st* stream);
+Status max_pool2d_indices(const Pool2dParams& p, CUstream_st* stream);
+Status avg_pool2d_forward(const Pool2dParams& p, CUstream_st* stream);
+Status avg_pool2d_backward(const Pool2dParams& p, CUstream_st* stream);
+}  // namespace cuda
 
 }  // namespace fastnn

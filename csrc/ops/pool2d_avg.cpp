@@ -50,7 +50,7 @@ Tensor run_forward(const char* name, Pool2dParams& p, const Tensor& input) {
   fill_layout(p, x, channels_last);
   p.input = x.const_data_ptr();
   p.output = y.mutable_data_ptr();
-  check(cpu::avg_pool2d_forward(p), name);
+  launch(name, x, [&] { return cpu::avg_pool2d_forward(p); }, [&](auto s) { return cuda::avg_pool2d_forward(p, s); });
   return y;
 }
 
@@ -62,14 +62,14 @@ Tensor run_backward(const char* name, Pool2dParams& p, const Tensor& grad_output
   fill_layout(p, g, channels_last);
   p.grad_output = g.const_data_ptr();
   p.grad_input = dx.mutable_data_ptr();
-  check(cpu::avg_pool2d_backward(p), name);
+  launch(name, g, [&] { return cpu::avg_pool2d_backward(p); }, [&](auto s) { return cuda::avg_pool2d_backward(p, s); });
   return dx;
 }
 
 Tensor avg_pool2d(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, bool ceil_mode,
                   bool count_include_pad, OptInt divisor) {
   Pool2dParams p{};
-  if (!native("avg_pool2d", {&input}) || divisor == 0 ||
+  if (!native("avg_pool2d", {&input}, true) || divisor == 0 ||
       !fill_windows(p, input.sizes(), {kernel, stride, padding, kOne, ceil_mode}))
     return at::avg_pool2d(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
   p.count_include_pad = count_include_pad;
@@ -81,7 +81,7 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, IntArrayRef input_size, In
                            IntArrayRef padding, bool ceil_mode, bool count_include_pad, OptInt divisor,
                            bool channels_last) {
   Pool2dParams p{};
-  TORCH_CHECK(native("avg_pool2d_backward", {&grad_output}) && divisor != 0 && !kernel.empty() &&
+  TORCH_CHECK(native("avg_pool2d_backward", {&grad_output}, true) && divisor != 0 && !kernel.empty() &&
                   fill_backward(p, grad_output.sizes(), input_size, {kernel, stride, padding, kOne, ceil_mode}) &&
                   !(channels_last && grad_output.dim() != 4),
               "fastnn::avg_pool2d_backward: gradient does not fit the windows");
@@ -92,14 +92,14 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, IntArrayRef input_size, In
 
 Tensor adaptive_avg_pool2d(const Tensor& input, IntArrayRef output_size) {
   Pool2dParams p{};
-  if (!native("adaptive_avg_pool2d", {&input}) || !fill_adaptive(p, input.sizes(), output_size))
+  if (!native("adaptive_avg_pool2d", {&input}, true) || !fill_adaptive(p, input.sizes(), output_size))
     return at::adaptive_avg_pool2d(input, output_size);
   return run_forward("adaptive_avg_pool2d", p, input);
 }
 
 Tensor adaptive_avg_pool2d_backward(const Tensor& grad_output, IntArrayRef input_size, bool channels_last) {
   Pool2dParams p{};
-  TORCH_CHECK(native("adaptive_avg_pool2d_backward", {&grad_output}) &&
+  TORCH_CHECK(native("adaptive_avg_pool2d_backward", {&grad_output}, true) &&
                   fill_backward(p, grad_output.sizes(), input_size, {{}, {}, {}, {}, false}) &&
                   !(channels_last && grad_output.dim() != 4),
               "fastnn::adaptive_avg_pool2d_backward: gradient does not fit the windows");
@@ -194,7 +194,7 @@ struct AdaptiveAvgBackwardFunction : Function<AdaptiveAvgBackwardFunction> {
 
 Tensor avg_pool2d_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                            bool ceil_mode, bool count_include_pad, OptInt divisor) {
-  if (!native("avg_pool2d", {&input}))
+  if (!native("avg_pool2d", {&input}, true))
     return at::avg_pool2d(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
   if (needs_grad({&input}))
     return AvgFunction::apply(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
@@ -215,7 +215,7 @@ Tensor backward_autograd(const Tensor& grad_output, SymIntArrayRef input_size, I
 }
 
 Tensor adaptive_autograd(const Tensor& input, SymIntArrayRef output_size) {
-  if (!native("adaptive_avg_pool2d", {&input})) return at::adaptive_avg_pool2d_symint(input, output_size);
+  if (!native("adaptive_avg_pool2d", {&input}, true)) return at::adaptive_avg_pool2d_symint(input, output_size);
   if (needs_grad({&input})) return AdaptiveAvgFunction::apply(input, output_size);
   at::AutoDispatchBelowADInplaceOrView guard;
   return adaptive_op().call(input, output_size);

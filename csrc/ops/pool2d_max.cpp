@@ -76,14 +76,14 @@ Tensor run_forward(const char* name, Pool2dParams& p, const Tensor& input, Tenso
   fill_layout(p, x, channels_last);
   p.input = x.const_data_ptr();
   p.output = y.mutable_data_ptr();
-  check(cpu::max_pool2d_forward(p), name);
+  launch(name, x, [&] { return cpu::max_pool2d_forward(p); }, [&](auto s) { return cuda::max_pool2d_forward(p, s); });
   return y;
 }
 
 Tensor max_pool2d(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                   bool ceil_mode) {
   Pool2dParams p{};
-  if (!native("max_pool2d", {&input}) || !fill_windows(p, input.sizes(), {kernel, stride, padding, dilation, ceil_mode}))
+  if (!native("max_pool2d", {&input}, true) || !fill_windows(p, input.sizes(), {kernel, stride, padding, dilation, ceil_mode}))
     return at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);
   return run_forward("max_pool2d", p, input, nullptr);
 }
@@ -91,7 +91,7 @@ Tensor max_pool2d(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, I
 Pair max_pool2d_with_offsets(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                              IntArrayRef dilation, bool ceil_mode) {
   Pool2dParams p{};
-  if (!native("max_pool2d", {&input}) || !fill_windows(p, input.sizes(), {kernel, stride, padding, dilation, ceil_mode})) {
+  if (!native("max_pool2d", {&input}, true) || !fill_windows(p, input.sizes(), {kernel, stride, padding, dilation, ceil_mode})) {
     at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);  // raises torch's error
     TORCH_CHECK(false, "fastnn::max_pool2d_with_offsets: unsupported tensor or windows");
   }
@@ -102,14 +102,14 @@ Pair max_pool2d_with_offsets(const Tensor& input, IntArrayRef kernel, IntArrayRe
 
 Tensor adaptive_max_pool2d(const Tensor& input, IntArrayRef output_size) {
   Pool2dParams p{};
-  if (!native("adaptive_max_pool2d", {&input}) || !fill_adaptive(p, input.sizes(), output_size))
+  if (!native("adaptive_max_pool2d", {&input}, true) || !fill_adaptive(p, input.sizes(), output_size))
     return std::get<0>(at::adaptive_max_pool2d(input, output_size));
   return run_forward("adaptive_max_pool2d", p, input, nullptr);
 }
 
 Pair adaptive_max_pool2d_with_offsets(const Tensor& input, IntArrayRef output_size) {
   Pool2dParams p{};
-  if (!native("adaptive_max_pool2d", {&input}) || !fill_adaptive(p, input.sizes(), output_size)) {
+  if (!native("adaptive_max_pool2d", {&input}, true) || !fill_adaptive(p, input.sizes(), output_size)) {
     at::adaptive_max_pool2d(input, output_size);  // raises torch's error
     TORCH_CHECK(false, "fastnn::adaptive_max_pool2d_with_offsets: unsupported tensor or output size");
   }
@@ -129,16 +129,18 @@ Tensor indices(const Tensor& offsets, IntArrayRef input_size, IntArrayRef kernel
   p.channels_last = channels_last;
   p.offsets = taps.mutable_data_ptr();
   p.indices = result.mutable_data_ptr<int64_t>();
-  check(cpu::max_pool2d_indices(p), "max_pool2d_indices");
+  launch(
+      "max_pool2d_indices", taps, [&] { return cpu::max_pool2d_indices(p); },
+      [&](auto s) { return cuda::max_pool2d_indices(p, s); });
   return result;
 }
 
 Tensor backward(const Tensor& grad_output, const Tensor& offsets, IntArrayRef input_size, IntArrayRef kernel,
                 IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool channels_last) {
   Pool2dParams p{};
-  TORCH_CHECK(native("max_pool2d_backward", {&grad_output}) && grad_output.sizes() == offsets.sizes() &&
+  TORCH_CHECK(native("max_pool2d_backward", {&grad_output}, true) && grad_output.sizes() == offsets.sizes() &&
                   fill_backward(p, offsets.sizes(), input_size, {kernel, stride, padding, dilation, false}) &&
-                  offsets.scalar_type() == (p.wide ? at::kInt : at::kByte) && offsets.is_cpu() &&
+                  offsets.scalar_type() == (p.wide ? at::kInt : at::kByte) && offsets.device() == grad_output.device() &&
                   !(channels_last && offsets.dim() != 4),
               "fastnn::max_pool2d_backward: gradient and offsets do not fit the windows");
   const auto format = format_of(channels_last);
@@ -149,7 +151,9 @@ Tensor backward(const Tensor& grad_output, const Tensor& offsets, IntArrayRef in
   p.grad_output = g.const_data_ptr();
   p.offsets = taps.mutable_data_ptr();
   p.grad_input = dx.mutable_data_ptr();
-  check(cpu::max_pool2d_backward(p), "max_pool2d_backward");
+  launch(
+      "max_pool2d_backward", g, [&] { return cpu::max_pool2d_backward(p); },
+      [&](auto s) { return cuda::max_pool2d_backward(p, s); });
   return dx;
 }
 
@@ -235,7 +239,7 @@ Pair with_offsets_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef 
 }
 Tensor max_pool2d_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                            IntArrayRef dilation, bool ceil_mode) {
-  if (!native("max_pool2d", {&input})) return at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);
+  if (!native("max_pool2d", {&input}, true)) return at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);
   if (needs_grad({&input})) return MaxFunction::apply(input, kernel, stride, padding, dilation, ceil_mode)[0];
   at::AutoDispatchBelowADInplaceOrView guard;
   return max_op().call(input, kernel, stride, padding, dilation, ceil_mode);
@@ -247,7 +251,7 @@ Pair adaptive_with_offsets_autograd(const Tensor& input, IntArrayRef output_size
   return adaptive_offsets_op().call(input, output_size);
 }
 Tensor adaptive_autograd(const Tensor& input, IntArrayRef output_size) {
-  if (!native("adaptive_max_pool2d", {&input}))
+  if (!native("adaptive_max_pool2d", {&input}, true))
     return std::get<0>(at::adaptive_max_pool2d(input, output_size));
   if (needs_grad({&input})) return AdaptiveMaxFunction::apply(input, output_size)[0];
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -267,7 +271,7 @@ Tensor backward_autograd(const Tensor& grad_output, const Tensor& offsets, SymIn
 
 Pair max_pool2d_with_indices(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                              IntArrayRef dilation, bool ceil_mode) {
-  if (!native("max_pool2d", {&input}))
+  if (!native("max_pool2d", {&input}, true))
     return at::max_pool2d_with_indices(input, kernel, stride, padding, dilation, ceil_mode);
   auto [y, offsets] = offsets_op().call(input, kernel, stride, padding, dilation, ceil_mode);
   const auto sizes = input.sym_sizes();
@@ -276,7 +280,7 @@ Pair max_pool2d_with_indices(const Tensor& input, IntArrayRef kernel, IntArrayRe
 }
 
 Pair adaptive_max_pool2d_with_indices(const Tensor& input, IntArrayRef output_size) {
-  if (!native("adaptive_max_pool2d", {&input})) return at::adaptive_max_pool2d(input, output_size);
+  if (!native("adaptive_max_pool2d", {&input}, true)) return at::adaptive_max_pool2d(input, output_size);
   auto [y, offsets] = adaptive_offsets_op().call(input, output_size);
   const auto sizes = input.sym_sizes();
   return {y, indices_op().call(offsets, sizes.slice(sizes.size() - 2), {}, {}, {}, {}, is_channels_last(input))};
