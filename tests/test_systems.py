@@ -34,6 +34,11 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+def unplanned_fallbacks():
+    """Calls left to torch, but for the shapes on which its kernel was measured to be faster."""
+    return {k: n for k, n in fastnn.fallbacks().items() if k[1] != "torch's kernel is faster on this shape"}
+
+
 def sgd(models, **options):
     return [library.optim.SGD(m.parameters(), **options) for library, m in zip(BOTH, models, strict=True)]
 
@@ -101,7 +106,7 @@ def test_mnist_cnn_200_steps(optimizer, lr, dtype, rtol):
         assert side.losses[-1] == pytest.approx(sides[0].losses[-1], rel=rtol), f"step {step}"
     assert len(side.losses) == 200
     assert side.losses[-1] < side.losses[0] / 3
-    assert fastnn.fallbacks() == {}
+    assert unplanned_fallbacks() == {}
 
 
 def test_mnist_cnn_moves_to_the_device_there_is():
@@ -144,7 +149,7 @@ def test_diabetes_mlp_with_two_workers():
     losses = train(models, sgd(models, lr=0.1), [torch.nn.BCELoss()] * 2, order)
     assert_same_losses(losses, 1e-4)
     torch.testing.assert_close(models[1](inputs), models[0](inputs))  # the slice itself
-    assert fastnn.fallbacks() == {}
+    assert unplanned_fallbacks() == {}
 
 
 def test_mnist_mlp():
@@ -153,7 +158,7 @@ def test_mnist_mlp():
     order = list(zip(x.split(64), y.split(64), strict=True)) * 3
     losses = train(models, sgd(models, lr=0.01, momentum=0.5), cross_entropy(), order)
     assert_same_losses(losses, 1e-4)
-    assert fastnn.fallbacks() == {}
+    assert unplanned_fallbacks() == {}
 
 
 def test_cifar10_cnn():
@@ -172,7 +177,7 @@ def test_shared_layers():
     order = list(zip(x.split(8), y.split(8), strict=True)) * 2
     losses = train(models, sgd(models, lr=0.001, momentum=0.9), cross_entropy(), order)
     assert_same_losses(losses, 1e-4)
-    assert fastnn.fallbacks() == {}
+    assert unplanned_fallbacks() == {}
 
 
 def test_channels_last_refuses_the_view_that_torch_refuses():
