@@ -146,7 +146,7 @@ bool is_2x2(const Pool2dParams& p) {
   const PoolAxis* axes[] = {&p.h, &p.w};
   for (const PoolAxis* a : axes)
     if (a->kernel != 2 || a->stride != 2 || a->padding != 0 || a->dilation != 1 || a->out * 2 > a->in) return false;
-  return !p.adaptive;
+  return !p.adaptive && !p.wide;  // keeps one byte per window
 }
 
 Status max_pool2d_forward_2x2(const Pool2dParams& p) {
