@@ -170,6 +170,17 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
     if (mask[2]) grad_bias = at::zeros({p.K}, x.options());
     return grads;
   }
+  set_strides(p, x, weight, g);
+  if (mask[0] && mask[1] && !choose(p, Conv2dPass::grad_input, x) &&
+      !choose(p, Conv2dPass::grad_weight, x)) {
+    // Both gradients by torch: in one call, so that it reorders grad_output once.
+    note_fallback(kBackwardName, vendor_wins(x));
+    std::tie(grad_input, grad_weight, grad_bias) =
+        aten_backward(g, x, weight, stride, padding, dilation, groups, mask);
+    grad_input = grad_input.contiguous(format);
+    grad_weight = grad_weight.contiguous(dense_format(weight));
+    return grads;
+  }
   p.grad_output = g.const_data_ptr();
   if (mask[0]) {
     grad_input = at::empty_like(x, format);

@@ -81,7 +81,7 @@ void channel_sums(const BatchNormParams& p, int64_t c, double* sum_out, double* 
       V sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()}, dot[4] = {sum[0], sum[0], sum[0], sum[0]};
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t row = at + r * stride;
-        for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) {
+        for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) __attribute__((always_inline)) {
           const V v = load_gradient(g + row + i, relu ? y + row + i : nullptr, lanes);
           sum[k] = sum[k] + v;
           dot[k] = fma(v, load_lanes(x + row + i, lanes, m) - mean, dot[k]);
@@ -105,7 +105,7 @@ void write_plane(const BatchNormParams& p, int64_t at, Coefficients<acc_t<S>> k)
   S *dx = static_cast<S*>(p.grad_input), *dr = static_cast<S*>(p.grad_residual);
   const V mean = V::set1(k.mean), scale = V::set1(k.scale), slope = V::set1(k.slope), offset = V::set1(k.offset);
   with_outputs(p, [&](Outputs o) __attribute__((always_inline)) {
-    for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) {
+    for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
       write_lanes(o, g + i, x + i, o.relu ? y + at + i : nullptr, o.input ? dx + at + i : nullptr,
                   o.residual ? dr + at + i : nullptr, lanes, mean, scale, slope, offset);
     });
@@ -175,7 +175,7 @@ void write_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
       const S* y = static_cast<const S*>(p.result) + (o.relu ? at : 0);
       S* dx = static_cast<S*>(p.grad_input) + (o.input ? at : 0);
       S* dr = static_cast<S*>(p.grad_residual) + (o.residual ? at : 0);
-      for_lanes<V::N>(channels, [&](int64_t c, int lanes, int) {
+      for_lanes<V::N>(channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
         const V none = V::zero();
         write_lanes(o, g + c, x + c, y + c, dx + c, dr + c, lanes, o.statistics ? load_lanes(mean + c, lanes) : none,
                     load_lanes(scale + c, lanes), o.statistics ? load_lanes(slope + c, lanes) : none,

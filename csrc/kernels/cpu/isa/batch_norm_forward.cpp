@@ -60,7 +60,7 @@ void normalise_plane(const BatchNormParams& p, int64_t at, Coefficients<acc_t<S>
   S* y = static_cast<S*>(p.output) + at;
   const V shift = V::set1(k.shift), scale = V::set1(k.scale), offset = V::set1(k.offset);
   with_tail(r, p.relu, [&](bool add, bool relu) __attribute__((always_inline)) {
-    for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) {
+    for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
       write_lanes(x + i, add ? r + i : nullptr, y + i, lanes, relu, shift, scale, offset);
     });
   });
@@ -80,7 +80,7 @@ void normalise_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
       const S* x = static_cast<const S*>(p.input) + at;
       const S* r = static_cast<const S*>(p.residual) + (add ? at : 0);
       S* y = static_cast<S*>(p.output) + at;
-      for_lanes<V::N>(channels, [&](int64_t c, int lanes, int) {
+      for_lanes<V::N>(channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
         write_lanes(x + c, add ? r + c : nullptr, y + c, lanes, relu, load_lanes(shift + c, lanes),
                     load_lanes(scale + c, lanes), load_lanes(offset + c, lanes));
       });
@@ -109,7 +109,7 @@ void channel_moments(const S* x, const BatchNormParams& p, double* mean_out, dou
     V sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
     for (int64_t r = 0; r < rows; ++r) {
       const S* row = x + at + r * stride;
-      for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) { sum[k] = sum[k] + load_lanes(row + i, lanes); });
+      for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) __attribute__((always_inline)) { sum[k] = sum[k] + load_lanes(row + i, lanes); });
     }
     const double n = double(rows) * double(length);
     const A near = A(double(reduce_four(sum)) / n);  // close to the block's mean; what it misses is in `rest`
@@ -117,7 +117,7 @@ void channel_moments(const S* x, const BatchNormParams& p, double* mean_out, dou
     V rest[4] = {V::zero(), V::zero(), V::zero(), V::zero()}, square[4] = {rest[0], rest[0], rest[0], rest[0]};
     for (int64_t r = 0; r < rows; ++r) {
       const S* row = x + at + r * stride;
-      for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) {
+      for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) __attribute__((always_inline)) {
         const V d = load_lanes(row + i, lanes, near) - vnear;
         rest[k] = rest[k] + d;
         square[k] = fma(d, d, square[k]);
