@@ -91,7 +91,8 @@ Conv2dAlgorithm best_forward(const Conv2dParams&, const Shape& s) {
 Conv2dAlgorithm best_grad_input(const Conv2dParams& p, const Shape& s) {
   if (s.winograd && s.many_tiles) return Conv2dAlgorithm::winograd;
   if (s.pointwise || (s.winograd && s.together)) return Conv2dAlgorithm::gemm;
-  if (!s.together && s.taps > 1 && s.k <= 32 && s.c % 16 != 0) return Conv2dAlgorithm::gemm;
+  const bool unit = p.stride_h == 1 && p.stride_w == 1;
+  if (!s.together && unit && s.taps > 1 && s.k <= 32 && s.c % 16 != 0) return Conv2dAlgorithm::gemm;
   if (s.taps == 1 && !s.together) return Conv2dAlgorithm::shift;
   if (s.vendor_fits && (s.c % 16 == 0 || (s.together && p.stride_h > 1))) return Conv2dAlgorithm::aten;
   return Conv2dAlgorithm::shift;

@@ -141,7 +141,7 @@ ConvProblem phase_problem(const Conv2dParams& p, int64_t group, int64_t a, int64
 // The gradient of few channels as a product whose rows are added up: gemm's way with a grad_input that has a kernel.
 bool adds_columns(const Conv2dParams& p) {
   return p.algorithm == Conv2dAlgorithm::gemm && p.pass == Conv2dPass::grad_input && p.R * p.S > 1 && p.K / p.groups <= 64 &&
-         p.output_stride_q == 1 && p.output_stride_p == p.Q && p.input_stride_w == 1 && p.weight_stride_s == 1 &&
+         p.stride_h == 1 && p.stride_w == 1 && p.output_stride_q == 1 && p.output_stride_p == p.Q && p.input_stride_w == 1 && p.weight_stride_s == 1 &&
          p.weight_stride_r == p.S && p.weight_stride_c == p.R * p.S;
 }
 

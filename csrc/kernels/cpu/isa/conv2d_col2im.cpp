@@ -29,37 +29,40 @@ Plan make_plan(const ConvProblem& d, int64_t workers) {
   return p;
 }
 
-// to[i * step] += from[i]
-FASTNN_INLINE void add_row(float* to, const float* from, int64_t count, int64_t step) {
-  using V = Vec<float>;
-  int64_t i = 0;
-  if (step == 1) {
-    for (; i + V::N <= count; i += V::N) (V::load(to + i) + V::load(from + i)).store(to + i);
-    if (i < count) (load_lanes(to + i, count - i) + load_lanes(from + i, count - i)).store_n(to + i, count - i);
-    return;
-  }
-  for (; i < count; ++i) to[i * step] += from[i];
+// Lanes [begin, end) of from, zero elsewhere; nothing else is read.
+FASTNN_INLINE Vec<float> load_between(const float* from, int64_t begin, int64_t end) {
+#if defined(__AVX512F__)
+  return {_mm512_maskz_loadu_ps(__mmask16((1u << end) - (1u << begin)), from)};
+#else
+  float lane[Vec<float>::N] = {};
+  for (int64_t i = begin; i < end; ++i) lane[i] = from[i];
+  return Vec<float>::load(lane);
+#endif
 }
 
+// Every vector of grad_input gathers what all taps sent to it and is stored once: storing after each tap would stall
+// every next tap's load on a store of another alignment.
 void add_columns(const ConvProblem& d, const Plan& p, const float* columns, float* dx) {
-  for (int64_t c = 0; c < d.c; ++c) {
-    float* const plane = dx + c * d.xc;
+  using V = Vec<float>;
+  for (int64_t c = 0; c < d.c; ++c, columns += d.r * d.s * p.ld)
     for (int64_t h = 0; h < d.h; ++h)
-      for (int64_t w = 0; w < d.w; ++w) plane[h * d.xh + w * d.xw] = 0;
-    for (int64_t r = 0; r < d.r; ++r)
-      for (int64_t s = 0; s < d.s; ++s, columns += p.ld) {
-        const int64_t w0 = s * d.dil_w - d.pad_w;
-        const int64_t begin = w0 >= 0 ? 0 : ceil_div(-w0, d.stride_w);
-        const int64_t end = w0 >= d.w ? 0 : min64(d.q, ceil_div(d.w - w0, d.stride_w));
-        if (begin >= end) continue;
-        for (int64_t i = 0; i < d.p; ++i) {
-          const int64_t h = i * d.stride_h + r * d.dil_h - d.pad_h;
-          if (h < 0 || h >= d.h) continue;
-          add_row(plane + h * d.xh + (w0 + begin * d.stride_w) * d.xw, columns + i * d.q + begin, end - begin,
-                  d.stride_w * d.xw);
+      for (int64_t w = 0; w < d.w; w += V::N) {
+        const int64_t lanes = min64(V::N, d.w - w);
+        V sum = V::zero();
+        for (int64_t r = 0; r < d.r; ++r) {
+          const int64_t i = h + d.pad_h - r * d.dil_h;
+          if (i < 0 || i >= d.p) continue;
+          const float* row = columns + r * d.s * p.ld + i * d.q;
+          for (int64_t s = 0; s < d.s; ++s, row += p.ld) {
+            const int64_t q = w + d.pad_w - s * d.dil_w;
+            const int64_t begin = max64(0, -q), end = min64(lanes, d.q - q);
+            if (begin < end) sum = sum + load_between(row + q, begin, end);
+          }
         }
+        float* const to = dx + c * d.xc + h * d.xh + w * d.xw;
+        if (lanes == V::N) sum.store(to);
+        else sum.store_n(to, lanes);
       }
-  }
 }
 
 }  // namespace
