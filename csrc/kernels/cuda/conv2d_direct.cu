@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads)
     conv2d_direct_forward_kernel(const __grid_constant__ Conv2dParams p, Pixels pixels, int64_t count) {
   const S *const x = static_cast<const S*>(p.input), *const weight = static_cast<const S*>(p.weight),
           *const bias = static_cast<const S*>(p.bias);
-  const int group_c = int(p.C / p.groups), group_k = int(p.K / p.groups);
+  const int group_c = int(p.C) / int(p.groups), group_k = int(p.K) / int(p.groups);
   for_items(count, [&](int64_t i) {
     int n, k, o, q;
     pixels.split(int(i), n, k, o, q);
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
     conv2d_direct_grad_input_kernel(const __grid_constant__ Conv2dParams p, Pixels pixels, Divisor stride_h,
                                     Divisor stride_w, int64_t count) {
   const S *const g = static_cast<const S*>(p.grad_output), *const weight = static_cast<const S*>(p.weight);
-  const int group_c = int(p.C / p.groups), group_k = int(p.K / p.groups);
+  const int group_c = int(p.C) / int(p.groups), group_k = int(p.K) / int(p.groups);
   for_items(count, [&](int64_t i) {
     int n, c, h, w, rest;
     pixels.split(int(i), n, c, h, w);
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class S>
 __global__ void __launch_bounds__(kThreads)
     conv2d_direct_grad_weight_kernel(const __grid_constant__ Conv2dParams p, Divisor height, Divisor width) {
-  const int group_c = int(p.C / p.groups), group_k = int(p.K / p.groups), positions = int(p.P * p.Q);
+  const int group_c = int(p.C) / int(p.groups), group_k = int(p.K) / int(p.groups), positions = int(p.P * p.Q);
   const S *const g = static_cast<const S*>(p.grad_output), *const x = static_cast<const S*>(p.input);
   for (int64_t b = blockIdx.x; b < p.K * group_c * p.R * p.S; b += gridDim.x) {
     const int s = int(b % p.S), r = int(b / p.S % p.R), c = int(b / p.S / p.R % group_c);
