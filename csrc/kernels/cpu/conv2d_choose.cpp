@@ -40,8 +40,8 @@ bool takes(const Conv2dParams& p, Conv2dAlgorithm algorithm) {
     case Conv2dAlgorithm::reference: return true;
     case Conv2dAlgorithm::shift: return fits_32_bits(p) && fits_workspace(p, algorithm);
     case Conv2dAlgorithm::winograd:
-      return p.dtype == DType::f32 && p.R == 3 && p.S == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
-             p.dilation_w == 1 && p.pad_h <= 2 && p.pad_w <= 2 && channels_or_columns_dense &&
+      return p.dtype == DType::f32 && (p.R == 3 || p.R == 5) && p.S == p.R && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
+             p.dilation_w == 1 && p.pad_h < p.R && p.pad_w < p.S && channels_or_columns_dense &&
              fits_workspace(p, algorithm);
     case Conv2dAlgorithm::depthwise:
       return p.groups == p.C && p.K == p.C && p.R * p.S <= 64 && fits_workspace(p, algorithm);
@@ -60,8 +60,7 @@ std::atomic<int> g_forced{-1};
 struct Shape {
   int64_t c, k, taps, pixels;
   bool pointwise;     // 1x1, stride 1, no padding
-  bool winograd;      // 3x3, stride 1, and channels enough for its transforms to pay
-  bool many_tiles;    // ... and tiles enough for the transform of the weight to pay
+  bool winograd;      // 3x3 or 5x5, stride 1, and channels enough for its transforms to pay
   bool vendor_fits;   // torch's direct kernel wants output channels in sixteens
   bool together;      // NHWC
 };
@@ -70,8 +69,9 @@ Shape shape_of(const Conv2dParams& p) {
   s.c = p.C / p.groups, s.k = p.K / p.groups, s.taps = p.R * p.S, s.pixels = p.N * p.P * p.Q;
   const bool unit = p.stride_h == 1 && p.stride_w == 1;
   s.pointwise = s.taps == 1 && unit && p.pad_h == 0 && p.pad_w == 0;
-  s.winograd = !g_strict && takes(p, Conv2dAlgorithm::winograd) && min64(s.c, s.k) >= 16;
-  s.many_tiles = p.N * ceil_div(p.P, 4) * ceil_div(p.Q, 4) >= 64;
+  const int64_t out = 7 - p.R;  // a tile's side
+  s.winograd = !g_strict && takes(p, Conv2dAlgorithm::winograd) && min64(s.c, s.k) >= 16 &&
+               2 * p.P * p.Q * s.taps >= 3 * 36 * ceil_div(p.P, out) * ceil_div(p.Q, out);
   s.vendor_fits = s.k % 16 == 0;
   s.together = p.output_stride_k == 1 && p.output_stride_q != 1;
   return s;
@@ -79,18 +79,19 @@ Shape shape_of(const Conv2dParams& p) {
 
 // Measured on one thread in float32 (benches/sweep_conv2d.py); 16-bit types have no product kernels of their own here.
 Conv2dAlgorithm best_forward(const Conv2dParams&, const Shape& s) {
-  if (s.winograd && (s.many_tiles || !s.together)) return Conv2dAlgorithm::winograd;
+  if (s.winograd) return Conv2dAlgorithm::winograd;
   if (s.pointwise && s.c >= 32) return Conv2dAlgorithm::gemm;
   if (s.together) {
-    if (s.pointwise || s.winograd || (s.taps == 1 && s.c >= 64)) return Conv2dAlgorithm::gemm;
+    if (s.pointwise || (s.taps == 1 && s.c >= 64)) return Conv2dAlgorithm::gemm;
     return s.c > 1 && s.vendor_fits ? Conv2dAlgorithm::aten : Conv2dAlgorithm::shift;
   }
-  return s.c > 4 && s.vendor_fits && !s.pointwise ? Conv2dAlgorithm::aten : Conv2dAlgorithm::shift;
+  const bool shift = s.c <= 4 || (s.taps == 1 && (s.pointwise || s.c < 32));
+  return s.vendor_fits && !shift ? Conv2dAlgorithm::aten : Conv2dAlgorithm::shift;
 }
 
 Conv2dAlgorithm best_grad_input(const Conv2dParams& p, const Shape& s) {
-  if (s.winograd && s.many_tiles) return Conv2dAlgorithm::winograd;
-  if (s.pointwise || (s.winograd && s.together)) return Conv2dAlgorithm::gemm;
+  if (s.winograd) return Conv2dAlgorithm::winograd;
+  if (s.pointwise) return Conv2dAlgorithm::gemm;
   const bool unit = p.stride_h == 1 && p.stride_w == 1;
   if (!s.together && unit && s.taps > 1 && s.k <= 32 && s.c % 16 != 0) return Conv2dAlgorithm::gemm;
   if (s.taps == 1 && !s.together) return Conv2dAlgorithm::shift;
@@ -99,12 +100,13 @@ Conv2dAlgorithm best_grad_input(const Conv2dParams& p, const Shape& s) {
 }
 
 Conv2dAlgorithm best_grad_weight(const Conv2dParams& p, const Shape& s) {
-  if (s.winograd) return s.many_tiles ? Conv2dAlgorithm::winograd : Conv2dAlgorithm::gemm;
+  if (s.winograd) return Conv2dAlgorithm::winograd;
   if (s.pointwise) return s.together && s.pixels < 64 ? Conv2dAlgorithm::aten : Conv2dAlgorithm::gemm;
   if (s.together) {
     if (s.c >= 64 && s.k >= 128 && s.taps > 1) return Conv2dAlgorithm::gemm;
     return s.c > 1 && s.vendor_fits ? Conv2dAlgorithm::aten : Conv2dAlgorithm::shift;
   }
+  if (s.taps == 1 && s.c < 32) return Conv2dAlgorithm::shift;
   if (s.vendor_fits && (s.c % 16 == 0 || p.stride_h > 2)) return Conv2dAlgorithm::aten;
   return Conv2dAlgorithm::shift;
 }

@@ -1,10 +1,12 @@
-// 3x3 stride-1 convolution by Winograd's F(4x4, 3x3) (Lavin & Gray, arXiv:1509.09308): 36 multiplications for 16
-// outputs instead of 144.
+// 3x3 and 5x5 stride-1 convolution by Winograd's F(4x4, 3x3) and F(2x2, 5x5) (Lavin & Gray, arXiv:1509.09308): 36
+// multiplications for 16 outputs instead of 144, for 4 instead of 100.
 //
 // Vector lanes are channels throughout. A strip of six input rows is laid out [row][column][channel] (a transposition
 // for NCHW, a copy for NHWC), each 6x6 tile is transformed into V[xi][channel group][tile][lane], 36 small matrix
-// products with the transformed weight U[xi][k block][c][2 lanes' worth] give M, and each tile's 36 M's become 4x4
-// outputs. V and M of a block of tile rows stay in L2.
+// products with the transformed weight U[xi][k block][c][2 lanes' worth] give M, and each tile's 36 M's become its
+// outputs. There are two orders of work. Many tiles: V and M of a block of tile rows stay in L2 while all of U passes.
+// Few tiles beside a large weight (deep layers, one image): V holds every tile, and each piece of the weight is
+// transformed into L2, used once and forgotten, since writing U out and reading it back would take longer than the products.
 #include "conv2d_winograd.h"
 
 #include "../../parallel.h"
@@ -23,129 +25,138 @@ constexpr int kMaxRows = 6;
 #endif
 
 struct Plan {
+  bool few;                 // the order of work for few tiles
   int64_t th, tw;           // tiles per image
   int64_t tile_rows;        // over the batch: n * th
   int64_t rows_per_block, blocks;
   int64_t tiles;            // per block, at most
   int64_t c_groups;         // of N input channels
   int64_t k_groups;         // of N output channels
-  int64_t chunk_groups;     // output channel groups whose U is held at once
-  int64_t strip_columns;
+  int64_t chunk_groups;     // many: output channel groups whose U is held at once; few: input channel groups
+  int64_t columns;          // of a strip
   int64_t u_xi;             // elements between two xi of U, at most (see odd_lines)
-  // byte offsets into the workspace; one V, M and strip per worker
-  int64_t u, workers, v, m, strip, worker, total;
+  int64_t v_xi;             // few: elements between two xi of V
+  // byte offsets into the workspace: what is shared (many: U; few: V), then U or V, M and a strip per worker
+  int64_t workers, u, v, m, strip, worker, total;
 };
 
+int64_t pad(int64_t bytes) { return round_up(bytes, 64); }
+
+template <int TAPS>
 Plan make_plan(const ConvProblem& d, int64_t workers) {
   constexpr int64_t kVBytes = 640 << 10;   // V shares a 1 MB L2 with M and a panel of U
   constexpr int64_t kUBytes = 16 << 20;
+  constexpr int64_t kFewTiles = 64, kFewVBytes = 12 << 20, kFewUBytes = 1 << 20;
   Plan p{};
-  p.th = ceil_div(d.p, 4);
-  p.tw = ceil_div(d.q, 4);
+  p.th = ceil_div(d.p, kTileOut<TAPS>);
+  p.tw = ceil_div(d.q, kTileOut<TAPS>);
   p.tile_rows = d.n * p.th;
   p.c_groups = ceil_div(d.c, N);
   p.k_groups = ceil_div(d.k, N);
-  const int64_t row_bytes = 36 * p.tw * p.c_groups * kVecBytes;
-  p.rows_per_block = max64(1, min64(kVBytes / row_bytes, ceil_div(4 * kMaxRows, p.tw)));
-  p.rows_per_block = min64(p.rows_per_block, max64(1, ceil_div(p.tile_rows, workers)));
-  p.blocks = ceil_div(p.tile_rows, p.rows_per_block);
-  p.tiles = p.rows_per_block * p.tw;
-  const int64_t group_bytes = 36 * p.c_groups * N * kVecBytes;
-  p.chunk_groups = min64(p.k_groups, max64(2, kUBytes / group_bytes / 2 * 2));
-  p.strip_columns = round_up(4 * p.tw + 2, N) + N;
-  const auto pad = [](int64_t bytes) { return round_up(bytes, 64); };
-  p.u = 0;
-  p.u_xi = odd_lines(round_up(p.chunk_groups, 2) * p.c_groups * N * N);
-  p.workers = pad(36 * p.u_xi * 4);
-  p.v = 0;
-  p.m = 36 * odd_lines(p.c_groups * p.tiles * N) * 4;
-  p.strip = p.m + 36 * odd_lines(2 * p.tiles * N) * 4;
-  p.worker = p.strip + pad(6 * p.strip_columns * kVecBytes);
+  p.columns = strip_columns<TAPS>(p.tw);
+  const int64_t strip_bytes = pad(6 * p.columns * kVecBytes), group_bytes = 36 * p.c_groups * N * kVecBytes;
+  const int64_t all_tiles = p.tile_rows * p.tw;
+  p.v_xi = odd_lines(p.c_groups * all_tiles * N);
+  p.few = all_tiles <= kFewTiles && 36 * p.v_xi * 4 <= kFewVBytes && p.k_groups * group_bytes >= kFewUBytes;
+  if (p.few) {
+    p.tiles = all_tiles;
+    p.chunk_groups = min64(p.c_groups, ceil_div(64, N));  // U of 64 input by 2 N output channels: 288 KB with N = 16
+    p.u_xi = odd_lines(p.chunk_groups * N * 2 * N);
+    p.workers = 36 * p.v_xi * 4;
+    p.u = 0;
+    p.m = 36 * p.u_xi * 4;
+    p.strip = p.m + 36 * odd_lines(2 * p.tiles * N) * 4;
+  } else {
+    const int64_t row_bytes = 36 * p.tw * p.c_groups * kVecBytes;
+    p.rows_per_block = max64(1, min64(kVBytes / row_bytes, ceil_div(4 * kMaxRows, p.tw)));
+    p.rows_per_block = min64(p.rows_per_block, max64(1, ceil_div(p.tile_rows, workers)));
+    p.blocks = ceil_div(p.tile_rows, p.rows_per_block);
+    p.tiles = p.rows_per_block * p.tw;
+    p.chunk_groups = min64(p.k_groups, max64(2, kUBytes / group_bytes / 2 * 2));
+    p.u_xi = odd_lines(round_up(p.chunk_groups, 2) * p.c_groups * N * N);
+    p.workers = pad(36 * p.u_xi * 4);
+    p.v = 0;
+    p.m = 36 * odd_lines(p.c_groups * p.tiles * N) * 4;
+    p.strip = p.m + 36 * odd_lines(2 * p.tiles * N) * 4;
+  }
+  p.worker = p.strip + strip_bytes;
   p.total = p.workers + workers * p.worker;
   return p;
 }
 
 // ---- transforms ----------------------------------------------------------------------------------------------------
 
-// A^T m for one line of six.
-FASTNN_INLINE void output_line(const Raw m[6], Raw y[4]) {
-  const Raw a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
-  y[0] = m[0] + a + c;
-  y[1] = b + 2.f * e;
-  y[2] = a + 4.f * c;
-  y[3] = b + 8.f * e + m[5];
-}
-
-// G g for one line of three.
-FASTNN_INLINE void weight_line(const Raw g[3], Raw t[6]) {
-  const Raw a = (g[0] + g[2]) * (-1.f / 6), b = g[1] * (1.f / 6);
-  const Raw c = g[0] * (1.f / 24) + g[2] * (1.f / 6), e = g[1] * (1.f / 12);
-  t[0] = g[0] * 0.25f;
-  t[1] = a - b;
-  t[2] = a + b;
-  t[3] = c + e;
-  t[4] = c - e;
-  t[5] = g[2];
-}
-
-// The 3x3 weights of one input channel for N output channels: lane[tap][output channel].
+// The taps of one input channel for N output channels: lane[tap][output channel].
+template <int TAPS>
 FASTNN_INLINE void gather_weight(const float* w, int64_t wk, int64_t wr, int64_t ws, int lanes, float lane[][N]) {
+  constexpr int kTaps = TAPS * TAPS;
   if (wk == 1) {
-    for (int tap = 0; tap < 9; ++tap)
-      (lanes == N ? V::load(w + tap / 3 * wr + tap % 3 * ws) : V::load_n(w + tap / 3 * wr + tap % 3 * ws, lanes)).store(lane[tap]);
-  } else if (ws == 1 && wr == 3 && N >= 9) {
-    transpose_block(w, wk, 1, lanes, 9, lane[0]);
-  } else if (ws == -1 && wr == -3 && N >= 9) {  // flipped: read forwards, swap ends
-    transpose_block(w - 8, wk, 1, lanes, 9, lane[0]);
-    for (int tap = 0; tap < 4; ++tap) {
-      const V first = V::load(lane[tap]), last = V::load(lane[8 - tap]);
+    for (int tap = 0; tap < kTaps; ++tap) {
+      const float* from = w + tap / TAPS * wr + tap % TAPS * ws;
+      (lanes == N ? V::load(from) : V::load_n(from, lanes)).store(lane[tap]);
+    }
+  } else if (ws == 1 && wr == TAPS) {
+    for (int tap = 0; tap < kTaps; tap += N)
+      transpose_block(w + tap, wk, 1, lanes, int(min64(N, kTaps - tap)), lane[tap]);
+  } else if (ws == -1 && wr == -TAPS) {  // flipped: read forwards, swap ends
+    for (int tap = 0; tap < kTaps; tap += N)
+      transpose_block(w - (kTaps - 1) + tap, wk, 1, lanes, int(min64(N, kTaps - tap)), lane[tap]);
+    for (int tap = 0; tap < kTaps / 2; ++tap) {
+      const V first = V::load(lane[tap]), last = V::load(lane[kTaps - 1 - tap]);
       last.store(lane[tap]);
-      first.store(lane[8 - tap]);
+      first.store(lane[kTaps - 1 - tap]);
     }
   } else {
-    for (int tap = 0; tap < 9; ++tap)
-      for (int l = 0; l < N; ++l) lane[tap][l] = l < lanes ? w[l * wk + tap / 3 * wr + tap % 3 * ws] : 0.f;
+    for (int tap = 0; tap < kTaps; ++tap)
+      for (int l = 0; l < N; ++l) lane[tap][l] = l < lanes ? w[l * wk + tap / TAPS * wr + tap % TAPS * ws] : 0.f;
   }
 }
 
-// U of output channel group `group` (its place in the chunk is `at`): U[xi][pair][c][2][N].
-void transform_weight(const ConvProblem& d, const Plan& p, int64_t group, int64_t at, float* u) {
-  const int64_t c_padded = p.c_groups * N;
+constexpr int kAhead = 6;  // input channels
+
+// U of N output channels for input channels [c0, c1): u[xi][c - c0][2 N], the first N of each 2 N written.
+template <int TAPS>
+void transform_weight(const ConvProblem& d, int64_t group, int64_t c0, int64_t c1, float* u, int64_t u_xi) {
   const int lanes = int(min64(N, d.k - group * N));
   const float* w = static_cast<const float*>(d.weight) + group * N * d.wk;
-  for (int64_t c = 0; c < c_padded; ++c) {
-    alignas(64) float lane[N < 9 ? 9 : N][N] = {};
-    if (c < d.c) gather_weight(w + c * d.wc, d.wk, d.wr, d.ws, lanes, lane);
-    Raw t[6][3];
-#pragma GCC unroll 3
-    for (int s = 0; s < 3; ++s) {
-      const Raw g[3] = {V::load(lane[s]).v, V::load(lane[3 + s]).v, V::load(lane[6 + s]).v};
-      Raw o[6];
-      weight_line(g, o);
+  // The gradient of the input reads the weight across its rows, which no hardware prefetcher follows.
+  const bool across = d.wk == TAPS * TAPS && d.wr == -TAPS;
+  for (int64_t c = c0; c < c1; ++c, u += 2 * N) {
+    if (across)
+      for (int i = 0; i < TAPS * TAPS * N / 16; ++i)
+        __builtin_prefetch(w + (c + kAhead) * d.wc - (TAPS * TAPS - 1) + i * 16);
+    alignas(64) float lane[(TAPS * TAPS + N - 1) / N * N][N] = {};
+    if (c < d.c) gather_weight<TAPS>(w + c * d.wc, d.wk, d.wr, d.ws, lanes, lane);
+    Raw t[6][TAPS];
+#pragma GCC unroll 5
+    for (int s = 0; s < TAPS; ++s) {
+      Raw g[TAPS], o[6];
+#pragma GCC unroll 5
+      for (int r = 0; r < TAPS; ++r) g[r] = V::load(lane[r * TAPS + s]).v;
+      weight_line<TAPS>(g, o);
 #pragma GCC unroll 6
       for (int i = 0; i < 6; ++i) t[i][s] = o[i];
     }
 #pragma GCC unroll 6
     for (int i = 0; i < 6; ++i) {
       Raw o[6];
-      weight_line(t[i], o);
+      weight_line<TAPS>(t[i], o);
 #pragma GCC unroll 6
-      for (int j = 0; j < 6; ++j)
-        V{o[j]}.store(u + (i * 6 + j) * p.u_xi + (at / 2 * c_padded + c) * 2 * N + at % 2 * N);
+      for (int j = 0; j < 6; ++j) V{o[j]}.store(u + (i * 6 + j) * u_xi);
     }
   }
 }
 
 // ---- the 36 products -----------------------------------------------------------------------------------------------
 
-// M[group][tile][lane] = sum over c of V[c][tile] U[c][lanes], MR tiles by NV lane groups.
+// M[group][tile][lane] = (or +=) sum over c of V[c][tile] U[c][lanes], MR tiles by NV lane groups.
 template <int MR, int NV>
-void product(const float* v, int64_t v_group, const float* u, int64_t c_groups, float* m, int64_t m_group) {
+void product(const float* v, int64_t v_group, const float* u, int64_t c_groups, float* m, int64_t m_group, bool add) {
   Raw acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) acc[i][j] = Raw{};
+    for (int j = 0; j < NV; ++j) acc[i][j] = add ? V::load(m + j * m_group + i * N).v : Raw{};
   for (int64_t g = 0; g < c_groups; ++g, v += v_group) {
     for (int c = 0; c < N; ++c, u += 2 * N) {
       Raw b[NV];
@@ -165,44 +176,60 @@ void product(const float* v, int64_t v_group, const float* u, int64_t c_groups, 
     for (int j = 0; j < NV; ++j) V{acc[i][j]}.store(m + j * m_group + i * N);
 }
 
-using ProductFn = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t);
+using ProductFn = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
 template <int MR, int NV>
 ProductFn find_product(int rows) {
   if constexpr (MR == 0) return nullptr;
   else return rows == MR ? product<MR, NV> : find_product<MR - 1, NV>(rows);
 }
 
+// The 36 products of `tiles` tiles with one pair (nv = 2) or one (nv = 1) of output channel groups.
+void products(const float* v, int64_t v_xi, int64_t v_group, int64_t tiles, const float* u, int64_t u_xi,
+              int64_t c_groups, int nv, float* m, bool add) {
+  const int64_t mr = ceil_div(tiles, ceil_div(tiles, kMaxRows)), m_group = tiles * N, m_xi = odd_lines(nv * m_group);
+  for (int64_t xi = 0; xi < 36; ++xi)
+    for (int64_t t = 0; t < tiles; t += mr) {
+      const int count = int(min64(mr, tiles - t));
+      const ProductFn run = nv == 2 ? find_product<kMaxRows, 2>(count) : find_product<kMaxRows, 1>(count);
+      run(v + xi * v_xi + t * N, v_group, u + xi * u_xi, c_groups, m + xi * m_xi + t * N, m_group, add);
+    }
+}
+
 // ---- outputs -------------------------------------------------------------------------------------------------------
 
-// 4x4 outputs of every tile of one tile row into strip[row][column][lane].
+// The outputs of every tile of one tile row into strip[row][column][lane].
+template <int TAPS>
 void transform_output(const Plan& p, const float* m, int64_t xi_stride, Raw bias, float* strip) {
+  constexpr int OUT = kTileOut<TAPS>;
   for (int64_t t = 0; t < p.tw; ++t) {
     const float* from = m + t * N;
-    Raw mid[4][6];
+    Raw mid[OUT][6];
 #pragma GCC unroll 6
     for (int s = 0; s < 6; ++s) {
-      Raw line[6], o[4];
+      Raw line[6], o[OUT];
 #pragma GCC unroll 6
       for (int r = 0; r < 6; ++r) line[r] = V::load(from + (r * 6 + s) * xi_stride).v;
-      output_line(line, o);
+      output_line<OUT>(line, o);
 #pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) mid[r][s] = o[r];
+      for (int r = 0; r < OUT; ++r) mid[r][s] = o[r];
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) {
-      Raw o[4];
-      output_line(mid[r], o);
+    for (int r = 0; r < OUT; ++r) {
+      Raw o[OUT];
+      output_line<OUT>(mid[r], o);
 #pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) V{o[s] + bias}.store(strip + (r * p.strip_columns + 4 * t + s) * N);
+      for (int s = 0; s < OUT; ++s) V{o[s] + bias}.store(strip + (r * p.columns + OUT * t + s) * N);
     }
   }
 }
 
+template <int TAPS>
 void store_strip(const ConvProblem& d, const Plan& p, const float* strip, int64_t tile_row, int64_t group, float* image) {
+  constexpr int OUT = kTileOut<TAPS>;
   const int lanes = int(min64(N, d.k - group * N));
-  for (int r = 0; r < 4 && tile_row * 4 + r < d.p; ++r) {
-    float* to = image + group * N * d.yk + (tile_row * 4 + r) * d.yh;
-    const float* row = strip + r * p.strip_columns * N;
+  for (int r = 0; r < OUT && tile_row * OUT + r < d.p; ++r) {
+    float* to = image + group * N * d.yk + (tile_row * OUT + r) * d.yh;
+    const float* row = strip + r * p.columns * N;
     if (d.yk == 1) {
       for (int64_t i = 0; i < d.q; ++i) {
         const V y = V::load(row + i * N);
@@ -216,67 +243,116 @@ void store_strip(const ConvProblem& d, const Plan& p, const float* strip, int64_
   }
 }
 
+// Tile rows [row0, row0 + rows) of nv output channel groups from M.
+template <int TAPS>
+void finish(const ConvProblem& d, const Plan& p, const float* m, int64_t row0, int64_t rows, int64_t group, int nv, float* strip) {
+  const int64_t m_group = rows * p.tw * N, m_xi = odd_lines(nv * m_group);
+  for (int j = 0; j < nv; ++j) {
+    alignas(64) float bias[N] = {};
+    if (d.bias)
+      for (int64_t l = 0; l < min64(N, d.k - (group + j) * N); ++l)
+        bias[l] = static_cast<const float*>(d.bias)[(group + j) * N + l];
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t image = (row0 + r) / p.th, tile_row = (row0 + r) % p.th;
+      transform_output<TAPS>(p, m + j * m_group + r * p.tw * N, m_xi, V::load(bias).v, strip);
+      store_strip<TAPS>(d, p, strip, tile_row, group + j, static_cast<float*>(d.y) + image * d.yn);
+    }
+  }
+}
+
+// V of tile rows [row0, row0 + rows) of one input channel group.
+template <int TAPS>
+void transform_rows(const ConvProblem& d, const Plan& p, int64_t row0, int64_t rows, int64_t group, float* strip, float* v,
+                    int64_t v_xi) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t image = (row0 + r) / p.th, tile_row = (row0 + r) % p.th;
+    fill_strip<TAPS>(d, p.tw, p.columns, static_cast<const float*>(d.x) + image * d.xn, tile_row, group, 6, strip);
+    transform_input<TAPS>(p.tw, p.columns, strip, v + r * p.tw * N, v_xi);
+  }
+}
+
+// ---- the two orders of work ----------------------------------------------------------------------------------------
+
+template <int TAPS>
 void run_block(const ConvProblem& d, const Plan& p, int64_t block, int64_t first_group, int64_t groups, const float* u,
                char* own) {
   float* v = reinterpret_cast<float*>(own + p.v);
   float* m = reinterpret_cast<float*>(own + p.m);
   float* strip = reinterpret_cast<float*>(own + p.strip);
   const int64_t row0 = block * p.rows_per_block, rows = min64(p.rows_per_block, p.tile_rows - row0);
-  const int64_t tiles = rows * p.tw, c_padded = p.c_groups * N;
-  const int64_t v_group = tiles * N, v_xi = odd_lines(p.c_groups * v_group);
-  for (int64_t g = 0; g < p.c_groups; ++g)
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t image = (row0 + r) / p.th, tile_row = (row0 + r) % p.th;
-      fill_strip(d, p.tw, p.strip_columns, static_cast<const float*>(d.x) + image * d.xn, tile_row, g, 6, strip);
-      transform_input(p.tw, p.strip_columns, strip, v + g * v_group + r * p.tw * N, v_xi);
-    }
-  const int64_t pairs = ceil_div(groups, 2);
-  const int64_t row_blocks = ceil_div(tiles, kMaxRows), mr = ceil_div(tiles, row_blocks);
-  for (int64_t pair = 0; pair < pairs; ++pair) {
-    const int nv = int(min64(2, groups - pair * 2));
-    const int64_t m_group = tiles * N, m_xi = odd_lines(nv * m_group);
-    for (int64_t xi = 0; xi < 36; ++xi)
-      for (int64_t t = 0; t < tiles; t += mr) {
-        const int count = int(min64(mr, tiles - t));
-        const ProductFn run = nv == 2 ? find_product<kMaxRows, 2>(count) : find_product<kMaxRows, 1>(count);
-        run(v + xi * v_xi + t * N, v_group, u + xi * p.u_xi + pair * c_padded * 2 * N, p.c_groups, m + xi * m_xi + t * N,
-            m_group);
-      }
-    for (int j = 0; j < nv; ++j) {
-      const int64_t group = first_group + pair * 2 + j;
-      alignas(64) float bias[N] = {};
-      if (d.bias)
-        for (int64_t l = 0; l < min64(N, d.k - group * N); ++l)
-          bias[l] = static_cast<const float*>(d.bias)[group * N + l];
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t image = (row0 + r) / p.th, tile_row = (row0 + r) % p.th;
-        transform_output(p, m + j * m_group + r * p.tw * N, m_xi, V::load(bias).v, strip);
-        store_strip(d, p, strip, tile_row, group, static_cast<float*>(d.y) + image * d.yn);
-      }
-    }
+  const int64_t tiles = rows * p.tw, v_group = tiles * N, v_xi = odd_lines(p.c_groups * v_group);
+  for (int64_t g = 0; g < p.c_groups; ++g) transform_rows<TAPS>(d, p, row0, rows, g, strip, v + g * v_group, v_xi);
+  for (int64_t at = 0; at < groups; at += 2) {
+    const int nv = int(min64(2, groups - at));
+    products(v, v_xi, v_group, tiles, u + at * p.c_groups * N * N, p.u_xi, p.c_groups, nv, m, false);
+    finish<TAPS>(d, p, m, row0, rows, first_group + at, nv, strip);
   }
+}
+
+template <int TAPS>
+void run_many(const ConvProblem& d, const Plan& p, int64_t workers, char* workspace) {
+  float* u = reinterpret_cast<float*>(workspace);
+  const int64_t c_padded = p.c_groups * N;
+  for (int64_t first = 0; first < p.k_groups; first += p.chunk_groups) {
+    const int64_t groups = min64(p.chunk_groups, p.k_groups - first);
+    parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end; ++at)
+        transform_weight<TAPS>(d, first + at, 0, c_padded, u + at / 2 * c_padded * 2 * N + at % 2 * N, p.u_xi);
+    });
+    parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t w = begin; w < end; ++w)
+        for (int64_t b = w; b < p.blocks; b += workers)
+          run_block<TAPS>(d, p, b, first, groups, u, workspace + p.workers + w * p.worker);
+    });
+  }
+}
+
+template <int TAPS>
+void run_few(const ConvProblem& d, const Plan& p, int64_t workers, char* workspace) {
+  float* v = reinterpret_cast<float*>(workspace);
+  const int64_t v_group = p.tiles * N;
+  parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w)
+      for (int64_t g = w; g < p.c_groups; g += workers)
+        transform_rows<TAPS>(d, p, 0, p.tile_rows, g, reinterpret_cast<float*>(workspace + p.workers + w * p.worker + p.strip),
+                             v + g * v_group, p.v_xi);
+  });
+  parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w) {
+      char* own = workspace + p.workers + w * p.worker;
+      float* u = reinterpret_cast<float*>(own + p.u);
+      float* m = reinterpret_cast<float*>(own + p.m);
+      for (int64_t group = 2 * w; group < p.k_groups; group += 2 * workers) {
+        const int nv = int(min64(2, p.k_groups - group));
+        for (int64_t g = 0; g < p.c_groups; g += p.chunk_groups) {
+          const int64_t count = min64(p.chunk_groups, p.c_groups - g);
+          for (int j = 0; j < nv; ++j) transform_weight<TAPS>(d, group + j, g * N, (g + count) * N, u + j * N, p.u_xi);
+          products(v + g * v_group, p.v_xi, v_group, p.tiles, u, p.u_xi, count, nv, m, g > 0);
+        }
+        finish<TAPS>(d, p, m, 0, p.tile_rows, group, nv, reinterpret_cast<float*>(own + p.strip));
+      }
+    }
+  });
+}
+
+template <int TAPS>
+void run(const ConvProblem& d, int64_t workers, char* workspace) {
+  const Plan p = make_plan<TAPS>(d, workers);
+  if (p.few) run_few<TAPS>(d, p, workers, workspace);
+  else run_many<TAPS>(d, p, workers, workspace);
 }
 
 }  // namespace
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-int64_t winograd_workspace(const ConvProblem& d, int64_t workers) { return make_plan(d, workers).total; }
+int64_t winograd_workspace(const ConvProblem& d, int64_t workers) {
+  return d.r == 3 ? make_plan<3>(d, workers).total : make_plan<5>(d, workers).total;
+}
 
 void winograd_forward(const ConvProblem& d, int64_t workers, char* workspace) {
-  const Plan p = make_plan(d, workers);
-  float* u = reinterpret_cast<float*>(workspace + p.u);
-  for (int64_t first = 0; first < p.k_groups; first += p.chunk_groups) {
-    const int64_t groups = min64(p.chunk_groups, p.k_groups - first);
-    parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t g = begin; g < end; ++g) transform_weight(d, p, first + g, g, u);
-    });
-    parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t w = begin; w < end; ++w)
-        for (int64_t b = w; b < p.blocks; b += workers)
-          run_block(d, p, b, first, groups, u, workspace + p.workers + w * p.worker);
-    });
-  }
+  if (d.r == 3) run<3>(d, workers, workspace);
+  else run<5>(d, workers, workspace);
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

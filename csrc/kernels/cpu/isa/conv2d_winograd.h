@@ -1,4 +1,6 @@
-// What Winograd's forward and weight gradient share: strips of padded rows, and the transform of 6x6 input tiles.
+// What Winograd's forward and weight gradient share: the transforms of F(4x4, 3x3) and F(2x2, 5x5), and strips of padded
+// rows. Both have six points (0, 1, -1, 2, -2, infinity), so 6x6 tiles of the input transform alike; the 5x5 kernel's
+// tiles overlap more. TAPS is the kernel's size, 7 - TAPS the side of a tile of outputs.
 #pragma once
 #include "conv2d_problem.h"
 #include "simd.h"
@@ -8,6 +10,11 @@ namespace fastnn::cpu::FASTNN_ISA_NS {
 
 // A stride of an odd number of cache lines: the 36 planes of a tile then fall into different cache sets.
 FASTNN_INLINE int64_t odd_lines(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
+
+template <int TAPS>
+constexpr int kTileOut = 7 - TAPS;
+
+// ---- one line of a transform ---------------------------------------------------------------------------------------
 
 // B^T d for one line of six.
 FASTNN_INLINE void input_line(const f32v d[6], f32v t[6]) {
@@ -21,8 +28,75 @@ FASTNN_INLINE void input_line(const f32v d[6], f32v t[6]) {
   t[5] = 4.f * d[1] - 5.f * d[3] + d[5];
 }
 
+// A^T m: outputs of one line.
+template <int OUT>
+FASTNN_INLINE void output_line(const f32v m[6], f32v y[OUT]) {
+  const f32v a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < OUT; ++i) {
+    y[i] = i % 2 ? b + float(1 << i) * e : a + float(1 << i) * c;
+    if (i == 0) y[i] = y[i] + m[0];
+    if (i == OUT - 1) y[i] = y[i] + m[5];
+  }
+}
+
+// G g: the points of one line of a kernel.
+template <int TAPS>
+FASTNN_INLINE void weight_line(const f32v g[TAPS], f32v t[6]) {
+  f32v even = g[0] + g[2], odd = g[1], even2 = g[0] * (1.f / 24) + g[2] * (1.f / 6), odd2 = g[1] * (1.f / 12);
+  if constexpr (TAPS == 5) {
+    even = even + g[4], odd = odd + g[3];
+    even2 = even2 + g[4] * (2.f / 3), odd2 = odd2 + g[3] * (1.f / 3);
+  }
+  const f32v a = even * (-1.f / 6), b = odd * (1.f / 6);
+  t[0] = g[0] * 0.25f;
+  t[1] = a - b;
+  t[2] = a + b;
+  t[3] = even2 + odd2;
+  t[4] = even2 - odd2;
+  t[5] = g[TAPS - 1];
+}
+
+// A g: the points of one line of grad_output.
+template <int OUT>
+FASTNN_INLINE void grad_line(const f32v g[OUT], f32v t[6]) {
+  f32v even = g[0], odd = g[1], even2 = g[0], odd2 = 2.f * g[1];
+  if constexpr (OUT == 4) {
+    even = even + g[2], odd = odd + g[3];
+    even2 = even2 + 4.f * g[2], odd2 = odd2 + 8.f * g[3];
+  }
+  t[0] = g[0];
+  t[1] = even + odd;
+  t[2] = even - odd;
+  t[3] = even2 + odd2;
+  t[4] = even2 - odd2;
+  t[5] = g[OUT - 1];
+}
+
+// G^T u: one line of the weight's gradient.
+template <int TAPS>
+FASTNN_INLINE void grad_weight_line(const f32v u[6], f32v w[TAPS]) {
+  const f32v a = u[1] + u[2], b = u[2] - u[1], c = u[3] + u[4], e = u[3] - u[4];
+#pragma GCC unroll 5
+  for (int i = 0; i < TAPS; ++i) {
+    const float power = float(1 << i) / 24;
+    w[i] = i % 2 ? (1.f / 6) * b + power * e : power * c - (1.f / 6) * a;
+    if (i == 0) w[i] = w[i] + 0.25f * u[0];
+    if (i == TAPS - 1) w[i] = w[i] + u[5];
+  }
+}
+
+// ---- strips --------------------------------------------------------------------------------------------------------
+
+template <int TAPS>
+FASTNN_INLINE int64_t strip_columns(int64_t tw) {
+  constexpr int N = Vec<float>::N;
+  return round_up(kTileOut<TAPS> * tw + TAPS - 1, N) + N;
+}
+
 // The first `rows` rows of channel group `group` for one row of tiles, padded: strip[row][column][lane].
-inline void fill_strip(const ConvProblem& d, int64_t tw, int64_t columns, const float* image, int64_t tile_row,
+template <int TAPS>
+void fill_strip(const ConvProblem& d, int64_t tw, int64_t columns, const float* image, int64_t tile_row,
                        int64_t group, int rows, float* strip) {
   using V = Vec<float>;
   constexpr int N = V::N;
@@ -30,7 +104,7 @@ inline void fill_strip(const ConvProblem& d, int64_t tw, int64_t columns, const 
   const float* x = image + group * N * d.xc;
   for (int r = 0; r < rows; ++r) {
     float* row = strip + r * columns * N;
-    const int64_t ih = tile_row * 4 + r - d.pad_h, used = 4 * tw + 2;
+    const int64_t ih = tile_row * kTileOut<TAPS> + r - d.pad_h, used = kTileOut<TAPS> * tw + TAPS - 1;
     if (ih < 0 || ih >= d.h) {
       for (int64_t i = 0; i < used; ++i) V::zero().store(row + i * N);
       continue;
@@ -50,7 +124,8 @@ inline void fill_strip(const ConvProblem& d, int64_t tw, int64_t columns, const 
 }
 
 // V of every tile of the strip: 36 vectors each, xi_stride elements apart.
-inline void transform_input(int64_t tw, int64_t columns, const float* strip, float* v, int64_t xi_stride) {
+template <int TAPS>
+void transform_input(int64_t tw, int64_t columns, const float* strip, float* v, int64_t xi_stride) {
   using V = Vec<float>;
   using Raw = V::Raw;
   constexpr int N = V::N;
@@ -60,7 +135,7 @@ inline void transform_input(int64_t tw, int64_t columns, const float* strip, flo
     for (int s = 0; s < 6; ++s) {
       Raw line[6], o[6];
 #pragma GCC unroll 6
-      for (int r = 0; r < 6; ++r) line[r] = V::load(strip + (r * columns + 4 * t + s) * N).v;
+      for (int r = 0; r < 6; ++r) line[r] = V::load(strip + (r * columns + kTileOut<TAPS> * t + s) * N).v;
       input_line(line, o);
 #pragma GCC unroll 6
       for (int r = 0; r < 6; ++r) mid[r][s] = o[r];

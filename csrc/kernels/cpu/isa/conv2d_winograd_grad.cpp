@@ -1,7 +1,9 @@
-// Gradient of a 3x3 stride-1 weight in Winograd's domain: the transpose of F(4x4, 3x3), with as few multiplications.
+// Gradient of a 3x3 or 5x5 stride-1 weight in Winograd's domain: the transpose of F(4x4, 3x3) or F(2x2, 5x5), with as
+// few multiplications.
 //
-// dW = G^T [ sum over tiles of (A g A^T) (B^T d B)^T ] G: each 4x4 tile of grad_output becomes 36 values per output
-// channel, each 6x6 tile of the input 36 per input channel, and 36 matrix products over the tiles give dU[xi][k][c].
+// dW = G^T [ sum over tiles of (A g A^T) (B^T d B)^T ] G: each tile of grad_output becomes 36 values per output channel, each 6x6 tile of the input 36 per input channel, and 36 matrix products over the tiles give dU[xi][k][c].
+// Many tiles: slices of the batch each sum a dU of their own, added in order at the end. Few tiles beside a large weight:
+// the points of every tile are kept, and each piece of dU is computed in L2 and becomes dW at once.
 #include "../../parallel.h"
 #include "conv2d_winograd.h"
 
@@ -19,79 +21,81 @@ constexpr int kRows = 4, kColumns = 2;
 #endif
 
 struct Plan {
+  bool few;                                // the order of work for few tiles
   int64_t th, tw, tile_rows;
   int64_t rows_per_block, blocks, slices;  // blocks are dealt to slices by shape alone; slices are summed in order
   int64_t tiles;                           // per block, at most
-  int64_t c_groups, k_groups, chunk_groups;
-  int64_t strip_columns;
+  int64_t c_groups, k_groups;
+  int64_t chunk_groups;                    // many: groups of output channels held at once; few: of input channels
+  int64_t columns;                         // of a strip
   int64_t u_xi;                            // elements between two xi of dU
   int64_t slice;                           // elements of a slice: dU and the bias gradient
-  int64_t workers, v, m, strip, worker, total;  // byte offsets
+  int64_t v_xi, m_xi;                      // few: elements between two xi of V and M
+  // byte offsets: what is shared (many: slices; few: V, M, bias), then V, M or a piece of dU, and a strip per worker
+  int64_t workers, v, m, bias, u, strip, worker, total;
 };
 
+template <int TAPS>
 Plan make_plan(const ConvProblem& d, int64_t workers) {
   constexpr int64_t kTileBytes = 1 << 20, kSliceBytes = 12 << 20, kSlices = 4;
+  constexpr int64_t kFewTiles = 128, kFewBytes = 12 << 20, kFewUBytes = 1 << 20;
   Plan p{};
-  p.th = ceil_div(d.p, 4);
-  p.tw = ceil_div(d.q, 4);
+  p.th = ceil_div(d.p, kTileOut<TAPS>);
+  p.tw = ceil_div(d.q, kTileOut<TAPS>);
   p.tile_rows = d.n * p.th;
   p.c_groups = ceil_div(d.c, N);
   p.k_groups = ceil_div(d.k, N);
-  const int64_t group_bytes = 36 * p.c_groups * N * kVecBytes;
-  p.chunk_groups = max64(1, min64(p.k_groups, kSliceBytes / group_bytes));
-  const int64_t row_bytes = 36 * p.tw * (p.c_groups + p.chunk_groups) * kVecBytes;
-  p.rows_per_block = max64(max64(1, ceil_div(16, p.tw)), min64(kTileBytes / row_bytes, ceil_div(96, p.tw)));
-  p.rows_per_block = min64(p.rows_per_block, p.tile_rows);
-  p.blocks = ceil_div(p.tile_rows, p.rows_per_block);
-  p.tiles = p.rows_per_block * p.tw;
-  p.u_xi = odd_lines(p.chunk_groups * N * p.c_groups * N);
-  p.slice = 36 * p.u_xi + p.chunk_groups * N;
-  p.slices = max64(1, min64(min64(kSlices, p.blocks), 2 * kSliceBytes / (p.slice * 4)));
-  p.strip_columns = round_up(4 * p.tw + 2, N) + N;
+  p.columns = strip_columns<TAPS>(p.tw);
   const auto pad = [](int64_t bytes) { return round_up(bytes, 64); };
-  p.workers = pad(p.slices * p.slice * 4);
-  p.v = 0;
-  p.m = 36 * odd_lines(p.c_groups * p.tiles * N) * 4;
-  p.strip = p.m + 36 * odd_lines(p.chunk_groups * p.tiles * N) * 4;
-  p.worker = p.strip + pad(6 * p.strip_columns * kVecBytes);
+  const int64_t group_bytes = 36 * p.c_groups * N * kVecBytes, all_tiles = p.tile_rows * p.tw;
+  p.v_xi = odd_lines(p.c_groups * all_tiles * N), p.m_xi = odd_lines(p.k_groups * all_tiles * N);
+  p.few = all_tiles <= kFewTiles && 36 * (p.v_xi + p.m_xi) * 4 <= kFewBytes && p.k_groups * group_bytes >= kFewUBytes;
+  if (p.few) {
+    p.tiles = all_tiles;
+    p.chunk_groups = min64(p.c_groups, 2 * kColumns);  // dU of N output by 96 input channels: 221 KB with N = 16
+    p.u_xi = odd_lines(N * p.chunk_groups * N);
+    p.v = 0;
+    p.m = 36 * p.v_xi * 4;
+    p.bias = p.m + 36 * p.m_xi * 4;
+    p.workers = p.bias + p.k_groups * kVecBytes;
+    p.u = 0;
+    p.strip = 36 * p.u_xi * 4;
+  } else {
+    p.chunk_groups = max64(1, min64(p.k_groups, kSliceBytes / group_bytes));
+    const int64_t row_bytes = 36 * p.tw * (p.c_groups + p.chunk_groups) * kVecBytes;
+    p.rows_per_block = max64(max64(1, ceil_div(16, p.tw)), min64(kTileBytes / row_bytes, ceil_div(96, p.tw)));
+    p.rows_per_block = min64(p.rows_per_block, p.tile_rows);
+    p.blocks = ceil_div(p.tile_rows, p.rows_per_block);
+    p.tiles = p.rows_per_block * p.tw;
+    p.u_xi = odd_lines(p.chunk_groups * N * p.c_groups * N);
+    p.slice = 36 * p.u_xi + p.chunk_groups * N;
+    p.slices = max64(1, min64(min64(kSlices, p.blocks), 2 * kSliceBytes / (p.slice * 4)));
+    p.workers = pad(p.slices * p.slice * 4);
+    p.v = 0;
+    p.m = 36 * odd_lines(p.c_groups * p.tiles * N) * 4;
+    p.strip = p.m + 36 * odd_lines(p.chunk_groups * p.tiles * N) * 4;
+  }
+  p.worker = p.strip + pad(6 * p.columns * kVecBytes);
   p.total = p.workers + workers * p.worker;
   return p;
 }
 
-// A g for one line of four.
-FASTNN_INLINE void grad_line(const Raw g[4], Raw t[6]) {
-  const Raw even = g[0] + g[2], odd = g[1] + g[3];
-  const Raw even4 = g[0] + 4.f * g[2], odd4 = 2.f * g[1] + 8.f * g[3];
-  t[0] = g[0];
-  t[1] = even + odd;
-  t[2] = even - odd;
-  t[3] = even4 + odd4;
-  t[4] = even4 - odd4;
-  t[5] = g[3];
-}
-
-// G^T u for one line of six.
-FASTNN_INLINE void weight_line(const Raw u[6], Raw w[3]) {
-  const Raw a = u[1] + u[2], b = u[2] - u[1], c = u[3] + u[4], e = u[3] - u[4];
-  w[0] = 0.25f * u[0] - (1.f / 6) * a + (1.f / 24) * c;
-  w[1] = (1.f / 6) * b + (1.f / 12) * e;
-  w[2] = (1.f / 6) * (c - a) + u[5];
-}
-
-// Transforms the 4x4 tiles of grad_output in a strip; adds the strip's sum to bias.
+// Transforms the tiles of grad_output in a strip; adds the strip's sum to bias.
+template <int TAPS>
 void transform_grad(const Plan& p, const float* strip, float* m, int64_t xi_stride, float* bias) {
+  constexpr int OUT = kTileOut<TAPS>;
   Raw sum = V::load(bias).v;
   for (int64_t t = 0; t < p.tw; ++t) {
-    Raw mid[6][4];
+    Raw mid[6][OUT];
 #pragma GCC unroll 4
-    for (int s = 0; s < 4; ++s) {
-      Raw line[4], o[6];
+    for (int s = 0; s < OUT; ++s) {
+      Raw line[OUT], o[6];
 #pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) {
-        line[r] = V::load(strip + (r * p.strip_columns + 4 * t + s) * N).v;
-        sum += line[r];
+      for (int r = 0; r < OUT; ++r) {
+        line[r] = V::load(strip + (r * p.columns + OUT * t + s) * N).v;
+        sum = sum + line[r];
       }
-      grad_line(line, o);
+      grad_line<OUT>(line, o);
 #pragma GCC unroll 6
       for (int r = 0; r < 6; ++r) mid[r][s] = o[r];
     }
@@ -99,7 +103,7 @@ void transform_grad(const Plan& p, const float* strip, float* m, int64_t xi_stri
 #pragma GCC unroll 6
     for (int r = 0; r < 6; ++r) {
       Raw o[6];
-      grad_line(mid[r], o);
+      grad_line<OUT>(mid[r], o);
 #pragma GCC unroll 6
       for (int s = 0; s < 6; ++s) V{o[s]}.store(to + (r * 6 + s) * xi_stride);
     }
@@ -107,14 +111,14 @@ void transform_grad(const Plan& p, const float* strip, float* m, int64_t xi_stri
   V{sum}.store(bias);
 }
 
-// dU[k][c] += sum over tiles of M[tile][k] V[tile][c], kRows output channels by NV groups of input channels.
+// dU[k][c] (+)= sum over tiles of M[tile][k] V[tile][c], kRows output channels by NV groups of input channels.
 template <int NV>
-void product(const float* m, const float* v, int64_t v_group, int64_t tiles, float* u, int64_t u_row) {
+void product(const float* m, const float* v, int64_t v_group, int64_t tiles, float* u, int64_t u_row, bool add) {
   Raw acc[kRows][NV];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) acc[i][j] = V::load(u + i * u_row + j * N).v;
+    for (int j = 0; j < NV; ++j) acc[i][j] = add ? V::load(u + i * u_row + j * N).v : Raw{};
   for (int64_t t = 0; t < tiles; ++t, m += N, v += N) {
     Raw b[NV];
 #pragma GCC unroll 4
@@ -132,103 +136,126 @@ void product(const float* m, const float* v, int64_t v_group, int64_t tiles, flo
     for (int j = 0; j < NV; ++j) V{acc[i][j]}.store(u + i * u_row + j * N);
 }
 
+// The 36 products of `channels` output channels (from a) with `groups` groups of input channels (from b).
+void products(const float* a, int64_t a_xi, const float* b, int64_t b_xi, int64_t group_stride, int64_t tiles, int64_t channels,
+              int64_t groups, float* u, int64_t u_xi, int64_t u_row, bool add) {
+  for (int64_t xi = 0; xi < 36; ++xi)
+    for (int64_t g = 0; g < groups; g += kColumns)
+      for (int64_t k = 0; k < channels; k += kRows) {
+        const float* from = a + xi * a_xi + k / N * group_stride + k % N;
+        const float* with = b + xi * b_xi + g * group_stride;
+        float* to = u + xi * u_xi + k * u_row + g * N;
+        switch (min64(kColumns, groups - g)) {
+          case 1: product<1>(from, with, group_stride, tiles, to, u_row, add); break;
+          case 2: product<2>(from, with, group_stride, tiles, to, u_row, add); break;
+          default: product<kColumns>(from, with, group_stride, tiles, to, u_row, add);
+        }
+      }
+}
+
+// grad_output read as an image: no padding, its rows past p and columns past q zero.
+ConvProblem grad_as_image(const ConvProblem& d) {
+  ConvProblem grad{};
+  grad.xc = d.yk, grad.xh = d.yh, grad.xw = d.yw;
+  grad.c = d.k, grad.h = d.p, grad.w = d.q;
+  return grad;
+}
+
+// V (of input) or M (of grad_output, with the sums of its channels) of one tile row and one group of channels.
+template <int TAPS>
+void transform_input_row(const ConvProblem& d, const Plan& p, int64_t row, int64_t group, float* strip, float* v, int64_t v_xi) {
+  fill_strip<TAPS>(d, p.tw, p.columns, static_cast<const float*>(d.x) + row / p.th * d.xn, row % p.th, group, 6, strip);
+  transform_input<TAPS>(p.tw, p.columns, strip, v, v_xi);
+}
+template <int TAPS>
+void transform_grad_row(const ConvProblem& d, const Plan& p, int64_t row, int64_t group, float* strip, float* m, int64_t m_xi,
+                        float* bias) {
+  fill_strip<TAPS>(grad_as_image(d), p.tw, p.columns, static_cast<const float*>(d.y) + row / p.th * d.yn, row % p.th, group,
+                   kTileOut<TAPS>, strip);
+  transform_grad<TAPS>(p, strip, m, m_xi, bias);
+}
+
+// dW[c] = G^T (sum of the slices' dU) G for one output channel and `groups` groups of input channels; w at the first one.
+template <int TAPS>
+void finish(const ConvProblem& d, const float* u, int64_t u_xi, int64_t slices, int64_t slice, int64_t group, int64_t groups,
+            float* w) {
+  constexpr int kTaps = TAPS * TAPS;
+  for (int64_t g = 0; g < groups; ++g) {
+    Raw mid[TAPS][6];
+#pragma GCC unroll 6
+    for (int s = 0; s < 6; ++s) {
+      Raw line[6], o[TAPS];
+#pragma GCC unroll 6
+      for (int r = 0; r < 6; ++r) {
+        const float* from = u + (r * 6 + s) * u_xi + g * N;
+        line[r] = V::load(from).v;
+        for (int64_t i = 1; i < slices; ++i) line[r] = line[r] + V::load(from + i * slice).v;
+      }
+      grad_weight_line<TAPS>(line, o);
+#pragma GCC unroll 5
+      for (int r = 0; r < TAPS; ++r) mid[r][s] = o[r];
+    }
+    alignas(64) float taps[(kTaps + N - 1) / N * N][N];
+#pragma GCC unroll 5
+    for (int r = 0; r < TAPS; ++r) {
+      Raw o[TAPS];
+      grad_weight_line<TAPS>(mid[r], o);
+#pragma GCC unroll 5
+      for (int s = 0; s < TAPS; ++s) V{o[s]}.store(taps[r * TAPS + s]);
+    }
+    const int lanes = int(min64(N, d.c - (group + g) * N));
+    float* to = w + g * N * d.wc;
+    if (d.ws == 1 && d.wr == TAPS) {
+      for (int tap = 0; tap < kTaps; tap += N) untranspose_block(taps[tap], to + tap, d.wc, 1, lanes, int(min64(N, kTaps - tap)));
+    } else {
+      for (int tap = 0; tap < kTaps; ++tap) {
+        float* at = to + tap / TAPS * d.wr + tap % TAPS * d.ws;
+        if (d.wc == 1) V::load(taps[tap]).store_n(at, lanes);
+        else
+          for (int l = 0; l < lanes; ++l) at[l * d.wc] = taps[tap][l];
+      }
+    }
+  }
+}
+
+// ---- the two orders of work ----------------------------------------------------------------------------------------
+
+template <int TAPS>
 void run_slice(const ConvProblem& d, const Plan& p, int64_t slice, int64_t first, int64_t groups, float* out, char* own) {
   float* v = reinterpret_cast<float*>(own + p.v);
   float* m = reinterpret_cast<float*>(own + p.m);
   float* strip = reinterpret_cast<float*>(own + p.strip);
-  const int64_t c_padded = p.c_groups * N;
   float* bias = out + 36 * p.u_xi;
-  for (int64_t i = 0; i < p.slice; ++i) out[i] = 0;
-  // grad_output read as an image: no padding, its rows past p and columns past q zero.
-  ConvProblem grad{};
-  grad.xc = d.yk, grad.xh = d.yh, grad.xw = d.yw;
-  grad.c = d.k, grad.h = d.p, grad.w = d.q;
-  for (int64_t block = p.blocks * slice / p.slices; block < p.blocks * (slice + 1) / p.slices; ++block) {
+  for (int64_t i = 0; i < groups * N; ++i) bias[i] = 0;
+  const int64_t first_block = p.blocks * slice / p.slices;
+  for (int64_t block = first_block; block < p.blocks * (slice + 1) / p.slices; ++block) {
     const int64_t row0 = block * p.rows_per_block, rows = min64(p.rows_per_block, p.tile_rows - row0);
     const int64_t tiles = rows * p.tw, group_stride = tiles * N;
     const int64_t v_xi = odd_lines(p.c_groups * group_stride), m_xi = odd_lines(groups * group_stride);
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t image = (row0 + r) / p.th, tile_row = (row0 + r) % p.th;
-      for (int64_t g = 0; g < p.c_groups; ++g) {
-        fill_strip(d, p.tw, p.strip_columns, static_cast<const float*>(d.x) + image * d.xn, tile_row, g, 6, strip);
-        transform_input(p.tw, p.strip_columns, strip, v + g * group_stride + r * p.tw * N, v_xi);
-      }
-      for (int64_t g = 0; g < groups; ++g) {
-        fill_strip(grad, p.tw, p.strip_columns, static_cast<const float*>(d.y) + image * d.yn, tile_row, first + g, 4,
-                   strip);
-        transform_grad(p, strip, m + g * group_stride + r * p.tw * N, m_xi, bias + g * N);
-      }
+      for (int64_t g = 0; g < p.c_groups; ++g)
+        transform_input_row<TAPS>(d, p, row0 + r, g, strip, v + g * group_stride + r * p.tw * N, v_xi);
+      for (int64_t g = 0; g < groups; ++g)
+        transform_grad_row<TAPS>(d, p, row0 + r, first + g, strip, m + g * group_stride + r * p.tw * N, m_xi, bias + g * N);
     }
-    for (int64_t xi = 0; xi < 36; ++xi)
-      for (int64_t g = 0; g < p.c_groups; g += kColumns)
-        for (int64_t k = 0; k < groups * N; k += kRows) {
-          const float* a = m + xi * m_xi + k / N * group_stride + k % N;
-          const float* b = v + xi * v_xi + g * group_stride;
-          float* u = out + xi * p.u_xi + k * c_padded + g * N;
-          switch (min64(kColumns, p.c_groups - g)) {
-            case 1: product<1>(a, b, group_stride, tiles, u, c_padded); break;
-            case 2: product<2>(a, b, group_stride, tiles, u, c_padded); break;
-            default: product<kColumns>(a, b, group_stride, tiles, u, c_padded);
-          }
-        }
+    products(m, m_xi, v, v_xi, group_stride, tiles, groups * N, p.c_groups, out, p.u_xi, p.c_groups * N, block > first_block);
   }
 }
 
-// dW[k][c] = G^T (sum of the slices' dU) G for one output channel of the chunk.
-void finish(const ConvProblem& d, const Plan& p, const float* slices, int64_t first, int64_t k, float* grad_weight) {
-  const int64_t c_padded = p.c_groups * N;
-  float* w = grad_weight + (first * N + k) * d.wk;
-  for (int64_t g = 0; g < p.c_groups; ++g) {
-    Raw mid[3][6];
-#pragma GCC unroll 6
-    for (int s = 0; s < 6; ++s) {
-      Raw line[6], o[3];
-#pragma GCC unroll 6
-      for (int r = 0; r < 6; ++r) {
-        const float* from = slices + (r * 6 + s) * p.u_xi + k * c_padded + g * N;
-        line[r] = V::load(from).v;
-        for (int64_t i = 1; i < p.slices; ++i) line[r] += V::load(from + i * p.slice).v;
-      }
-      weight_line(line, o);
-#pragma GCC unroll 3
-      for (int r = 0; r < 3; ++r) mid[r][s] = o[r];
-    }
-    alignas(64) float taps[N < 9 ? 9 : N][N];
-#pragma GCC unroll 3
-    for (int r = 0; r < 3; ++r) {
-      Raw o[3];
-      weight_line(mid[r], o);
-#pragma GCC unroll 3
-      for (int s = 0; s < 3; ++s) V{o[s]}.store(taps[r * 3 + s]);
-    }
-    const int lanes = int(min64(N, d.c - g * N));
-    float* to = w + g * N * d.wc;
-    if (N >= 9 && d.ws == 1 && d.wr == 3) untranspose_block(taps[0], to, d.wc, 1, lanes, 9);
-    else
-      for (int tap = 0; tap < 9; ++tap)
-        for (int l = 0; l < lanes; ++l) to[l * d.wc + tap / 3 * d.wr + tap % 3 * d.ws] = taps[tap][l];
-  }
-}
-
-}  // namespace
-
-// ---- launchers -----------------------------------------------------------------------------------------------------
-
-int64_t winograd_grad_workspace(const ConvProblem& d, int64_t workers) { return make_plan(d, workers).total; }
-
-void winograd_grad_weight(const ConvProblem& d, float* grad_weight, float* grad_bias, int64_t workers, char* workspace) {
-  const Plan p = make_plan(d, workers);
+template <int TAPS>
+void run_many(const ConvProblem& d, const Plan& p, float* grad_weight, float* grad_bias, int64_t workers, char* workspace) {
   float* slices = reinterpret_cast<float*>(workspace);
   for (int64_t first = 0; first < p.k_groups; first += p.chunk_groups) {
     const int64_t groups = min64(p.chunk_groups, p.k_groups - first);
     parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
       for (int64_t w = begin; w < end; ++w)
         for (int64_t s = w; s < p.slices; s += workers)
-          run_slice(d, p, s, first, groups, slices + s * p.slice, workspace + p.workers + w * p.worker);
+          run_slice<TAPS>(d, p, s, first, groups, slices + s * p.slice, workspace + p.workers + w * p.worker);
     });
     const int64_t channels = min64(groups * N, d.k - first * N);
     parallel_for(0, channels, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) finish(d, p, slices, first, k, grad_weight);
+      for (int64_t k = begin; k < end; ++k)
+        finish<TAPS>(d, slices + k * p.c_groups * N, p.u_xi, p.slices, p.slice, 0, p.c_groups, grad_weight + (first * N + k) * d.wk);
     });
     if (!grad_bias) continue;
     for (int64_t k = 0; k < channels; ++k) {
@@ -237,6 +264,60 @@ void winograd_grad_weight(const ConvProblem& d, float* grad_weight, float* grad_
       grad_bias[first * N + k] = sum;
     }
   }
+}
+
+template <int TAPS>
+void run_few(const ConvProblem& d, const Plan& p, float* grad_weight, float* grad_bias, int64_t workers, char* workspace) {
+  float* v = reinterpret_cast<float*>(workspace + p.v);
+  float* m = reinterpret_cast<float*>(workspace + p.m);
+  float* bias = reinterpret_cast<float*>(workspace + p.bias);
+  const int64_t group_stride = p.tiles * N;
+  for (int64_t i = 0; i < p.k_groups * N; ++i) bias[i] = 0;
+  parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w) {
+      float* strip = reinterpret_cast<float*>(workspace + p.workers + w * p.worker + p.strip);
+      for (int64_t g = w; g < p.c_groups + p.k_groups; g += workers)
+        for (int64_t r = 0; r < p.tile_rows; ++r) {
+          const int64_t k = g - p.c_groups, at = r * p.tw * N;
+          if (k < 0) transform_input_row<TAPS>(d, p, r, g, strip, v + g * group_stride + at, p.v_xi);
+          else transform_grad_row<TAPS>(d, p, r, k, strip, m + k * group_stride + at, p.m_xi, bias + k * N);
+        }
+    }
+  });
+  parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w) {
+      float* u = reinterpret_cast<float*>(workspace + p.workers + w * p.worker + p.u);
+      for (int64_t k = w; k < p.k_groups; k += workers)
+        for (int64_t g = 0; g < p.c_groups; g += p.chunk_groups) {
+          const int64_t groups = min64(p.chunk_groups, p.c_groups - g), u_row = p.chunk_groups * N;
+          products(m + k * group_stride, p.m_xi, v + g * group_stride, p.v_xi, group_stride, p.tiles, N, groups, u, p.u_xi, u_row, false);
+          for (int64_t i = 0; i < min64(N, d.k - k * N); ++i)
+            finish<TAPS>(d, u + i * u_row, p.u_xi, 1, 0, g, groups, grad_weight + (k * N + i) * d.wk + g * N * d.wc);
+        }
+    }
+  });
+  if (grad_bias)
+    for (int64_t k = 0; k < d.k; ++k) grad_bias[k] = bias[k];
+}
+
+template <int TAPS>
+void run(const ConvProblem& d, float* grad_weight, float* grad_bias, int64_t workers, char* workspace) {
+  const Plan p = make_plan<TAPS>(d, workers);
+  if (p.few) run_few<TAPS>(d, p, grad_weight, grad_bias, workers, workspace);
+  else run_many<TAPS>(d, p, grad_weight, grad_bias, workers, workspace);
+}
+
+}  // namespace
+
+// ---- launchers -----------------------------------------------------------------------------------------------------
+
+int64_t winograd_grad_workspace(const ConvProblem& d, int64_t workers) {
+  return d.r == 3 ? make_plan<3>(d, workers).total : make_plan<5>(d, workers).total;
+}
+
+void winograd_grad_weight(const ConvProblem& d, float* grad_weight, float* grad_bias, int64_t workers, char* workspace) {
+  if (d.r == 3) run<3>(d, grad_weight, grad_bias, workers, workspace);
+  else run<5>(d, grad_weight, grad_bias, workers, workspace);
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS
