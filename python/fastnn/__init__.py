@@ -5,6 +5,7 @@ from fastnn._load import load as _load
 _C = _load()
 
 from fastnn import _fake, functional, optim  # noqa: E402
+from fastnn._fuse import fuse  # noqa: E402
 from fastnn.convert import convert, disabled, report, revert  # noqa: E402
 from fastnn.info import fallbacks  # noqa: E402
 from fastnn.precision import set_strict_conv  # noqa: E402
@@ -14,7 +15,7 @@ from fastnn.optim import clip_grad_norm_  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
-    "clip_grad_norm_", "convert", "disabled", "fallbacks", "functional", "optim", "report", "revert",
+    "clip_grad_norm_", "convert", "disabled", "fallbacks", "functional", "fuse", "optim", "report", "revert",
     "set_strict_conv", *_module_names,
 ]  # fmt: skip
 

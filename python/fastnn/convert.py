@@ -3,12 +3,14 @@
 import copy
 import fnmatch
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from fastnn import _C, modules
+from fastnn._fuse import train as _fused_training
 
 # torch.nn.Conv2d -> fastnn.Conv2d and so on: a twin is a direct subclass under the same name.
 TWINS = {
@@ -22,9 +24,13 @@ _ORIGINALS = {twin: original for original, twin in TWINS.items()}
 _REBUILDING_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
 
 
+_NOTHING = SimpleNamespace(fused=())
+
+
 @dataclass(frozen=True)
 class LayerReport:
-    """One row of report(): a module's name, its type's name, whether it runs on fastnn's kernels, and why not."""
+    """One row of report(): a module's name, its type's name, whether it runs on fastnn's kernels, and why not, or what
+    it is fused with."""
 
     name: str
     type: str
@@ -93,8 +99,10 @@ def convert(model, *, include=None, exclude=None, inplace=True):
 
 
 def revert(model):
-    """Undoes convert(): every fastnn layer becomes its torch.nn original again, in place. Returns the model."""
+    """Undoes convert() and a fuse() in training mode: every fastnn layer becomes its torch.nn original again and every
+    fused block its own class, in place. Returns the model."""
     for module in model.modules():
+        _fused_training.unfuse(module)
         if type(module) in _ORIGINALS:
             module.__class__ = _ORIGINALS[type(module)]
     return model
@@ -111,12 +119,19 @@ def report(model, *, console=None):
         A list of LayerReport, one for every module without children, in named_modules() order. Calls that reached a
         native layer but fell back for their arguments are in fastnn.fallbacks().
     """
-    rows = []
+    rows, joined = [], {}
     for name, module in model.named_modules():
+        for names in getattr(module, "_fastnn_plan", _NOTHING).fused:
+            text = " + ".join(names)
+            joined.update((f"{name}.{one}".strip("."), f"fused: {text}") for one in names)
         if next(module.children(), None) is not None:
             continue
         native = type(module).__module__.startswith("fastnn.")
         reason = "" if native else (_why_left(module) or "not converted")
+        if hasattr(module, "fused"):
+            native, reason = module.runs_on(), module.describe()
+        elif name in joined:
+            native, reason = True, joined[name]
         rows.append(LayerReport(name, type(module).__name__, native, reason))
     table = Table(title=f"{sum(r.native for r in rows)} of {len(rows)} layers run on fastnn")
     for column in ("layer", "type", "runs on", "why"):

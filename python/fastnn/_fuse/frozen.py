@@ -1,0 +1,198 @@
+"""A frozen copy of a model for inference: batch norms folded into products, what follows them joined to them."""
+
+import operator
+
+import torch
+from torch import fx
+
+from fastnn import modules
+from fastnn._fuse import layers
+from fastnn._fuse.trace import has_hooks, is_fresh, quiet_between
+
+CONVS = (torch.nn.Conv2d, modules.Conv2d)
+LINEARS = (torch.nn.Linear, modules.Linear)
+NORMS_2D = (torch.nn.BatchNorm2d, modules.BatchNorm2d)
+NORMS_1D = (torch.nn.BatchNorm1d, modules.BatchNorm1d)
+DROPPED = (
+    torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.Dropout3d, torch.nn.AlphaDropout,
+)  # fmt: skip
+RELU_FUNCTIONS = (torch.relu, torch.relu_, torch.nn.functional.relu, torch.nn.functional.relu_)
+RELU6_FUNCTIONS = (torch.nn.functional.relu6,)
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+class FrozenModel(torch.nn.Module):
+    """What fuse() returns for a model in evaluation: `body` computes what the model did, for inference only."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+        super().train(False)
+
+    def forward(self, *args, **kwargs):
+        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+            raise RuntimeError("a model fused in evaluation mode has no gradients; call fuse() on it in training mode")
+        with torch.no_grad():
+            return self.body(*args, **kwargs)
+
+    def train(self, mode=True):
+        if mode:
+            raise RuntimeError("a model fused in evaluation mode is frozen; train the one it was made from")
+        return self
+
+
+def _plain(module, kinds):
+    return type(module) in kinds and "forward" not in module.__dict__ and not has_hooks(module)
+
+
+def _norms_by_statistics(norm):
+    return not norm.training and norm.running_mean is not None and norm.running_var is not None
+
+
+class _Freezer:
+    """The passes over one graph; `root` holds the modules its nodes name."""
+
+    def __init__(self, root, graph):
+        self.root, self.graph = root, graph
+        self.frozen = {}  # node -> its frozen layer
+
+    def find(self, node):
+        if node in self.frozen:
+            return self.frozen[node]
+        return self.root.get_submodule(node.target) if node.op == "call_module" else None
+
+    def run(self):
+        self.drop_identities()
+        for node in list(self.graph.nodes):
+            self.freeze(node)
+        for node in list(self.frozen):
+            self.fold_norm(node)
+        for node in list(self.frozen):
+            self.join(node)
+        self.name_layers()
+        self.graph.lint()
+
+    def drop_identities(self):
+        for node in list(self.graph.nodes):
+            module = self.find(node)
+            dropout = node.op == "call_function" and node.target is torch.nn.functional.dropout
+            if dropout:
+                training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+            if (module is not None and _plain(module, DROPPED)) or (dropout and training is False):
+                node.replace_all_uses_with(node.args[0] if node.args else node.kwargs["input"])
+                self.graph.erase_node(node)
+
+    def freeze(self, node):
+        module = self.find(node)
+        if module is None or len(node.args) != 1 or node.kwargs:
+            return
+        if _plain(module, CONVS):
+            self.frozen[node] = layers.FrozenConv2d(module)
+        elif _plain(module, LINEARS):
+            self.frozen[node] = layers.FrozenLinear(module)
+        elif _plain(module, NORMS_2D) and _norms_by_statistics(module):
+            self.frozen[node] = layers.FrozenBatchNorm2d(module)
+
+    def only_user(self, node):
+        return next(iter(node.users)) if len(node.users) == 1 else None
+
+    def absorb(self, node, last, residual=None):
+        """Node moves to the place of `last`, whose value it now computes."""
+        with self.graph.inserting_before(last):
+            inputs = (node.args[0],) if residual is None else (node.args[0], residual)
+            moved = self.graph.call_module(node.target, inputs)
+        last.replace_all_uses_with(moved)
+        self.frozen[moved] = self.frozen.pop(node)
+        return moved
+
+    def fold_norm(self, node):
+        if node not in self.frozen:
+            return
+        layer, user = self.frozen[node], self.only_user(node)
+        norm = self.find(user) if user is not None else None
+        if isinstance(layer, layers.FrozenConv2d):
+            kinds = (*NORMS_2D, layers.FrozenBatchNorm2d)
+        elif isinstance(layer, layers.FrozenLinear):
+            kinds = NORMS_1D
+        else:
+            return
+        if norm is None or type(norm) not in kinds or user.kwargs or len(user.args) != 1:
+            return
+        if type(norm) is not layers.FrozenBatchNorm2d and not (_plain(norm, kinds) and _norms_by_statistics(norm)):
+            return
+        if not quiet_between(node, user, self.find):
+            return
+        original = self.root.get_submodule(user.target)
+        if original.running_mean.dtype != layer.weight.dtype or original.num_features != layer.weight.shape[0]:
+            return
+        layers.fold(layer, original)
+        self.absorb(node, user)
+        self.frozen.pop(user, None)
+        for old in (user, node):
+            self.graph.erase_node(old)
+
+    def activation_of(self, user, node):
+        """"relu" or "relu6" when that is what `user` does to node's value."""
+        if user is None or not user.args or user.args[0] is not node:
+            return ""
+        if user.op == "call_module":
+            module = self.find(user)
+            if _plain(module, (torch.nn.ReLU, modules.ReLU)):
+                return "relu"
+            clips = _plain(module, (torch.nn.ReLU6, torch.nn.Hardtanh)) and (module.min_val, module.max_val) == (0, 6)
+            return "relu6" if clips else ""
+        if user.op == "call_method":
+            return "relu" if user.target in ("relu", "relu_") else ""
+        if user.op == "call_function":
+            return "relu" if user.target in RELU_FUNCTIONS else "relu6" if user.target in RELU6_FUNCTIONS else ""
+        return ""
+
+    def is_product(self, node):
+        return isinstance(self.frozen.get(node), (layers.FrozenConv2d, layers.FrozenLinear))
+
+    def residual_of(self, user, node):
+        """What `user` adds to the value of a convolution or linear layer, when the layer can do it instead."""
+        if not self.is_product(node) or user is None or user.op != "call_function" or user.target not in ADDITIONS:
+            return None
+        others = [a for a in user.args if a is not node]
+        if user.kwargs or len(user.args) != 2 or len(others) != 1 or not isinstance(others[0], fx.Node):
+            return None
+        other = others[0]
+        if user.target is operator.iadd and user.args[0] is other and not is_fresh(other, self.find(other)):
+            return None  # others see the sum
+        if node < other and self.is_product(other) and len(other.users) == 1:
+            return None  # the later of two layers adds
+        return other if quiet_between(node, user, self.find) else None
+
+    def join(self, node):
+        """Joins an addition and an activation to a frozen layer."""
+        if node not in self.frozen:
+            return
+        layer, user = self.frozen[node], self.only_user(node)
+        residual = self.residual_of(user, node)
+        if residual is not None:
+            moved = self.absorb(node, user, residual)
+            for old in (user, node):
+                self.graph.erase_node(old)
+            layer.fused.append("add")
+            node, user = moved, self.only_user(moved)
+        activation = self.activation_of(user, node)
+        if not activation or (activation != "relu" and isinstance(layer, layers.FrozenBatchNorm2d)):
+            return
+        if not quiet_between(node, user, self.find):
+            return
+        residual = node.args[1] if len(node.args) > 1 else None
+        self.absorb(node, user, residual)
+        for old in (user, node):
+            self.graph.erase_node(old)
+        layer.activation = activation
+        layer.fused.append("ReLU6" if activation == "relu6" else "ReLU")
+
+    def name_layers(self):
+        """Puts the frozen layers into the module tree, under the names their products had."""
+        taken = {}
+        for node, layer in self.frozen.items():
+            count = taken[node.target] = taken.get(node.target, -1) + 1
+            if count:
+                node.target = f"{node.target}_{count}"  # one module called in several places
+            self.root.add_submodule(node.target, layer)
