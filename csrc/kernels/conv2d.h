@@ -56,6 +56,7 @@ Status conv2d(const Conv2dParams& p);
 
 // Strict mode never chooses Winograd, whose rounding error is larger than a plain sum's. Returns the mode before.
 bool conv2d_set_strict(bool strict);
+bool conv2d_strict();
 // For tests and measurements: choose this algorithm wherever it takes the shape (by name; "" ends it). False when there
 // is no such algorithm.
 bool conv2d_force(const char* name);

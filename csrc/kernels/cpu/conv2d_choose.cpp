@@ -135,6 +135,7 @@ Conv2dAlgorithm conv2d_choose(const Conv2dParams& p) {
 }
 
 bool conv2d_set_strict(bool strict) { return g_strict.exchange(strict); }
+bool conv2d_strict() { return g_strict; }
 
 bool conv2d_force(const char* name) {
   if (!*name) return g_forced = -1, true;

@@ -112,6 +112,10 @@ Status cross_entropy_backward(const CrossEntropyParams& p) { return kernels().cr
 Status nll_loss_forward(const NllLossParams& p) { return kernels().nll_loss_forward(p); }
 Status nll_loss_backward(const NllLossParams& p) { return kernels().nll_loss_backward(p); }
 Status optim_step(const OptimParams& p) { return kernels().optim_step(p); }
+int64_t packed_conv2d_bytes(const PackedConv2dParams& p) { return kernels().packed_conv2d_bytes(p); }
+void packed_conv2d_pack(const PackedConv2dParams& p) { return kernels().packed_conv2d_pack(p); }
+int64_t packed_conv2d_workspace(const PackedConv2dParams& p) { return kernels().packed_conv2d_workspace(p); }
+Status packed_conv2d(const PackedConv2dParams& p) { return kernels().packed_conv2d(p); }
 Status partial_norms(const NormParams& p) { return kernels().partial_norms(p); }
 Status avg_pool2d_backward(const Pool2dParams& p) { return kernels().avg_pool2d_backward(p); }
 Status avg_pool2d_forward(const Pool2dParams& p) { return kernels().avg_pool2d_forward(p); }

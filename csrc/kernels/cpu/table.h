@@ -7,6 +7,7 @@
 #include "../cross_entropy.h"
 #include "../nll_loss.h"
 #include "../optim.h"
+#include "../packed_conv2d.h"
 #include "../pool2d.h"
 #include "../softmax.h"
 
@@ -30,6 +31,10 @@ struct KernelTable {
   Status (*nll_loss_forward)(const NllLossParams&);
   Status (*nll_loss_backward)(const NllLossParams&);
   Status (*optim_step)(const OptimParams&);
+  int64_t (*packed_conv2d_bytes)(const PackedConv2dParams&);
+  void (*packed_conv2d_pack)(const PackedConv2dParams&);
+  int64_t (*packed_conv2d_workspace)(const PackedConv2dParams&);
+  Status (*packed_conv2d)(const PackedConv2dParams&);
   Status (*partial_norms)(const NormParams&);
   Status (*avg_pool2d_backward)(const Pool2dParams&);
   Status (*avg_pool2d_forward)(const Pool2dParams&);

@@ -4,10 +4,11 @@ import operator
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_map_only
 
 from fastnn import modules
 from fastnn._fuse import layers
-from fastnn._fuse.trace import has_hooks, is_fresh, quiet_between
+from fastnn._fuse.trace import has_hooks, is_fresh, is_library, quiet_between
 
 CONVS = (torch.nn.Conv2d, modules.Conv2d)
 LINEARS = (torch.nn.Linear, modules.Linear)
@@ -19,6 +20,10 @@ DROPPED = (
 RELU_FUNCTIONS = (torch.relu, torch.relu_, torch.nn.functional.relu, torch.nn.functional.relu_)
 RELU6_FUNCTIONS = (torch.nn.functional.relu6,)
 ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+def _is_channels_last(t):
+    return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
 
 
 class FrozenModel(torch.nn.Module):
@@ -33,7 +38,10 @@ class FrozenModel(torch.nn.Module):
         if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
             raise RuntimeError("a model fused in evaluation mode has no gradients; call fuse() on it in training mode")
         with torch.no_grad():
-            return self.body(*args, **kwargs)
+            result = self.body(*args, **kwargs)
+        if any(isinstance(a, torch.Tensor) and _is_channels_last(a) for a in args):
+            return result
+        return tree_map_only(torch.Tensor, lambda t: t.contiguous() if t.dim() == 4 else t, result)
 
     def train(self, mode=True):
         if mode:
@@ -63,6 +71,7 @@ class _Freezer:
 
     def run(self):
         self.drop_identities()
+        self.free_layouts()
         for node in list(self.graph.nodes):
             self.freeze(node)
         for node in list(self.frozen):
@@ -81,6 +90,20 @@ class _Freezer:
             if (module is not None and _plain(module, DROPPED)) or (dropout and training is False):
                 node.replace_all_uses_with(node.args[0] if node.args else node.kwargs["input"])
                 self.graph.erase_node(node)
+
+    def free_layouts(self):
+        """Frozen convolutions answer in channels_last: a view of their output may need a copy, and foreign code gets the
+        layout it knows."""
+        for node in list(self.graph.nodes):
+            module = self.find(node)
+            if node.op == "call_method" and node.target == "view":
+                node.target = "reshape"
+            if module is None or is_library(module):
+                continue
+            for argument in node.all_input_nodes:
+                with self.graph.inserting_before(node):
+                    plain = self.graph.call_function(layers.contiguous, (argument,))
+                node.replace_input_with(argument, plain)
 
     def freeze(self, node):
         module = self.find(node)

@@ -1,10 +1,19 @@
 """The layers of a frozen model: inference only, weights folded, the element-wise work that followed joined to them."""
 
+import copy
+
 import torch
 
+from fastnn import _C
 from fastnn import functional as F
+from fastnn.functional.conv2d import _pad, _pair
 
-ACTIVATIONS = ("", "relu", "relu6")
+_RANGES = {"": (-torch.inf, torch.inf), "relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}
+
+
+def contiguous(x):
+    """A channels_last tensor in torch's default layout; anything else as it is."""
+    return x.contiguous() if isinstance(x, torch.Tensor) and x.dim() == 4 else x
 
 
 def _activate(x, activation):
@@ -49,11 +58,42 @@ class FrozenConv2d(Frozen):
         self.constant("bias", conv.bias)
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.padding_mode, self.pads = conv.padding_mode, list(conv._reversed_padding_repeated_twice)
+        self.kernel = None
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "kernel": None}  # packed weights are this machine's: made again where needed
+
+    def __deepcopy__(self, memo):
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        other.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return other
+
+    def describe(self):
+        """For report(): what one call stands for, and the algorithm of the last call."""
+        how = self.kernel.algorithm() if self.kernel else ""
+        return super().describe() + (f" ({how})" if how else "")
+
+    def _packed(self, input, residual):
+        """The result by the packed kernels, or None where they do not take the call."""
+        if self.kernel is None:
+            _, padding = (None, (0, 0)) if self.padding_mode != "zeros" else (None, self.padding)
+            if isinstance(padding, str):
+                if padding == "same" and any(d * (k - 1) % 2 for d, k in zip(_pair(self.dilation), self.weight.shape[2:], strict=True)):
+                    return None
+                padding = _pad(None, self.weight, self.stride, padding, self.dilation)[1]
+            self.kernel = _C.PackedConv2d(_pair(self.stride), _pair(padding), _pair(self.dilation), self.groups)
+        low, high = _RANGES[self.activation]
+        return self.kernel(input, self.weight, self.bias, residual, low, high)
 
     def forward(self, input, residual=None):
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = torch.nn.functional.pad(input, self.pads, mode=self.padding_mode), 0
+        if type(input) is torch.Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+            y = self._packed(input, residual)
+            if y is not None:
+                return y
         y = F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
         if residual is not None:
             y = y + residual

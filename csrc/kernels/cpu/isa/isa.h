@@ -8,6 +8,7 @@
 #include "../../cross_entropy.h"
 #include "../../nll_loss.h"
 #include "../../optim.h"
+#include "../../packed_conv2d.h"
 #include "../../pool2d.h"
 #include "../../softmax.h"
 
@@ -30,6 +31,10 @@ Status cross_entropy_backward(const CrossEntropyParams& p);
 Status nll_loss_forward(const NllLossParams& p);
 Status nll_loss_backward(const NllLossParams& p);
 Status optim_step(const OptimParams& p);
+int64_t packed_conv2d_bytes(const PackedConv2dParams& p);
+void packed_conv2d_pack(const PackedConv2dParams& p);
+int64_t packed_conv2d_workspace(const PackedConv2dParams& p);
+Status packed_conv2d(const PackedConv2dParams& p);
 Status partial_norms(const NormParams& p);
 Status avg_pool2d_backward(const Pool2dParams& p);
 Status avg_pool2d_forward(const Pool2dParams& p);

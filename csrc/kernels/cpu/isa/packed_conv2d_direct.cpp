@@ -1,0 +1,287 @@
+// Direct convolution in NHWC: output pixels x output channels is a matrix product whose left rows lie in the image.
+//
+// Seen from one output pixel, the input under a kernel row is one run of S * C values, so neither im2col nor packing of
+// the image is needed: a tile of 14 pixels by 32 channels stays in registers over all runs, broadcasts the image's
+// values and reads the packed weight in order. Padding is a copy of the image with a border of zeros.
+#include "../../parallel.h"
+#include "packed_conv2d.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+namespace {
+
+using V = Vec<float>;
+using Raw = V::Raw;
+constexpr int N = V::N;
+
+// Rows of a tile, as two groups so that few registers address them.
+#if defined(__AVX512F__)
+constexpr int kHalf = 7;
+#elif defined(__AVX2__)
+constexpr int kHalf = 3;
+#else
+constexpr int kHalf = 2;
+#endif
+constexpr int kRows = 2 * kHalf;
+
+struct Plan {
+  bool copies;           // the image is copied: a border, or channels that do not lie side by side
+  int64_t height, width; // of the image that is read
+  int64_t xn, xh, xw;    // its strides
+  int64_t runs, length;  // the input of a pixel: `runs` runs of `length` values
+  int64_t runs_per_row, step_row, step_run;  // where they start: row * step_row + i * step_run
+  int64_t rows, columns; // output pixels as `rows` rows of `columns` that lie equally far apart in both images
+  int64_t panels, depth;
+  int64_t image_bytes;   // of the copy
+};
+
+Plan make_plan(const PackedConv2dParams& p) {
+  Plan o{};
+  const bool border = p.pad_h || p.pad_w;
+  o.copies = border || p.input_stride_c != 1;
+  o.height = p.H + 2 * p.pad_h, o.width = p.W + 2 * p.pad_w;
+  if (o.copies) {
+    o.xw = p.C, o.xh = o.width * p.C, o.xn = o.height * o.xh;
+    o.image_bytes = round_up(o.xn * 4 + 64, 64);
+  } else {
+    o.xw = p.input_stride_w, o.xh = p.input_stride_h, o.xn = p.input_stride_n;
+  }
+  const bool joined = p.dilation_w == 1 && o.xw == p.C;  // a kernel row is one run
+  o.runs_per_row = joined ? 1 : p.S;
+  o.length = joined ? p.S * p.C : p.C;
+  o.runs = p.R * o.runs_per_row;
+  o.step_row = p.dilation_h * o.xh, o.step_run = p.dilation_w * o.xw;
+  o.depth = p.R * p.S * p.C;
+  o.panels = ceil_div(p.K, kPackedPanel);
+  return o;
+}
+
+// One tile: `first` and `second` rows of pixels, each `step` apart, from a0 and a1.
+struct Tile {
+  const float *a0, *a1;
+  int64_t step;
+  const float* b;  // [run][length][NV * N]
+  const Plan* plan;
+};
+
+template <int M0, int M1, int NV>
+FASTNN_INLINE void multiply(const Tile& t, Raw acc[M0 + M1][NV]) {
+  const Plan& o = *t.plan;
+  const float* b = t.b;
+  const int64_t l1 = t.step, l3 = 3 * t.step, l5 = 5 * t.step;
+  const int64_t rows = o.runs / o.runs_per_row;
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t run = 0; run < o.runs_per_row; ++run) {
+      const float* a0 = t.a0 + row * o.step_row + run * o.step_run;
+      const float* a1 = t.a1 + row * o.step_row + run * o.step_run;
+      const float* const end = a0 + o.length;
+#pragma GCC unroll 1
+      for (; a0 != end; ++a0, ++a1, b += NV * N) {
+        Raw w[NV];
+#pragma GCC unroll 2
+        for (int j = 0; j < NV; ++j) w[j] = V::load(b + j * N).v;
+#pragma GCC unroll 16
+        for (int i = 0; i < M0 + M1; ++i) {
+          const float* const a = i < M0 ? a0 : a1;
+          const int k = i < M0 ? i : i - M0;
+          const int64_t offset = k == 0 ? 0 : k == 1 ? l1 : k == 2 ? 2 * l1 : k == 3 ? l3 : k == 4 ? 4 * l1 : k == 5 ? l5 : 2 * l3;
+          const Raw x = V::set1(a[offset]).v;
+#pragma GCC unroll 2
+          for (int j = 0; j < NV; ++j) acc[i][j] += x * w[j];
+        }
+      }
+    }
+}
+
+struct Out {
+  float *y0, *y1;
+  const float *r0, *r1;  // residual or null
+  int64_t y_step, r_step;
+  const float* bias;     // [NV * N]
+  int lanes;             // of the panel
+  Clamp clamp;
+};
+
+template <int M0, int M1, int NV>
+void tile(const Tile& t, const Out& out) {
+  constexpr int kM = M0 + M1;
+  Raw acc[kM][NV];
+#pragma GCC unroll 2
+  for (int j = 0; j < NV; ++j) {
+    const Raw bias = V::load(out.bias + j * N).v;
+#pragma GCC unroll 16
+    for (int i = 0; i < kM; ++i) acc[i][j] = bias;
+  }
+  multiply<M0, M1, NV>(t, acc);
+  const auto each = [&](const auto& store) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kM; ++i) {
+      const int k = i < M0 ? i : i - M0;
+      float* const y = (i < M0 ? out.y0 : out.y1) + k * out.y_step;
+      const float* const r = out.r0 ? (i < M0 ? out.r0 : out.r1) + k * out.r_step : nullptr;
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) store(acc[i][j], y + j * N, r ? r + j * N : nullptr, j);
+    }
+  };
+  if (out.lanes == NV * N) {
+    if (out.r0) each([&](Raw v, float* y, const float* r, int) __attribute__((always_inline)) { V{out.clamp(v + V::load(r).v)}.store(y); });
+    else each([&](Raw v, float* y, const float*, int) __attribute__((always_inline)) { V{out.clamp(v)}.store(y); });
+    return;
+  }
+  each([&](Raw v, float* y, const float* r, int j) __attribute__((always_inline)) {
+    const int lanes = int(max64(0, min64(N, out.lanes - j * N)));
+    if (lanes == N) {
+      V{out.clamp(r ? v + V::load(r).v : v)}.store(y);
+    } else if (lanes > 0) {
+      V{out.clamp(r ? v + V::load_n(r, lanes).v : v)}.store_n(y, lanes);
+    }
+  });
+}
+
+using TileFn = void (*)(const Tile&, const Out&);
+template <int M0, int NV>
+TileFn find_tile(int64_t first, int64_t second) {
+  if constexpr (M0 == 0) {
+    return nullptr;
+  } else {
+    if (first != M0) return find_tile<M0 - 1, NV>(first, second);
+    if (second == 0) return tile<M0, 0, NV>;
+    if (second == M0) return tile<M0, M0, NV>;
+    if constexpr (M0 > 1) return tile<M0, M0 - 1, NV>;
+    return nullptr;
+  }
+}
+
+void copy_image(const PackedConv2dParams& p, const Plan& o, const float* x, float* to) {
+  parallel_for(0, o.height, max64(1, (1 << 14) / (o.xh + 1)), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* at = to + row * o.xh;
+      const int64_t h = row - p.pad_h;
+      if (h < 0 || h >= p.H) {
+        for (int64_t i = 0; i < o.xh; ++i) at[i] = 0;
+        continue;
+      }
+      const int64_t edge = p.pad_w * p.C, inner = p.W * p.C;
+      for (int64_t i = 0; i < edge; ++i) at[i] = 0, at[edge + inner + i] = 0;
+      at += edge;
+      const float* from = x + h * p.input_stride_h;
+      if (p.input_stride_c == 1 && p.input_stride_w == p.C) {
+        int64_t i = 0;
+        for (; i + N <= inner; i += N) V::load(from + i).store(at + i);
+        for (; i < inner; ++i) at[i] = from[i];
+      } else if (p.C == 3) {
+        const float *c0 = from, *c1 = c0 + p.input_stride_c, *c2 = c1 + p.input_stride_c;
+        for (int64_t w = 0; w < p.W; ++w, at += 3) {
+          const int64_t i = w * p.input_stride_w;
+          at[0] = c0[i], at[1] = c1[i], at[2] = c2[i];
+        }
+      } else {
+        for (int64_t w = 0; w < p.W; ++w, at += p.C)
+          for (int64_t c = 0; c < p.C; ++c) at[c] = from[w * p.input_stride_w + c * p.input_stride_c];
+      }
+    }
+  });
+}
+
+// Pixels of an image as the tiles see them: rows of pixels equally far apart in input, output and residual.
+struct Grid {
+  int64_t rows, columns;
+  int64_t tiles, size;  // tiles per row (or pair of rows), pixels of one tile per row
+  bool pairs;           // a tile takes two rows
+};
+
+Grid make_grid(const PackedConv2dParams& p, const Plan& o) {
+  Grid g{p.P, p.Q, 1, 0, false};
+  const bool flat = p.R == 1 && p.S == 1 && p.stride_h == 1 && p.stride_w == 1 && o.xh == p.W * o.xw &&
+                    p.output_stride_h == p.Q * p.output_stride_w && (!p.residual || p.residual_stride_h == p.Q * p.residual_stride_w);
+  if (flat) g.rows = 1, g.columns = p.P * p.Q;
+  g.pairs = g.rows > 1 && g.columns <= kHalf;
+  const int64_t most = g.pairs ? kHalf : kRows;
+  g.tiles = ceil_div(g.columns, most);
+  g.size = ceil_div(g.columns, g.tiles);
+  return g;
+}
+
+}  // namespace
+
+// ---- launchers -----------------------------------------------------------------------------------------------------
+
+int64_t packed_direct_bytes(const PackedConv2dParams& p) {
+  const int64_t panels = ceil_div(p.K, kPackedPanel);
+  return (panels * kPackedPanel * (p.R * p.S * p.C + 1)) * 4 + 64;
+}
+
+// Panels of channels [panel][r][s][c][lane] (a last panel of one vector has half the lanes), then the bias.
+void packed_direct_pack(const PackedConv2dParams& p) {
+  const int64_t depth = p.R * p.S * p.C, panels = ceil_div(p.K, kPackedPanel);
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int64_t k0 = panel * kPackedPanel, lanes = min64(kPackedPanel, p.K - k0), width = lanes > N ? kPackedPanel : N;
+    float* to = p.packed + k0 * depth;
+    for (int64_t r = 0; r < p.R; ++r)
+      for (int64_t s = 0; s < p.S; ++s)
+        for (int64_t c = 0; c < p.C; ++c, to += width)
+          for (int64_t l = 0; l < width; ++l)
+            to[l] = l < lanes ? p.weight[(k0 + l) * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r +
+                                         s * p.weight_stride_s]
+                              : 0.f;
+  }
+  float* bias = p.packed + panels * kPackedPanel * depth;
+  for (int64_t k = 0; k < panels * kPackedPanel; ++k) bias[k] = p.bias && k < p.K ? p.bias[k] : 0.f;
+}
+
+int64_t packed_direct_workspace(const PackedConv2dParams& p) { return make_plan(p).image_bytes; }
+
+void packed_direct_run(const PackedConv2dParams& p) {
+  const Plan o = make_plan(p);
+  const Grid g = make_grid(p, o);
+  const float* const bias = p.packed + o.panels * kPackedPanel * o.depth;
+  const int64_t rows = g.pairs ? ceil_div(g.rows, 2) : g.rows, tiles = rows * g.tiles;
+  // Tiles of a block read their input from L2 for every panel; a panel comes from L2 for every tile of the block.
+  const int64_t tile_bytes = max64(1, g.size * (g.pairs ? 2 : 1) * p.stride_w * p.stride_h * p.C * 4);
+  int64_t block = max64(1, min64(tiles, (384 << 10) / tile_bytes));
+  int64_t blocks = ceil_div(tiles, block);
+  // Threads share out blocks of pixels, or panels where pixels are few.
+  const int64_t threads = num_threads();
+  int64_t chunks = 1;
+  if (threads > 1 && blocks % threads) {
+    if (tiles >= 4 * threads) blocks = round_up(blocks, threads), block = ceil_div(tiles, blocks), blocks = ceil_div(tiles, block);
+    else chunks = min64(o.panels, threads);
+  }
+  for (int64_t n = 0; n < p.N; ++n) {
+    const float* x = p.input + n * p.input_stride_n;
+    if (o.copies) {
+      copy_image(p, o, x, static_cast<float*>(p.workspace));
+      x = static_cast<const float*>(p.workspace);
+    }
+    float* const y = p.output + n * p.output_stride_n;
+    const float* const residual = p.residual ? p.residual + n * p.residual_stride_n : nullptr;
+    parallel_for(0, blocks * chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t t0 = task / chunks * block, t1 = min64(tiles, t0 + block);
+        const int64_t first = o.panels * (task % chunks) / chunks, last = o.panels * (task % chunks + 1) / chunks;
+        for (int64_t panel = first; panel < last; ++panel) {
+          const int64_t k0 = panel * kPackedPanel;
+          const int lanes = int(min64(kPackedPanel, p.K - k0));
+          for (int64_t t = t0; t < t1; ++t) {
+            const int64_t row = t / g.tiles * (g.pairs ? 2 : 1), column = t % g.tiles * g.size;
+            const int64_t count = min64(g.size, g.columns - column);
+            // The two groups of the tile: halves of a row, or the same columns of two rows.
+            const bool lower = g.pairs && row + 1 < g.rows;
+            const int64_t m0 = g.pairs ? count : ceil_div(count, 2), m1 = g.pairs ? (lower ? count : 0) : count - m0;
+            const int64_t x_step = p.stride_w * o.xw;
+            const float* const a0 = x + row * p.stride_h * o.xh + column * x_step;
+            const float* const a1 = g.pairs ? (lower ? a0 + p.stride_h * o.xh : a0) : a0 + m0 * x_step;
+            float* const y0 = y + row * p.output_stride_h + column * p.output_stride_w + k0;
+            const int64_t y_second = g.pairs ? p.output_stride_h : m0 * p.output_stride_w;
+            const float* const r0 = residual ? residual + row * p.residual_stride_h + column * p.residual_stride_w + k0 : nullptr;
+            const int64_t r_second = g.pairs ? p.residual_stride_h : m0 * p.residual_stride_w;
+            const Tile job{a0, a1, x_step, p.packed + k0 * o.depth, &o};
+            const Out out{y0, y0 + y_second, r0, r0 + r_second, p.output_stride_w, p.residual_stride_w, bias + k0, lanes, Clamp(p)};
+            (lanes > N ? find_tile<kHalf, 2>(m0, m1) : find_tile<kHalf, 1>(m0, m1))(job, out);
+          }
+        }
+      }
+    });
+  }
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

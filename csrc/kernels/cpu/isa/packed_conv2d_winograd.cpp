@@ -1,0 +1,299 @@
+// Winograd on a weight that was transformed once: F(4x4, 3x3) and F(2x2, 5x5) in NHWC, the epilogue in the last transform.
+//
+// As conv2d_winograd.cpp, but tiles are read from and written to the images in place, and U lies in the order it is
+// read: [pair of channel groups][xi][c][2 N].
+#include "../../parallel.h"
+#include "conv2d_winograd.h"
+#include "packed_conv2d.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+namespace {
+
+using V = Vec<float>;
+using Raw = V::Raw;
+constexpr int N = V::N;
+
+#if defined(__AVX512F__)
+constexpr int kMaxRows = 14;
+#else
+constexpr int kMaxRows = 6;
+#endif
+
+struct Plan {
+  int64_t th, tw;      // tiles per image
+  int64_t tile_rows;   // over the batch
+  int64_t rows_per_block, blocks, tiles;  // tiles: per block, at most
+  int64_t c_groups, k_groups;
+  int64_t m, worker;   // byte offset of M behind V; bytes of one worker
+};
+
+template <int TAPS>
+Plan make_plan(const PackedConv2dParams& p, int64_t workers) {
+  constexpr int64_t kVBytes = 640 << 10;  // V shares a 1 MB L2 with M and a panel of U
+  Plan o{};
+  o.th = ceil_div(p.P, kTileOut<TAPS>), o.tw = ceil_div(p.Q, kTileOut<TAPS>);
+  o.tile_rows = p.N * o.th;
+  o.c_groups = ceil_div(p.C, N), o.k_groups = ceil_div(p.K, N);
+  const int64_t row_bytes = 36 * o.tw * o.c_groups * kVecBytes;
+  o.rows_per_block = max64(1, min64(kVBytes / row_bytes, ceil_div(4 * kMaxRows, o.tw)));
+  o.rows_per_block = min64(o.rows_per_block, max64(1, ceil_div(o.tile_rows, workers)));
+  o.blocks = ceil_div(o.tile_rows, o.rows_per_block);
+  o.rows_per_block = ceil_div(o.tile_rows, o.blocks);  // even blocks
+  o.blocks = ceil_div(o.tile_rows, o.rows_per_block);
+  o.tiles = o.rows_per_block * o.tw;
+  o.m = 36 * odd_lines(o.c_groups * o.tiles * N) * 4;
+  o.worker = o.m + 36 * odd_lines(2 * o.tiles * N) * 4;
+  return o;
+}
+
+// ---- input ---------------------------------------------------------------------------------------------------------
+
+// The 36 points of one tile of N channels: rows and columns `xh` and `xw` apart.
+FASTNN_INLINE void transform_tile(const float* x, int64_t xh, int64_t xw, float* to, int64_t xi_stride) {
+  Raw mid[6][6];
+#pragma GCC unroll 6
+  for (int s = 0; s < 6; ++s) {
+    Raw line[6], o[6];
+#pragma GCC unroll 6
+    for (int r = 0; r < 6; ++r) line[r] = V::load(x + r * xh + s * xw).v;
+    input_line(line, o);
+#pragma GCC unroll 6
+    for (int r = 0; r < 6; ++r) mid[r][s] = o[r];
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < 6; ++r) {
+    Raw o[6];
+    input_line(mid[r], o);
+#pragma GCC unroll 6
+    for (int s = 0; s < 6; ++s) V{o[s]}.store(to + (r * 6 + s) * xi_stride);
+  }
+}
+
+// V of one row of tiles and one group of channels.
+template <int TAPS>
+void transform_row(const PackedConv2dParams& p, const Plan& o, const float* image, int64_t tile_row, int64_t group, float* v,
+                   int64_t xi_stride) {
+  constexpr int OUT = kTileOut<TAPS>;
+  const int lanes = int(min64(N, p.C - group * N));
+  const int64_t h = tile_row * OUT - p.pad_h, xh = p.input_stride_h, xw = p.input_stride_w;
+  const bool rows_inside = h >= 0 && h + 6 <= p.H && lanes == N;
+  const float* x = image + group * N;
+  for (int64_t t = 0; t < o.tw; ++t, v += N) {
+    const int64_t w = t * OUT - p.pad_w;
+    if (rows_inside && w >= 0 && w + 6 <= p.W) {
+      transform_tile(x + h * xh + w * xw, xh, xw, v, xi_stride);
+      continue;
+    }
+    alignas(64) float patch[36 * N];
+    for (int r = 0; r < 6; ++r)
+      for (int s = 0; s < 6; ++s) {
+        V value = V::zero();
+        if (h + r >= 0 && h + r < p.H && w + s >= 0 && w + s < p.W) {
+          const float* from = x + (h + r) * xh + (w + s) * xw;
+          value = lanes == N ? V::load(from) : V::load_n(from, lanes);
+        }
+        value.store(patch + (r * 6 + s) * N);
+      }
+    transform_tile(patch, 6 * N, N, v, xi_stride);
+  }
+}
+
+// ---- products ------------------------------------------------------------------------------------------------------
+
+// M[group][tile][lane] = sum over c of V[c][tile] U[c][lanes], MR tiles by NV lane groups.
+template <int MR, int NV>
+void product(const float* v, int64_t v_group, const float* u, int64_t c_groups, float* m, int64_t m_group) {
+  Raw acc[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) acc[i][j] = Raw{};
+  for (int64_t g = 0; g < c_groups; ++g, v += v_group) {
+    for (int c = 0; c < N; ++c, u += NV * N) {
+      Raw b[NV];
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) b[j] = V::load(u + j * N).v;
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        const Raw a = V::set1(v[i * N + c]).v;
+#pragma GCC unroll 2
+        for (int j = 0; j < NV; ++j) acc[i][j] += a * b[j];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) V{acc[i][j]}.store(m + j * m_group + i * N);
+}
+
+using ProductFn = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t);
+template <int MR, int NV>
+ProductFn find_product(int64_t rows) {
+  if constexpr (MR == 0) return nullptr;
+  else return rows == MR ? product<MR, NV> : find_product<MR - 1, NV>(rows);
+}
+
+// ---- output --------------------------------------------------------------------------------------------------------
+
+// The outputs of one row of tiles and one group of channels, with bias, residual and clamp, into the image.
+template <int TAPS>
+void finish_row(const PackedConv2dParams& p, const Plan& o, const float* m, int64_t xi_stride, Raw bias, int64_t tile_row,
+                int lanes, float* y, const float* residual) {
+  constexpr int OUT = kTileOut<TAPS>;
+  const Clamp clamp(p);
+  const int rows = int(min64(OUT, p.P - tile_row * OUT));
+  y += tile_row * OUT * p.output_stride_h;
+  if (residual) residual += tile_row * OUT * p.residual_stride_h;
+  for (int64_t t = 0; t < o.tw; ++t, m += N) {
+    const int columns = int(min64(OUT, p.Q - t * OUT));
+    Raw mid[OUT][6];
+#pragma GCC unroll 6
+    for (int s = 0; s < 6; ++s) {
+      Raw line[6], out[OUT];
+#pragma GCC unroll 6
+      for (int r = 0; r < 6; ++r) line[r] = V::load(m + (r * 6 + s) * xi_stride).v;
+      output_line<OUT>(line, out);
+#pragma GCC unroll 4
+      for (int r = 0; r < OUT; ++r) mid[r][s] = out[r];
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < OUT; ++r) {
+      if (r >= rows) break;
+      Raw out[OUT];
+      output_line<OUT>(mid[r], out);
+      float* const to = y + r * p.output_stride_h + t * OUT * p.output_stride_w;
+      const float* const add = residual ? residual + r * p.residual_stride_h + t * OUT * p.residual_stride_w : nullptr;
+#pragma GCC unroll 4
+      for (int s = 0; s < OUT; ++s) {
+        if (s >= columns) break;
+        Raw value = out[s] + bias;
+        if (lanes == N) {
+          if (add) value = value + V::load(add + s * p.residual_stride_w).v;
+          V{clamp(value)}.store(to + s * p.output_stride_w);
+        } else {
+          if (add) value = value + V::load_n(add + s * p.residual_stride_w, lanes).v;
+          V{clamp(value)}.store_n(to + s * p.output_stride_w, lanes);
+        }
+      }
+    }
+  }
+}
+
+template <int TAPS>
+void run_block(const PackedConv2dParams& p, const Plan& o, int64_t block, int64_t first_pair, int64_t last_pair, char* own) {
+  float* const v = reinterpret_cast<float*>(own);
+  float* const m = reinterpret_cast<float*>(own + o.m);
+  const int64_t row0 = block * o.rows_per_block, rows = min64(o.rows_per_block, o.tile_rows - row0);
+  const int64_t tiles = rows * o.tw, group_v = tiles * N, v_xi = odd_lines(o.c_groups * group_v);
+  for (int64_t g = 0; g < o.c_groups; ++g)
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t image = (row0 + r) / o.th, tile_row = (row0 + r) % o.th;
+      transform_row<TAPS>(p, o, p.input + image * p.input_stride_n, tile_row, g, v + g * group_v + r * o.tw * N, v_xi);
+    }
+  const int64_t mr = ceil_div(tiles, ceil_div(tiles, kMaxRows)), u_xi = o.c_groups * N * 2 * N;
+  const float* const bias = p.packed + ceil_div(o.k_groups, 2) * 36 * u_xi;
+  for (int64_t pair = first_pair; pair < last_pair; ++pair) {
+    const int nv = int(min64(2, o.k_groups - 2 * pair));
+    const float* const u = p.packed + pair * 36 * u_xi;
+    const int64_t m_xi = odd_lines(nv * group_v);
+    for (int64_t xi = 0; xi < 36; ++xi)
+      for (int64_t t = 0; t < tiles; t += mr) {
+        const int64_t count = min64(mr, tiles - t);
+        const ProductFn run = nv == 2 ? find_product<kMaxRows, 2>(count) : find_product<kMaxRows, 1>(count);
+        run(v + xi * v_xi + t * N, group_v, u + xi * o.c_groups * N * nv * N, o.c_groups, m + xi * m_xi + t * N, group_v);
+      }
+    for (int j = 0; j < nv; ++j) {
+      const int64_t k = (2 * pair + j) * N;
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t image = (row0 + r) / o.th, tile_row = (row0 + r) % o.th;
+        finish_row<TAPS>(p, o, m + j * group_v + r * o.tw * N, m_xi, V::load(bias + k).v, tile_row, int(min64(N, p.K - k)),
+                         p.output + image * p.output_stride_n + k,
+                         p.residual ? p.residual + image * p.residual_stride_n + k : nullptr);
+      }
+    }
+  }
+}
+
+template <int TAPS>
+void run(const PackedConv2dParams& p) {
+  const int64_t workers = num_threads();
+  const Plan o = make_plan<TAPS>(p, workers);
+  // Threads share out blocks of tiles, and pairs of channels where blocks are few.
+  const int64_t pairs = ceil_div(o.k_groups, 2), chunks = o.blocks < workers ? min64(pairs, workers) : 1;
+  const int64_t tasks = o.blocks * chunks;
+  parallel_for(0, min64(workers, tasks), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w)
+      for (int64_t task = w; task < tasks; task += workers)
+        run_block<TAPS>(p, o, task / chunks, pairs * (task % chunks) / chunks, pairs * (task % chunks + 1) / chunks,
+                        static_cast<char*>(p.workspace) + w * o.worker);
+  });
+}
+
+// ---- weight --------------------------------------------------------------------------------------------------------
+
+template <int TAPS>
+void pack(const PackedConv2dParams& p) {
+  const int64_t c_padded = round_up(p.C, N), k_groups = ceil_div(p.K, N), pairs = ceil_div(k_groups, 2);
+  const int64_t u_pair = 36 * c_padded * 2 * N;
+  parallel_for(0, k_groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group) {
+      const int nv = group / 2 * 2 + 1 < k_groups ? 2 : 1;
+      float* const u = p.packed + group / 2 * u_pair + group % 2 * N;
+      const int64_t k0 = group * N, lanes = min64(N, p.K - k0);
+      for (int64_t c = 0; c < c_padded; ++c) {
+        Raw t[6][TAPS];
+#pragma GCC unroll 5
+        for (int s = 0; s < TAPS; ++s) {
+          Raw g[TAPS], o[6];
+#pragma GCC unroll 5
+          for (int r = 0; r < TAPS; ++r) {
+            alignas(64) float lane[N] = {};
+            if (c < p.C)
+              for (int64_t l = 0; l < lanes; ++l)
+                lane[l] = p.weight[(k0 + l) * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r + s * p.weight_stride_s];
+            g[r] = V::load(lane).v;
+          }
+          weight_line<TAPS>(g, o);
+#pragma GCC unroll 6
+          for (int i = 0; i < 6; ++i) t[i][s] = o[i];
+        }
+#pragma GCC unroll 6
+        for (int i = 0; i < 6; ++i) {
+          Raw o[6];
+          weight_line<TAPS>(t[i], o);
+#pragma GCC unroll 6
+          for (int j = 0; j < 6; ++j) V{o[j]}.store(u + ((i * 6 + j) * c_padded + c) * nv * N);
+        }
+      }
+    }
+  });
+  float* const bias = p.packed + pairs * u_pair;
+  for (int64_t k = 0; k < pairs * 2 * N; ++k) bias[k] = p.bias && k < p.K ? p.bias[k] : 0.f;
+}
+
+}  // namespace
+
+// ---- launchers -----------------------------------------------------------------------------------------------------
+
+int64_t packed_winograd_bytes(const PackedConv2dParams& p) {
+  const int64_t pairs = ceil_div(p.K, 2 * N);
+  return (pairs * 36 * round_up(p.C, N) * 2 * N + pairs * 2 * N) * 4 + 64;
+}
+
+void packed_winograd_pack(const PackedConv2dParams& p) {
+  if (p.R == 3) pack<3>(p);
+  else pack<5>(p);
+}
+
+int64_t packed_winograd_workspace(const PackedConv2dParams& p) {
+  const int64_t workers = num_threads();
+  return workers * (p.R == 3 ? make_plan<3>(p, workers) : make_plan<5>(p, workers)).worker;
+}
+
+void packed_winograd_run(const PackedConv2dParams& p) {
+  if (p.R == 3) run<3>(p);
+  else run<5>(p);
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -1,0 +1,125 @@
+"""The packed convolution of frozen models: every algorithm, instruction set, layout and epilogue against float64."""
+
+import pytest
+import torch
+import torch.nn.functional as TF
+
+import fastnn
+from fastnn import _C
+
+INF = float("inf")
+
+# C, K, H, W, kernel, stride, padding, dilation, groups, the algorithm
+SHAPES = [
+    (3, 8, 15, 17, 7, 2, 3, 1, 1, "direct"),
+    (1, 5, 9, 9, 3, 1, 1, 1, 1, "direct"),
+    (5, 1, 4, 4, 1, 1, 0, 1, 1, "direct"),
+    (64, 40, 7, 7, 1, 1, 0, 1, 1, "direct"),
+    (40, 100, 7, 5, 1, 1, 0, 1, 1, "direct"),
+    (48, 33, 13, 11, 1, 2, 0, 1, 1, "direct"),
+    (24, 50, 7, 7, 3, 2, 1, 1, 1, "direct"),
+    (16, 32, 6, 7, 3, 1, 2, 2, 1, "direct"),
+    (70, 70, 3, 3, 3, 1, 1, 1, 1, "direct"),
+    (128, 256, 1, 1, 1, 1, 0, 1, 1, "direct"),
+    (20, 37, 16, 13, 3, 1, 1, 1, 1, "winograd"),
+    (64, 40, 28, 28, 3, 1, 1, 1, 1, "winograd"),
+    (130, 16, 16, 16, 3, 1, 0, 1, 1, "winograd"),
+    (33, 17, 12, 12, 5, 1, 2, 1, 1, "winograd"),
+    (32, 32, 9, 9, 3, 1, 1, 1, 32, "depthwise"),
+    (20, 20, 17, 19, 3, 2, 1, 1, 20, "depthwise"),
+    (48, 48, 7, 7, 5, 1, 2, 1, 48, "depthwise"),
+    (16, 16, 11, 11, 3, 1, 2, 2, 16, "depthwise"),
+    (18, 18, 10, 10, 7, 3, 3, 1, 18, "depthwise"),
+    (6, 6, 2, 1, 5, 2, 3, 1, 6, "depthwise"),
+]
+
+
+@pytest.fixture(params=_C.isas())
+def isa(request):
+    before = _C.isa()
+    assert _C.set_isa(request.param)
+    yield request.param
+    _C.set_isa(before)
+
+
+def problem(shape, batch):
+    c, k, h, w, size, stride, padding, dilation, groups, _ = shape
+    generator = torch.Generator().manual_seed(1)
+    make = lambda *s: torch.randn(s, generator=generator)  # noqa: E731
+    geometry = (stride, padding, dilation, groups)
+    x, weight, bias = make(batch, c, h, w), make(k, c // groups, size, size), make(k)
+    kernel = _C.PackedConv2d((stride, stride), (padding, padding), (dilation, dilation), groups)
+    scale = TF.conv2d(x.double().abs(), weight.double().abs(), None, *geometry).max()
+    return kernel, x, weight, bias, TF.conv2d(x.double(), weight.double(), None, *geometry), scale
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_float64(isa, shape, batch):
+    kernel, x, weight, bias, product, scale = problem(shape, batch)
+    # A plain sum of float32 and the declared bound of Winograd.
+    bound = scale * (2.0**-17 if shape[-1] == "winograd" else 2.0**-20)
+    residual = torch.randn(product.shape, generator=torch.Generator().manual_seed(2))
+    b = bias.double()[:, None, None]
+    for given in (x, x.contiguous(memory_format=torch.channels_last), x.expand(2, *x.shape)[1]):
+        y = kernel(given, weight, None, None, -INF, INF)
+        assert kernel.algorithm() == shape[-1]
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert (y - product).abs().max() <= bound
+        assert (kernel(given, weight, bias, None, 0.0, 6.0) - (product + b).clamp(0, 6)).abs().max() <= bound + 1e-6
+        for r in (residual, residual.contiguous(memory_format=torch.channels_last)):
+            y = kernel(given, weight, bias, r, 0.0, INF)
+            assert (y - (product + b + r).relu()).abs().max() <= bound + 1e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_threads_and_repetition_give_the_same_bits(shape):
+    kernel, x, weight, bias, *_ = problem(shape, 2)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 1):
+            torch.set_num_threads(threads)
+            results.append(kernel(x, weight, bias, None, 0.0, INF))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(r, results[0]) for r in results)
+
+
+def test_non_finite_values_pass_as_in_torch():
+    kernel = _C.PackedConv2d((1, 1), (0, 0), (1, 1), 1)
+    x, weight = torch.tensor([float("nan"), INF, -INF, -1.0, 8.0]).view(5, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    for high, wanted in ((INF, TF.relu(x)), (6.0, TF.relu6(x))):
+        assert torch.equal(kernel(x, weight, None, None, 0.0, high).nan_to_num(77.0), wanted.nan_to_num(77.0))
+
+
+def test_a_changed_weight_is_packed_again():
+    kernel, x, weight, bias, product, scale = problem(SHAPES[11], 1)
+    kernel(x, weight, bias, None, -INF, INF)
+    weight.mul_(2), bias.zero_()
+    assert (kernel(x, weight, bias, None, -INF, INF) - 2 * product).abs().max() <= 2.0**-16 * scale
+    other = weight.clone().mul_(0.5)
+    assert (kernel(x, other, bias, None, -INF, INF) - product).abs().max() <= 2.0**-17 * scale
+
+
+def test_what_it_does_not_take():
+    kernel, x, weight, bias, *_ = problem(SHAPES[0], 1)
+    call = lambda *a: kernel(*a, -INF, INF)  # noqa: E731
+    assert call(x.double(), weight.double(), None, None) is None
+    assert call(x, weight, bias.double(), None) is None
+    assert call(x[:, :2], weight, bias, None) is None
+    assert call(x[0], weight, bias, None) is None
+    assert call(x[:0], weight, bias, None) is None
+    assert call(x[..., :2, :], weight, bias, None) is not None
+    assert call(torch.randn(1, 3, 0, 5), weight, bias, None) is None
+    assert call(x, weight, bias, torch.ones(8, 1, 1)) is None
+    assert _C.PackedConv2d((1, 1), (0, 0), (1, 1), 2)(torch.randn(1, 4, 5, 5), torch.randn(4, 2, 3, 3), None, None, 0.0, 1.0) is None
+    with fastnn.disabled():
+        assert call(x, weight, bias, None) is None
+
+
+def test_strict_mode_forbids_winograd():
+    kernel, x, weight, bias, product, scale = problem(SHAPES[11], 1)
+    with fastnn.set_strict_conv(True):
+        y = kernel(x, weight, None, None, -INF, INF)
+        assert kernel.algorithm() == "direct" and (y - product).abs().max() <= 2.0**-20 * scale
