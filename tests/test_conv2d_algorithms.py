@@ -67,6 +67,42 @@ def test_winograd_bound_on_random_shapes(isa, kernel, shapes, forced):
             assert (a - b).abs().max() <= 2**-17 * s.abs().max(), (kernel, n, c, k, h, w, padding)
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+def test_batch_in_lanes_on_random_shapes(isa, forced):
+    """Strides, padding, dilation, both layouts, partial lane groups and several bands, against float64."""
+    assert fastnn._C.set_isa(isa) and forced("batch")
+    generator = torch.Generator().manual_seed(4)
+
+    def pick(low, high):
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    taken = 0
+    for i in range(60):
+        n, c, k, groups = pick(12, 40), pick(1, 12), pick(1, 20), 1
+        if i % 7 == 0:
+            groups, c, k = 2, 2 * c, 2 * k
+        if i % 10 == 0:
+            c, k = 24 * groups, 40 * groups
+        kernel, stride = (pick(1, 5), pick(1, 5)), (pick(1, 3), pick(1, 3))
+        padding, dilation = (pick(0, 3), pick(0, 3)), (pick(1, 2), pick(1, 2))
+        size = [pick(dilation[j] * (kernel[j] - 1) + 1, 22) for j in range(2)]
+        format = torch.channels_last if i % 3 == 0 else torch.contiguous_format
+        x = torch.randn(n, c, *size, generator=generator).contiguous(memory_format=format).requires_grad_()
+        weight = torch.randn(k, c // groups, *kernel, generator=generator).requires_grad_()
+        bias = torch.randn(k, generator=generator).requires_grad_()
+        passes = ("forward", "grad_input", "grad_weight")
+        taken += sum(fastnn._C.conv2d_algorithm(x, weight, stride, padding, dilation, groups, p) == "batch" for p in passes)
+        y = fastnn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        g = torch.randn(y.shape, generator=generator).contiguous(memory_format=format)
+        ours = [y, *torch.autograd.grad(y, (x, weight, bias), g)]
+        inputs = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+        exact = torch_conv2d(*inputs, stride, padding, dilation, groups)
+        exact = [exact, *torch.autograd.grad(exact, inputs, g.double())]
+        for a, b in zip(ours, exact, strict=True):
+            assert (a - b).abs().max() <= 1e-5 * (1 + b.abs().max()), (n, c, k, size, kernel, stride, padding, dilation, groups)
+    assert taken >= 120
+
+
 def test_strict_mode_never_chooses_winograd():
     x, w = torch.randn(1, 64, 40, 40), torch.randn(64, 64, 3, 3)
     args = (x, w, [1, 1], [1, 1], [1, 1], 1)
@@ -77,8 +113,8 @@ def test_strict_mode_never_chooses_winograd():
     assert fastnn._C.conv2d_algorithm(*args, "forward") == "winograd"
 
 
-@pytest.mark.parametrize("shape", [(3, 70, 15, 14, 67, 3, 1, 1), (1, 100, 9, 9, 120, 3, 1, 1), (2, 40, 12, 12, 70, 5, 1, 1), (2, 5, 40, 30, 33, 5, 2, 1), (2, 48, 21, 21, 48, 3, 1, 48)])
-@pytest.mark.parametrize("algorithm", ["shift", "winograd", "depthwise", "gemm", ""])
+@pytest.mark.parametrize("shape", [(3, 70, 15, 14, 67, 3, 1, 1), (1, 100, 9, 9, 120, 3, 1, 1), (40, 5, 13, 12, 9, 3, 2, 1), (2, 40, 12, 12, 70, 5, 1, 1), (2, 5, 40, 30, 33, 5, 2, 1), (2, 48, 21, 21, 48, 3, 1, 48)])
+@pytest.mark.parametrize("algorithm", ["shift", "winograd", "depthwise", "gemm", "batch", ""])
 def test_same_bits_for_every_thread_count(shape, algorithm, forced):
     n, c, h, w, k, r, stride, groups = shape
     assert forced(algorithm)

@@ -15,6 +15,7 @@ enum class Conv2dAlgorithm : uint8_t {
   winograd,   // F(4x4, 3x3) and F(2x2, 5x5): a quarter of the multiplications, float32 only
   depthwise,  // channels in the vector lanes: one input and one output channel per group
   gemm,       // implicit GEMM: im2col rows copied straight into the GEMM's panels; float32 only
+  batch,      // one image per vector lane, for batches of small images; float32 only
   aten,       // measured: torch's own kernel is faster here
 };
 const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm);

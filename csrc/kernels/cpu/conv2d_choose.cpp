@@ -13,6 +13,7 @@ const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm) {
     case Conv2dAlgorithm::winograd: return "winograd";
     case Conv2dAlgorithm::depthwise: return "depthwise";
     case Conv2dAlgorithm::gemm: return "gemm";
+    case Conv2dAlgorithm::batch: return "batch";
     case Conv2dAlgorithm::aten: return "aten";
   }
   return "unknown";
@@ -33,6 +34,15 @@ bool fits_workspace(Conv2dParams p, Conv2dAlgorithm algorithm) {
   return conv2d_workspace(p) <= kConv2dMaxWorkspace;
 }
 
+// Every row of an image follows the one before without a gap, in both tensors.
+bool rows_together(const Conv2dParams& p) {
+  const bool input_apart = p.input_stride_w == 1 && p.input_stride_h == p.W;
+  const bool input_together = p.groups == 1 && p.input_stride_c == 1 && p.input_stride_w == p.C && p.input_stride_h == p.W * p.C;
+  const bool output_apart = p.output_stride_q == 1 && p.output_stride_p == p.Q;
+  const bool output_together = p.groups == 1 && p.output_stride_k == 1 && p.output_stride_q == p.K && p.output_stride_p == p.Q * p.K;
+  return (input_apart || input_together) && (output_apart || output_together);
+}
+
 bool takes(const Conv2dParams& p, Conv2dAlgorithm algorithm) {
   const bool channels_or_columns_dense = (p.input_stride_c == 1 || p.input_stride_w == 1) &&
                                          (p.output_stride_k == 1 || p.output_stride_q == 1);
@@ -46,6 +56,8 @@ bool takes(const Conv2dParams& p, Conv2dAlgorithm algorithm) {
     case Conv2dAlgorithm::depthwise:
       return p.groups == p.C && p.K == p.C && p.R * p.S <= 64 && fits_workspace(p, algorithm);
     case Conv2dAlgorithm::gemm: return p.dtype == DType::f32 && fits_workspace(p, algorithm);
+    case Conv2dAlgorithm::batch:
+      return p.dtype == DType::f32 && p.N >= 12 && p.stride_h * p.stride_w <= 16 && rows_together(p) && fits_workspace(p, algorithm);
     case Conv2dAlgorithm::aten: return true;
   }
   return false;
@@ -61,6 +73,7 @@ struct Shape {
   int64_t c, k, taps, pixels;
   bool pointwise;     // 1x1, stride 1, no padding
   bool winograd;      // 3x3 or 5x5, stride 1, and channels enough for its transforms to pay
+  bool batch;         // images enough to fill the lanes of the batch algorithm, and small matrices of weights
   bool vendor_fits;   // torch's direct kernel wants output channels in sixteens
   bool together;      // NHWC
 };
@@ -72,27 +85,31 @@ Shape shape_of(const Conv2dParams& p) {
   const int64_t out = 7 - p.R;  // a tile's side
   s.winograd = !g_strict && takes(p, Conv2dAlgorithm::winograd) && min64(s.c, s.k) >= 16 &&
                2 * p.P * p.Q * s.taps >= 3 * 36 * ceil_div(p.P, out) * ceil_div(p.Q, out);
+  s.batch = s.taps > 1 && s.c * s.k <= 2048 && 4 * p.N >= 3 * 16 * ceil_div(p.N, 16) && takes(p, Conv2dAlgorithm::batch);
   s.vendor_fits = s.k % 16 == 0;
   s.together = p.output_stride_k == 1 && p.output_stride_q != 1;
   return s;
 }
 
 // Measured on one thread in float32 (benches/sweep_conv2d.py); 16-bit types have no product kernels of their own here.
-Conv2dAlgorithm best_forward(const Conv2dParams&, const Shape& s) {
+Conv2dAlgorithm best_forward(const Conv2dParams& p, const Shape& s) {
+  const bool unit = p.stride_h == 1 && p.stride_w == 1;
   if (s.winograd) return Conv2dAlgorithm::winograd;
   if (s.pointwise && s.c >= 32) return Conv2dAlgorithm::gemm;
   if (s.together) {
     if (s.pointwise || (s.taps == 1 && s.c >= 64)) return Conv2dAlgorithm::gemm;
+    if (s.batch && s.c > 1 && (s.k <= 16 || (!unit && s.c * s.k <= 512))) return Conv2dAlgorithm::batch;
     return s.c > 1 && s.vendor_fits ? Conv2dAlgorithm::aten : Conv2dAlgorithm::shift;
   }
-  const bool shift = s.c <= 4 || (s.taps == 1 && (s.pointwise || s.c < 32));
-  return s.vendor_fits && !shift ? Conv2dAlgorithm::aten : Conv2dAlgorithm::shift;
+  if (s.c <= 4 || !s.vendor_fits || (s.taps == 1 && (s.pointwise || s.c < 32))) return Conv2dAlgorithm::shift;
+  return s.batch ? Conv2dAlgorithm::batch : Conv2dAlgorithm::aten;
 }
 
 Conv2dAlgorithm best_grad_input(const Conv2dParams& p, const Shape& s) {
   if (s.winograd) return Conv2dAlgorithm::winograd;
   if (s.pointwise) return Conv2dAlgorithm::gemm;
   const bool unit = p.stride_h == 1 && p.stride_w == 1;
+  if (s.batch && (s.together || !unit || s.c > 4 || s.k < 16)) return Conv2dAlgorithm::batch;
   if (!s.together && unit && s.taps > 1 && s.k <= 32 && s.c % 16 != 0) return Conv2dAlgorithm::gemm;
   if (s.taps == 1 && !s.together) return Conv2dAlgorithm::shift;
   if (s.vendor_fits && (s.c % 16 == 0 || (s.together && p.stride_h > 1))) return Conv2dAlgorithm::aten;
@@ -102,6 +119,7 @@ Conv2dAlgorithm best_grad_input(const Conv2dParams& p, const Shape& s) {
 Conv2dAlgorithm best_grad_weight(const Conv2dParams& p, const Shape& s) {
   if (s.winograd) return Conv2dAlgorithm::winograd;
   if (s.pointwise) return s.together && s.pixels < 64 ? Conv2dAlgorithm::aten : Conv2dAlgorithm::gemm;
+  if (s.batch && min64(s.c, s.k) < 16) return Conv2dAlgorithm::batch;
   if (s.together) {
     if (s.c >= 64 && s.k >= 128 && s.taps > 1) return Conv2dAlgorithm::gemm;
     return s.c > 1 && s.vendor_fits ? Conv2dAlgorithm::aten : Conv2dAlgorithm::shift;

@@ -145,10 +145,10 @@ bool adds_columns(const Conv2dParams& p) {
          p.weight_stride_r == p.S && p.weight_stride_c == p.R * p.S;
 }
 
-// Calls f(problem, group) for the problems the pass consists of. One with r * s == 0 is to be filled with zeros.
+// Calls f(problem, group) for the problems that groups [first, last) of the pass consist of. One with r * s == 0 is to be filled with zeros.
 template <class S, class F>
-void for_problems(const Conv2dParams& p, int64_t groups, const F& f) {
-  for (int64_t group = 0; group < groups; ++group) {
+void for_problems(const Conv2dParams& p, int64_t first, int64_t last, const F& f) {
+  for (int64_t group = first; group < last; ++group) {
     if (p.pass != Conv2dPass::grad_input || adds_columns(p)) {
       f(group_problem<S>(p, group), group);
       continue;
@@ -179,11 +179,31 @@ int64_t problem_workspace(const ConvProblem& d, const Conv2dParams& p, int64_t w
     case Conv2dAlgorithm::shift: return weight ? shift_grad_workspace<S>(d, workers) : shift_workspace<S>(d, workers);
     case Conv2dAlgorithm::winograd:
       return weight ? winograd_grad_workspace(d, workers) : winograd_workspace(d, workers);
+    case Conv2dAlgorithm::batch: return batch_grad_workspace(d, workers);
     case Conv2dAlgorithm::gemm:
       if (adds_columns(p)) return col2im_workspace(d, workers);
       return weight ? gemm_conv_grad_workspace(d, workers) : gemm_conv_workspace(d, workers);
     default: return 0;
   }
+}
+
+// The parts of one group for batch_forward(), but for the empty ones, which are filled with zeros where `fill` is set.
+template <class S>
+int collect_parts(const Conv2dParams& p, int64_t group, bool fill, ConvProblem* parts) {
+  int count = 0;
+  for_problems<S>(p, group, group + 1, [&](const ConvProblem& d, int64_t) {
+    if (d.r > 0 && d.s > 0) parts[count++] = d;
+    else if (fill) fill_zero<S>(d);
+  });
+  return count;
+}
+
+bool in_parts(const Conv2dParams& p) { return p.algorithm == Conv2dAlgorithm::batch && p.pass != Conv2dPass::grad_weight; }
+
+int64_t parts_workers(const ConvProblem* parts, int count) {
+  int64_t workers = num_threads();
+  while (workers > 1 && batch_workspace(parts, count, workers) > kConv2dMaxWorkspace) --workers;
+  return workers;
 }
 
 // As many threads as the bound on the workspace has room for. Whether one has, conv2d_choose() has seen to: so neither
@@ -211,6 +231,12 @@ Status run_problem(const ConvProblem& d, const Conv2dParams& p, int64_t group) {
       if constexpr (__is_same(S, float)) {
         if (weight) winograd_grad_weight(d, dw, bias, workers, workspace);
         else winograd_forward(d, workers, workspace);
+        return Status::ok;
+      }
+      return Status::unsupported_dtype;
+    case Conv2dAlgorithm::batch:
+      if constexpr (__is_same(S, float)) {
+        batch_grad_weight(d, dw, bias, workers, workspace);
         return Status::ok;
       }
       return Status::unsupported_dtype;
@@ -243,7 +269,13 @@ int64_t conv2d_workspace(const Conv2dParams& p) {
   int64_t bytes = 0;
   dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    for_problems<S>(p, 1, [&](const ConvProblem& d, int64_t) {
+    if (in_parts(p)) {
+      ConvProblem parts[kMaxParts];
+      const int count = collect_parts<S>(p, 0, false, parts);
+      bytes = count ? batch_workspace(parts, count, parts_workers(parts, count)) : 0;
+      return Status::ok;
+    }
+    for_problems<S>(p, 0, 1, [&](const ConvProblem& d, int64_t) {
       if (d.r > 0 && d.s > 0) bytes = max64(bytes, problem_workspace<S>(d, p, workers_for<S>(d, p)));
     });
     return Status::ok;
@@ -260,7 +292,16 @@ Status conv2d(const Conv2dParams& p) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     Status status = Status::ok;
-    for_problems<S>(p, p.groups, [&](const ConvProblem& d, int64_t group) {
+    if (in_parts(p)) {
+      if (!__is_same(S, float)) return Status::unsupported_dtype;
+      for (int64_t group = 0; group < p.groups; ++group) {
+        ConvProblem parts[kMaxParts];
+        const int count = collect_parts<S>(p, group, true, parts);
+        if (count) batch_forward(parts, count, parts_workers(parts, count), static_cast<char*>(p.workspace));
+      }
+      return status;
+    }
+    for_problems<S>(p, 0, p.groups, [&](const ConvProblem& d, int64_t group) {
       if (d.r == 0 || d.s == 0) return fill_zero<S>(d);
       const Status s = run_problem<S>(d, p, group);
       if (s != Status::ok) status = s;

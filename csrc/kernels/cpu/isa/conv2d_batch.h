@@ -1,0 +1,91 @@
+// Convolution of a batch of small images with one image per vector lane, shared parts: laying images out
+// [position][lane = image] and back.
+//
+// Positions are then independent of one another: no lane is lost to the ends of short rows, every load is aligned, and a
+// padded or strided tap is simply another position. The price is a transposition of the input and of the output.
+#pragma once
+#include "conv2d_problem.h"
+#include "simd.h"
+#include "transpose.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+// Strides of a tensor in positions (vectors) and what its memory is made of: runs of `run` elements that lie together.
+struct LaneLayout {
+  int64_t c, h, w;
+  bool together;  // channels are innermost
+};
+inline LaneLayout lane_layout(bool together, int64_t channels, int64_t rows, int64_t columns) {
+  return together ? LaneLayout{1, columns * channels, channels, true} : LaneLayout{rows * columns, columns, 1, false};
+}
+// The same with channels an odd number of cache lines apart, so that neighbouring positions fall into different sets.
+inline LaneLayout odd_lane_layout(bool together, int64_t channels, int64_t rows, int64_t columns) {
+  return lane_layout(together, channels | 1, rows, columns);
+}
+
+// `count` adjacent elements of each of `lanes` images into vectors; after every `row` of them `gap` vectors are left out.
+FASTNN_INLINE void gather_images(const float* from, int64_t image_stride, int lanes, int64_t count, int64_t row, int64_t gap,
+                                 float* to) {
+  constexpr int N = Vec<float>::N;
+  int64_t column = 0;
+  for (int64_t f = 0; f < count; f += N) {
+    const int n = int(min64(N, count - f));
+    alignas(64) float block[N * N];
+    transpose_block(from + f, image_stride, 1, lanes, n, block);
+    for (int i = 0; i < n; ++i, to += N) {
+      Vec<float>::load(block + i * N).store(to);
+      if (++column == row) column = 0, to += gap * N;
+    }
+  }
+}
+
+// The other way, `step` elements apart in memory.
+FASTNN_INLINE void scatter_images(const float* from, int64_t count, float* to, int64_t image_stride, int64_t step, int lanes) {
+  constexpr int N = Vec<float>::N;
+  for (int64_t f = 0; f < count; f += N)
+    untranspose_block(from + f * N, to + f * step, image_stride, step, lanes, int(min64(N, count - f)));
+}
+
+// Rows [h0, h0 + rows) of x for `lanes` images from `image`, with `pad` zero columns before (or, negative, without so many
+// of its first columns) and `columns` in all.
+inline void gather_band(const ConvProblem& d, const float* image, int lanes, int64_t h0, int64_t rows, int64_t pad,
+                        int64_t columns, const LaneLayout& l, float* band) {
+  constexpr int N = Vec<float>::N;
+  const int64_t left = min64(columns, max64(0, pad)), skip = min64(d.w, max64(0, -pad));
+  const int64_t used = min64(d.w - skip, columns - left), right = columns - left - used;
+  const int64_t channels = l.together ? d.c : 1;  // that lie together
+  const bool dense = l.w == channels;
+  const auto zero = [](float* to, int64_t vectors) {
+    for (int64_t i = 0; i < vectors; ++i) Vec<float>::zero().store(to + i * N);
+  };
+  for (int64_t c = 0; c < d.c; c += channels) {
+    float* to = band + c * l.c * N;
+    const float* from = image + c * d.xc + h0 * d.xh + skip * d.xw;
+    if (used == d.w && dense) {
+      gather_images(from, d.xn, lanes, rows * d.w * channels, d.w * channels, (left + right) * channels,
+                    to + left * channels * N);
+    } else {
+      for (int64_t h = 0; h < rows; ++h)
+        gather_images(from + h * d.xh, d.xn, lanes, used * channels, channels, l.w - channels, to + (h * l.h + left * l.w) * N);
+    }
+    for (int64_t h = 0; h < rows; ++h) {
+      zero(to + h * l.h * N, left * l.w);
+      zero(to + (h * l.h + (left + used) * l.w) * N, right * l.w);
+    }
+  }
+}
+
+// The sum of each of `count` vectors' lanes.
+inline void sum_lanes(const float* from, int64_t count, float* to) {
+  constexpr int N = Vec<float>::N;
+  for (int64_t f = 0; f < count; f += N) {
+    alignas(64) float block[N * N];
+    untranspose_block(from + f * N, block, N, 1, N, int(min64(N, count - f)));
+    Vec<float> sum = Vec<float>::load(block);
+    for (int i = 1; i < N; ++i) sum = sum + Vec<float>::load(block + i * N);
+    if (f + N <= count) sum.store(to + f);
+    else sum.store_n(to + f, count - f);
+  }
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS
