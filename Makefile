@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
 BUILD := build/dev
 
-.PHONY: demo test bench develop tools install env cuda-compile gpu test-cuda bench-cuda aarch64-compile format clean help
+.PHONY: demo test vision zoo bench develop tools install env cuda-compile gpu test-cuda bench-cuda aarch64-compile format clean help
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  --/'
@@ -42,9 +42,31 @@ demo: install ## trains the MNIST CNN with torch.nn and with fastnn side by side
 	@cd out && $(PY) -m fastnn train --png train.png --json train.json
 	@echo "-- train.png and train.json are in out/"
 
-test: install ## all tests
+test: install vision ## all tests
 	@echo "-- pytest"
 	@$(PY) -m pytest -p no:cacheprovider tests
+
+# Without their dependencies, of which pip would take another torch; the rest of them are in the test extra.
+vision: env # the torchvision that belongs to the torch in the environment, and timm: models for the tests
+	@$(PY) -c "$$CHECK_VISION" || $(PIP) install --no-deps $$($(PY) -c "$$CHECK_VISION")
+
+define CHECK_VISION
+from importlib.metadata import PackageNotFoundError, version
+wanted = {"timm": "1.0.31", "torchvision": f"0.{int(version('torch').split('.')[1]) + 15}"}
+def missing(name):
+    try:
+        return not version(name).startswith(wanted[name])
+    except PackageNotFoundError:
+        return True
+absent = [f"{name}=={wanted[name]}.*" for name in wanted if missing(name)]
+if absent:
+    print(*absent)
+    raise SystemExit(1)
+endef
+export CHECK_VISION
+
+zoo: install vision ## every torchvision classification model and many of timm, converted and compared with torch.nn
+	@cd tests && $(PY) -m zoo
 
 bench: install ## the pytest-benchmark suites
 	@$(PY) -m pytest -p no:cacheprovider benches

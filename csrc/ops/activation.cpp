@@ -359,6 +359,27 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
 TORCH_LIBRARY_IMPL(fastnn, ADInplaceOrView, m) { m.impl("relu_", relu_inplace_bump); }
 TORCH_LIBRARY_IMPL(fastnn, Functionalize, m) { m.impl("relu_", relu_inplace_functionalize); }
 
+template <Act K, class... A>
+void impl_transformed(torch::Library& m) {
+  m.impl(Kind<K>::name, [](const Tensor& input, A... args) {
+    note_fallback(Kind<K>::name, kTransform);
+    return Kind<K>::aten(input, args...);
+  });
+}
+TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
+  impl_transformed<Act::relu>(m);
+  impl_transformed<Act::leaky_relu, double>(m);
+  impl_transformed<Act::sigmoid>(m);
+  impl_transformed<Act::tanh>(m);
+  impl_transformed<Act::gelu>(m);
+  impl_transformed<Act::gelu_tanh>(m);
+  impl_transformed<Act::silu>(m);
+  m.impl("relu_", [](Tensor& self) -> Tensor& {
+    note_fallback("relu_", kTransform);
+    return at::relu_(self);
+  });
+}
+
 template <Act K>
 void bind_one(pybind11::module_& m) {
   m.def(Kind<K>::name, [](const Tensor& input) { return forward_op<K>().call(input); },

@@ -383,6 +383,23 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
 }
 TORCH_LIBRARY_IMPL(fastnn, ADInplaceOrView, m) { m.impl("batch_norm_train", train_bump); }
 
+TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
+  m.impl("batch_norm_train",
+         [](const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
+            const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
+           note_fallback("batch_norm", kTransform);
+           return aten_forward({input, or_undefined(weight), or_undefined(bias), or_undefined(running_mean),
+                                or_undefined(running_var), or_undefined(residual), true, relu, momentum, eps});
+         });
+  m.impl("batch_norm_eval",
+         [](const Tensor& input, const OptTensor& weight, const OptTensor& bias, const Tensor& running_mean,
+            const Tensor& running_var, double eps, const OptTensor& residual, bool relu) {
+           note_fallback("batch_norm", kTransform);
+           return aten_forward({input, or_undefined(weight), or_undefined(bias), running_mean, running_var,
+                                or_undefined(residual), false, relu, 0, eps});
+         });
+}
+
 void bind(pybind11::module_& m) {
   using release_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
   m.def("batch_norm_train",

@@ -38,6 +38,7 @@ const char* why_not_native(const Tensor& t, bool has_cuda_kernels) {
     default: return "dtype";
   }
   if (t.is_neg() || t.is_nested()) return "lazy negation or nested tensor";
+  if (t.unsafeGetTensorImpl()->_fw_grad(0, t).defined()) return "forward-mode differentiation";
   return nullptr;
 }
 

@@ -25,10 +25,13 @@ using OptTensor = std::optional<Tensor>;
 // CUDA kernels in this build) of float32, float64, bfloat16 or float16.
 const char* why_not_native(const Tensor& t, bool has_cuda_kernels = false);
 
-// True when every given tensor is native and all share one dtype and device. Otherwise counts a fallback of `op` to
+// True when every given tensor is native, without a forward-mode tangent, and all share one dtype and device. Otherwise counts a fallback of `op` to
 // aten under its reason, for fastnn.fallbacks(); the caller then calls the aten op.
 bool native(const char* op, std::initializer_list<const Tensor*> tensors, bool has_cuda_kernels = false);
 void note_fallback(const char* op, const char* reason);
+// Why an op under a transform of torch.func is torch's own: its kernel at FuncTorchDynamicLayerFrontMode, which is
+// reached before any transform, hands the call on, since autograd functions written in C++ cannot be transformed.
+inline constexpr const char* kTransform = "torch.func transform";
 // False inside fastnn.disabled(), on this thread: native() then is false without counting.
 bool enabled();
 
@@ -60,8 +63,8 @@ c10::TypedOperatorHandle<Signature> handle(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow((std::string("fastnn::") + name).c_str(), "").typed<Signature>();
 }
 
-// True when autograd has to record a node for a call with these inputs (forward-mode tangents count: the node then
-// raises, instead of dropping the tangent in silence).
+// True when autograd has to record a node for a call with these inputs. Forward-mode tangents count: forward ops with
+// one run on aten (see native()), and the node of a backward op raises instead of dropping the tangent in silence.
 bool needs_grad(std::initializer_list<const Tensor*> inputs);
 
 inline const Tensor& or_undefined(const OptTensor& t) {

@@ -377,6 +377,14 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
 TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("conv2d", forward_autocast<at::kCPU>); }
 TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("conv2d", forward_autocast<at::kCUDA>); }
 
+TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
+  m.impl("conv2d", [](const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
+                      IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+    note_fallback(kName, kTransform);
+    return aten_forward(input, weight, bias, stride, padding, dilation, groups);
+  });
+}
+
 // The name of the algorithm a pass ("forward", "grad_input" or "grad_weight") takes for these tensors.
 std::string algorithm(const Tensor& input, const Tensor& weight, std::vector<int64_t> stride,
                       std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,

@@ -274,6 +274,15 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
 TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("cross_entropy", forward_autocast<at::kCPU>); }
 TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("cross_entropy", forward_autocast<at::kCUDA>); }
 
+TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
+  m.impl("cross_entropy", [](const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction,
+                             int64_t ignore_index, double label_smoothing) -> Results {
+    note_fallback("cross_entropy", kTransform);
+    return {at::cross_entropy_loss(input, target, weight, reduction, ignore_index, label_smoothing),
+            at::empty({0}, input.options())};
+  });
+}
+
 void bind(pybind11::module_& m) {
   m.def(
       "cross_entropy",

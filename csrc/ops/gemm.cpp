@@ -319,6 +319,21 @@ TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { register_autocast<at::kCPU>(m); }
 TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { register_autocast<at::kCUDA>(m); }
 
 template <class Op>
+Tensor forward_transformed(const Tensor& a, const Tensor& b) {
+  note_fallback(Op::name, kTransform);
+  return Op::aten(a, b);
+}
+TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
+  m.impl("mm", forward_transformed<Mm>);
+  m.impl("bmm", forward_transformed<Bmm>);
+  m.impl("matmul", forward_transformed<Matmul>);
+  m.impl("addmm", [](const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta, const Scalar& alpha) {
+    note_fallback("addmm", kTransform);
+    return at::addmm(input, a, b, beta, alpha);
+  });
+}
+
+template <class Op>
 Tensor call(const Tensor& a, const Tensor& b) {
   return op<Op>().call(a, b);
 }

@@ -202,6 +202,13 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
 TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("linear", forward_autocast<at::kCPU>); }
 TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("linear", forward_autocast<at::kCUDA>); }
 
+TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
+  m.impl("linear", [](const Tensor& input, const Tensor& weight, const OptTensor& bias) {
+    note_fallback("linear", kTransform);
+    return at::linear(input, weight, bias);
+  });
+}
+
 void bind(pybind11::module_& m) {
   m.def(
       "linear",

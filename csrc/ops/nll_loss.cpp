@@ -194,6 +194,14 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
 TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("nll_loss", forward_autocast<at::kCPU>); }
 TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("nll_loss", forward_autocast<at::kCUDA>); }
 
+TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
+  m.impl("nll_loss", [](const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction,
+                        int64_t ignore_index) -> Results {
+    note_fallback("nll_loss", kTransform);
+    return {at::nll_loss_nd(input, target, weight, reduction, ignore_index), at::empty({0}, input.options())};
+  });
+}
+
 void bind(pybind11::module_& m) {
   m.def(
       "nll_loss",

@@ -254,6 +254,18 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
   m.impl("adaptive_avg_pool2d_backward", adaptive_backward_autograd);
 }
 
+TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
+  m.impl("avg_pool2d", [](const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                          bool ceil_mode, bool count_include_pad, OptInt divisor) {
+    note_fallback("avg_pool2d", kTransform);
+    return at::avg_pool2d(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
+  });
+  m.impl("adaptive_avg_pool2d", [](const Tensor& input, SymIntArrayRef output_size) {
+    note_fallback("adaptive_avg_pool2d", kTransform);
+    return at::adaptive_avg_pool2d_symint(input, output_size);
+  });
+}
+
 void bind(pybind11::module_& m) {
   m.def("avg_pool2d", [](const Tensor& input, pybind11::handle kernel, pybind11::handle stride, pybind11::handle padding,
                          bool ceil_mode, bool count_include_pad, OptInt divisor) {

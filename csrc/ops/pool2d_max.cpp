@@ -323,6 +323,27 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
   m.impl("max_pool2d_backward", backward_autograd);
 }
 
+TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
+  m.impl("max_pool2d", [](const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                          IntArrayRef dilation, bool ceil_mode) {
+    note_fallback("max_pool2d", kTransform);
+    return at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);
+  });
+  m.impl("max_pool2d_with_indices", [](const Tensor& input, IntArrayRef kernel, IntArrayRef stride,
+                                       IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+    note_fallback("max_pool2d", kTransform);
+    return at::max_pool2d_with_indices(input, kernel, stride, padding, dilation, ceil_mode);
+  });
+  m.impl("adaptive_max_pool2d", [](const Tensor& input, IntArrayRef output_size) {
+    note_fallback("adaptive_max_pool2d", kTransform);
+    return std::get<0>(at::adaptive_max_pool2d(input, output_size));
+  });
+  m.impl("adaptive_max_pool2d_with_indices", [](const Tensor& input, IntArrayRef output_size) {
+    note_fallback("adaptive_max_pool2d", kTransform);
+    return at::adaptive_max_pool2d(input, output_size);
+  });
+}
+
 template <class Op>
 auto call_windows(const Op& op) {
   return [&op](const Tensor& input, pybind11::handle kernel, pybind11::handle stride, pybind11::handle padding,

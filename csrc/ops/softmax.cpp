@@ -169,6 +169,14 @@ Tensor forward_autocast(const Tensor& input, int64_t dim) {
   return forward_op<kLog>().call(autocast_fp32(input, at::kCUDA), dim);
 }
 
+// ---- torch.func ----------------------------------------------------------------------------------------------------
+
+template <bool kLog>
+Tensor forward_transformed(const Tensor& input, int64_t dim) {
+  note_fallback(kName<kLog>, kTransform);
+  return aten_forward<kLog>(input, dim);
+}
+
 // ---- registration --------------------------------------------------------------------------------------------------
 
 TORCH_LIBRARY_FRAGMENT(fastnn, m) {
@@ -197,6 +205,11 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
 TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) {
   m.impl("softmax", forward_autocast<false>);
   m.impl("log_softmax", forward_autocast<true>);
+}
+
+TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
+  m.impl("softmax", forward_transformed<false>);
+  m.impl("log_softmax", forward_transformed<true>);
 }
 
 void bind(pybind11::module_& m) {

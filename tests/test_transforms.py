@@ -1,0 +1,130 @@
+"""torch.func's transforms, forward-mode differentiation and batched gradients: fastnn hands them to torch's operators."""
+
+import pytest
+import torch
+import torch.autograd.forward_ad as fwAD
+from cases import ALL
+from torch import nn
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+
+import fastnn
+
+SMALL = [c for c in ALL if "big" not in c.tags]
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3),
+        nn.GELU(), nn.AvgPool2d(2), nn.AdaptiveMaxPool2d((2, 1)), nn.Tanh(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(4, 5), nn.LeakyReLU(), nn.Sigmoid(), nn.LogSoftmax(1),
+    ).double()  # fmt: skip
+
+
+@pytest.fixture
+def pair():
+    """The network in torch.nn and in fastnn, with the same weights and lively statistics."""
+    plain = network()
+    plain(torch.randn(8, 1, 12, 12, dtype=torch.float64))
+    fast = fastnn.convert(plain.eval(), inplace=False)
+    return plain, fast
+
+
+x = torch.randn(4, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+y = torch.tensor([0, 4, 2, 2])
+
+
+def parameters(model):
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def loss(model):
+    criterion = fastnn.CrossEntropyLoss() if type(model[0]) is fastnn.Conv2d else nn.CrossEntropyLoss()
+    return lambda p, image, label: criterion(functional_call(model, p, (image[None],)), label[None])
+
+
+def stacked(model):
+    return {name: torch.stack([t, 1.5 * t]) for name, t in parameters(model).items()}
+
+
+def dual(model):
+    with fwAD.dual_level():
+        return fwAD.unpack_dual(model(fwAD.make_dual(x, x.flip(0))))
+
+
+def dual_parameters(model):
+    with fwAD.dual_level():
+        p = {name: fwAD.make_dual(t, t.flip(0)) for name, t in parameters(model).items()}
+        return fwAD.unpack_dual(functional_call(model, p, (x,)))
+
+
+def forward_over_reverse(model):
+    leaf = x.clone().requires_grad_()
+    with fwAD.dual_level():
+        out = model(fwAD.make_dual(leaf, x.flip(0)))
+        return fwAD.unpack_dual(torch.autograd.grad(out.square().sum(), leaf)[0]).tangent
+
+
+TRANSFORMS = {
+    "grad": lambda m: grad(loss(m))(parameters(m), x[0], y[0]),
+    "per-sample gradients": lambda m: vmap(grad(loss(m)), in_dims=(None, 0, 0))(parameters(m), x, y),
+    "vmap over images": lambda m: vmap(lambda image: m(image[None]))(x),
+    "vmap over models": lambda m: vmap(lambda p: functional_call(m, p, (x,)))(stacked(m)),
+    "jvp": lambda m: jvp(m, (x,), (x.flip(0),)),
+    "jacrev": lambda m: jacrev(m)(x[:1]),
+    "jacfwd": lambda m: jacfwd(m)(x[:1]),
+    "hessian": lambda m: hessian(lambda image: m(image).square().sum())(x[:1]),
+    "dual numbers": dual,
+    "dual parameters": dual_parameters,
+    "forward over reverse": forward_over_reverse,
+    "batched gradients": lambda m: torch.autograd.functional.jacobian(m, x[:2], vectorize=True),
+    "double backward": lambda m: torch.autograd.functional.hvp(lambda t: m(t).square().sum(), x, x.flip(0)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transform_of_a_network(pair, transform):
+    theirs, ours = map(transform, pair)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_calls_under_a_transform_are_counted(pair):
+    grad(loss(pair[1]))(parameters(pair[1]), x[0], y[0])
+    counts = fastnn.fallbacks(clear=True)
+    assert counts["conv2d", "torch.func transform"] == 2 and counts["batch_norm", "torch.func transform"] == 1
+    dual(pair[1])
+    assert fastnn.fallbacks()["linear", "forward-mode differentiation"] == 1
+
+
+def test_a_tangent_of_the_output_gradient_raises(pair):
+    leaf = x.clone().requires_grad_()
+    out = pair[1](leaf)
+    with fwAD.dual_level(), pytest.raises(RuntimeError, match="jvp is not implemented"):
+        torch.autograd.grad(out, leaf, fwAD.make_dual(torch.ones_like(out), torch.ones_like(out)))
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
+def test_tangents_of_every_case(case):
+    """Forward mode gives the tangents torch gives (NaN for neither), never zeros."""
+    results = []
+    for function in (case.fast, case.reference):
+        args, kwargs = case.build(torch.float64)
+        with fwAD.dual_level():
+            generator = torch.Generator().manual_seed(6)
+
+            def perturbed(v, generator=generator):
+                if isinstance(v, torch.Tensor) and v.requires_grad:
+                    v = v.detach()
+                    return fwAD.make_dual(v, torch.randn(v.shape, generator=generator, dtype=v.dtype))
+                return v
+
+            try:
+                out = function(*map(perturbed, args), **{k: perturbed(v) for k, v in kwargs.items()})
+            except (RuntimeError, NotImplementedError) as error:  # torch has no formula for it: neither have we
+                results.append(type(error))
+                continue
+            results.append(fwAD.unpack_dual(out[0] if isinstance(out, tuple) else out).tangent)
+    ours, theirs = results
+    assert type(ours) is type(theirs)
+    if isinstance(theirs, torch.Tensor):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)

@@ -1,0 +1,1 @@
+"""Whole architectures of torchvision and timm, converted and compared with torch.nn."""

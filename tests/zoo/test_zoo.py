@@ -1,0 +1,11 @@
+"""The part of the zoo that `make test` has time for; `make zoo` runs all of it."""
+
+import pytest
+from zoo.check import examine
+from zoo.models import ALL, LARGE
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("entry", [e for e in ALL if e.name not in LARGE], ids=str)
+def test_converted_model_is_torchs(entry):
+    examine(entry)
