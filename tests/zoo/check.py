@@ -22,7 +22,7 @@ DOUBLE = 1e-7
 FACTOR, FACTOR_STRICT = 32, 4
 FLOOR = {"output": 1e-5, "loss": 1e-5, "buffers": 1e-4, "gradients": 5e-2}
 # A model on which torch.nn itself is further off than this says little: such an entry needs a larger image.
-USEFUL = 0.2
+USEFUL = 0.3
 # Tensors above this size are compared on that many of their elements, spread at an odd stride.
 SAMPLE = 1 << 16
 

@@ -34,8 +34,7 @@ class Entry:
 # values makes too sensitive to compare anything.
 TORCHVISION_SIZES = {
     "alexnet": 63, "googlenet": 128, "inception_v3": 107, "maxvit_t": 224, "vit_b_16": 32, "vit_l_16": 32, "vit_h_14": 28,
-    "vgg": 32, "squeezenet": 47, "swin": 32, "convnext": 32, "regnet_x": 96, "resnet101": 128, "resnet152": 128, "resnext101": 128,
-    "wide_resnet": 128,
+    "vgg": 32, "squeezenet": 47, "swin": 32, "convnext": 32, "regnet_x": 96,
 }  # fmt: skip
 
 
@@ -58,17 +57,17 @@ TORCHVISION = [_torchvision_entry(name) for name in torchvision.models.list_mode
 # One or two members of each family with convolutions, the smaller ones: name -> image size, or (size, options).
 TIMM_SIZES = {
     "resnet18d": 64, "resnet26t": 64, "seresnext26d_32x4d": 64, "ecaresnet26t": 64, "resnetblur18": 64,
-    "resnetv2_50x1_bit": 64, "skresnet18": 64, "resnest14d": 64, "res2net50_26w_4s": 64, "selecsls42b": 128,
+    "resnetv2_50x1_bit": 64, "skresnet18": 64, "resnest14d": 64, "res2net50_26w_4s": 64, "selecsls42b": 96,
     "tf_efficientnet_b0": 64, "efficientnet_es": 64, "mixnet_s": 64, "fbnetc_100": 64, "mnasnet_small": 64,
     "mobilenetv3_small_100": 64, "tf_mobilenetv3_small_minimal_100": 64, "mobilenetv4_conv_small": 64,
     "ghostnet_100": 64, "lcnet_050": 64, "tinynet_e": 64, "hardcorenas_a": 64, "spnasnet_100": 64,
     "regnetx_002": 64, "regnety_002": 64, "repvgg_a0": 64, "mobileone_s0": 64, "repghostnet_050": 64,
     "repvit_m0_9": 64, "densenet121": 64, "dla34": 64, "dla46x_c": 64, "dpn48b": 64, "vgg11_bn": 32,
-    "inception_v4": 299, "inception_resnet_v2": 107, "xception41p": 64, "legacy_xception": 75, "nasnetalarge": 96,
-    "pnasnet5large": 96, "hrnet_w18_small": 64, "cspresnet50": 64, "cspdarknet53": 64, "darknet53": 64, "vovnet39a": 128,
+    "inception_v4": 107, "inception_resnet_v2": 107, "xception41p": 64, "legacy_xception": 75, "nasnetalarge": 96,
+    "pnasnet5large": 96, "hrnet_w18_small": 64, "cspresnet50": 64, "cspdarknet53": 64, "darknet53": 64, "vovnet39a": 64,
     "ese_vovnet19b_dw": 64, "rexnet_100": 64, "nf_regnet_b0": 64, "dm_nfnet_f0": 64, "eca_nfnet_l0": 64,
     "gernet_s": 64, "bat_resnext26ts": 256, "eca_botnext26ts_256": (256, {}), "convnext_atto": 32, "convnextv2_atto": 32,
-    "inception_next_atto": 32, "convmixer_768_32": 112, "poolformer_s12": 64, "caformer_s18": 64, "edgenext_xx_small": 64,
+    "inception_next_atto": 32, "convmixer_768_32": 56, "poolformer_s12": 64, "caformer_s18": 64, "edgenext_xx_small": 64,
     "fasternet_t0": 64, "starnet_s1": 64, "hgnet_tiny": 64, "mambaout_femto": 64, "rdnet_tiny": 64, "lcnet_100": 64,
     "mobilevit_xxs": 64, "mobilevitv2_050": 64, "efficientvit_b0": 64, "efficientvit_m0": (224, {}), "fastvit_t8": 64,
     "swiftformer_xs": 64, "shvit_s1": 128, "efficientformer_l1": (224, {}), "efficientformerv2_s0": (224, {}),
@@ -99,6 +98,6 @@ LARGE = {
     "regnet_y_1_6gf", "regnet_y_32gf", "regnet_y_3_2gf", "regnet_y_800mf", "regnet_y_8gf", "resnet101", "resnet152",
     "resnet34", "resnext101_32x8d", "resnext101_64x4d", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "swin_b", "swin_s",
     "swin_v2_b", "swin_v2_s", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg19", "vgg19_bn", "vit_b_16", "vit_h_14",
-    "vit_l_16", "vit_l_32", "wide_resnet101_2", "wide_resnet50_2", "dm_nfnet_f0", "eca_botnext26ts_256",
+    "vit_l_16", "vit_l_32", "wide_resnet101_2", "wide_resnet50_2", "dm_nfnet_f0", "eca_botnext26ts_256", "bat_resnext26ts",
     "inception_resnet_v2", "inception_v4", "selecsls42b", "vovnet39a", "nasnetalarge", "pnasnet5large", "twins_svt_small",
 }  # fmt: skip

@@ -1,8 +1,18 @@
 """The part of the zoo that `make test` has time for; `make zoo` runs all of it."""
 
 import pytest
+import torch
 from zoo.check import examine
 from zoo.models import ALL, LARGE
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """On a busy machine small networks wait for their second thread longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.filterwarnings("ignore")
