@@ -71,6 +71,25 @@ std::optional<Conv2dParams> shape_params(const Tensor& input, const Tensor& weig
   return p;
 }
 
+// shape_params' verdict. Sizes that a compiler traces as symbols (a dynamic batch) stay symbols here: the batch is
+// not looked at, and asking for it as a number would compile a graph for every batch.
+bool valid(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride, IntArrayRef padding,
+           IntArrayRef dilation, int64_t groups) {
+  const auto symbolic = [](const Tensor& t) { return t.unsafeGetTensorImpl()->has_symbolic_sizes_strides(); };
+  if (!symbolic(input) && !symbolic(weight))
+    return shape_params(input, weight, bias, stride, padding, dilation, groups).has_value();
+  if (input.dim() != 4 || weight.dim() != 4 || groups < 1) return false;
+  if (stride.size() != 2 || padding.size() != 2 || dilation.size() != 2) return false;
+  if (weight.sym_size(1) * groups != input.sym_size(1) || weight.sym_size(0) % groups != 0) return false;
+  const Tensor& b = or_undefined(bias);
+  if (b.defined() && (b.dim() != 1 || b.sym_size(0) != weight.sym_size(0))) return false;
+  for (int i = 0; i < 2; ++i) {
+    if (stride[i] < 1 || dilation[i] < 1 || padding[i] < 0) return false;
+    if ((weight.sym_size(i + 2) - 1) * dilation[i] + 1 > input.sym_size(i + 2) + 2 * padding[i]) return false;
+  }
+  return true;
+}
+
 void set_strides(Conv2dParams& p, const Tensor& x, const Tensor& w, const Tensor& y) {
   p.input_stride_n = x.stride(0), p.input_stride_c = x.stride(1);
   p.input_stride_h = x.stride(2), p.input_stride_w = x.stride(3);
@@ -314,11 +333,11 @@ Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTens
                         IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
   if (input.dim() == 3) {
     const Tensor batch = input.unsqueeze(0);
-    if (shape_params(batch, weight, bias, stride, padding, dilation, groups))
+    if (valid(batch, weight, bias, stride, padding, dilation, groups))
       return forward_autograd(batch, weight, bias, stride, padding, dilation, groups).squeeze(0);
   }
   const Tensor& b = or_undefined(bias);
-  if (!shape_params(input, weight, bias, stride, padding, dilation, groups) || !native(kName, {&input, &weight, &b}, true))
+  if (!valid(input, weight, bias, stride, padding, dilation, groups) || !native(kName, {&input, &weight, &b}, true))
     return aten_forward(input, weight, bias, stride, padding, dilation, groups);
   if (needs_grad({&input, &weight, &b}))
     return Conv2dFunction::apply(input, weight, bias, stride, padding, dilation, groups);
@@ -328,7 +347,7 @@ Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTens
 
 Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& weight, IntArrayRef stride,
                         IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::array<bool, 3> mask) {
-  if (!shape_params(input, weight, std::nullopt, stride, padding, dilation, groups))
+  if (!valid(input, weight, std::nullopt, stride, padding, dilation, groups))
     return aten_backward(grad_output, input, weight, stride, padding, dilation, groups, mask);
   if ((mask[0] || mask[1] || mask[2]) && needs_grad({&grad_output, &input, &weight})) {
     const auto [dx, dw, db] = spread(
