@@ -147,9 +147,9 @@ def assert_as_good(ours, theirs, factor, name):
 
 
 def snapshot(model):
-    """All that convert and revert must leave as it was, comparable with ==; tensors are compared by identity."""
-    state = [(k, id(v), v._version) for k, v in model.state_dict(keep_vars=True).items()]
-    return [(n, type(m), list(m._forward_hooks), sorted(m.__dict__)) for n, m in model.named_modules()], state
+    """Types, hooks, attributes and parameter objects: all that convert, fuse and revert must leave as they were."""
+    modules = [(n, type(m), list(m._forward_hooks), sorted(m.__dict__)) for n, m in model.named_modules()]
+    return modules, [(n, id(p)) for n, p in model.named_parameters()]
 
 
 def examine(entry, strict=False):
@@ -189,8 +189,15 @@ def examine(entry, strict=False):
     assert max(double.values()) < DOUBLE, f"{entry}, float64: {double}"
     model.float()
 
+    fused = distances({"output": evaluate(fastnn.fuse(model.eval()), x)}, {"output": exact["output"]}, together)
+    assert_as_good(fused, theirs, FACTOR, f"{entry}, fused for inference")
+    places = [(k, v.data_ptr()) for k, v in model.state_dict().items()]
+    fastnn.fuse(model.train())
+    assert places == [(k, v.data_ptr()) for k, v in model.state_dict().items()], f"{entry}: fuse moved parameters"
+    assert_as_good(distances(compute(model, x, y), exact, together), theirs, FACTOR, f"{entry}, fused for training")
+
     fastnn.revert(model)
-    assert snapshot(model)[0] == before[0], f"{entry}: revert left a trace"
+    assert snapshot(model) == before, f"{entry}: revert left a trace"
     for key, value in model.state_dict().items():
         assert torch.equal(value, bits[key]), f"{entry}: {key} changed"
     again = compute(model, x, y)

@@ -99,5 +99,5 @@ LARGE = {
     "resnet34", "resnext101_32x8d", "resnext101_64x4d", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "swin_b", "swin_s",
     "swin_v2_b", "swin_v2_s", "vgg11", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16", "vit_h_14",
     "vit_l_16", "vit_l_32", "wide_resnet101_2", "wide_resnet50_2", "dm_nfnet_f0", "eca_botnext26ts_256", "bat_resnext26ts",
-    "inception_resnet_v2", "nest_tiny", "nasnetalarge", "pnasnet5large", "twins_svt_small",
+    "inception_resnet_v2", "nest_tiny", "nasnetalarge", "pnasnet5large", "twins_svt_small", "crossvit_tiny_240",
 }  # fmt: skip

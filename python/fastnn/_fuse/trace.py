@@ -41,6 +41,22 @@ for _name in ("iadd", "isub", "imul", "itruediv"):
     setattr(_TensorProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
+_SIZES = ("size", "dim", "numel", "shape", "ndim", "ndimension", "stride")
+
+
+def _is_size(node):
+    """Whether the node's value is a size, or a number made of sizes, so that no code may take it for a tensor."""
+    if node.op == "call_method":
+        return node.target in _SIZES
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in _SIZES
+    inputs = node.all_input_nodes
+    module = getattr(node.target, "__module__", None)
+    return module in ("_operator", "builtins") and bool(inputs) and all(map(_is_size, inputs))
+
+
 class Tracer(fx.Tracer):
     """Records calls of leaf modules and functions; `leaves(module, name)` decides what a leaf is."""
 
@@ -52,7 +68,7 @@ class Tracer(fx.Tracer):
         self.calling = []  # names of the modules being traced into, innermost last
 
     def proxy(self, node):
-        return _TensorProxy(node, self)
+        return fx.Proxy(node, self) if _is_size(node) else _TensorProxy(node, self)
 
     def create_arg(self, a):
         return a.node if type(a) is _TensorProxy else super().create_arg(a)
