@@ -10,7 +10,16 @@ import fastnn
 
 SHAPES = [((3, 5, 8, 8), (2,)), ((2, 3, 24, 24), (2,)), ((2, 3, 13, 37), (3, 2)), ((2, 5, 14, 18), (3, 1, 1)),
           ((2, 3, 13, 35), (3, 2, 1)), ((1, 2, 40, 41), (5, 3, 2)), ((1, 17, 9, 10), (3, 3)), ((1, 3, 20, 33), (2, 1)),
-          ((1, 18, 11, 11), (17, 1, 8))]  # fmt: skip
+          ((1, 18, 11, 11), (17, 1, 8)),
+          # Narrow rows and pixels, several to a vector; 3x3 by 2 at every width of the last vector; strides without a
+          # shuffle; more taps than a byte has values.
+          ((3, 5, 6, 2), (2,)), ((3, 7, 4, 10), (2,)), ((2, 9, 14, 14), (2,)), ((1, 15, 7, 9), (2,)), ((1, 1, 2, 2), (2,)),
+          ((2, 2, 9, 63), (3, 2)), ((1, 3, 8, 32), (3, 2, 1)), ((1, 2, 7, 33), (3, 2, 1, 1, True)),
+          ((1, 2, 8, 70), (3, 2, 0, 1, True)), ((2, 3, 8, 5), (3, 2, 1)), ((2, 3, 5, 5), (5, 1, 2)), ((1, 2, 3, 50), (3, 1, 1)),
+          ((1, 2, 30, 30), (5, 5)), ((2, 3, 23, 29), (7, 4, 3)), ((1, 2, 21, 50), (4, 6, 1, 2)),
+          ((1, 3, 40, 20), (20, 20)), ((2, 2, 19, 19), (19, 5, 6))]  # fmt: skip
+ADAPTIVE = [((2, 5, 12, 24), 1), ((2, 5, 12, 24), (3, 5)), ((2, 5, 12, 24), (6, 12)), ((3, 6, 13, 13), 6), ((1, 2, 30, 70), (7, 33)),
+            ((1, 3, 5, 4), (7, 9)), ((5, 1, 37, 18), (2, 17)), ((1, 2, 18, 17), (1, 1))]  # fmt: skip
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -50,13 +59,50 @@ def test_ties_and_nan(shape, windows, layout, dtype, isa):
     assert same(ours.grad, torchs.grad)
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("size", [1, (3, 5), (6, 12)], ids=str)
-def test_adaptive_ties_and_nan(size, layout):
-    x = special((2, 5, 12, 24)).contiguous(memory_format=layout)
+@pytest.mark.parametrize("shape, size", ADAPTIVE, ids=str)
+def test_adaptive_ties_and_nan(shape, size, layout, dtype, isa):
+    fastnn._C.set_isa(isa)
+    x = special(shape).to(dtype).contiguous(memory_format=layout)
     y, indices = fastnn.functional.adaptive_max_pool2d(x, size, return_indices=True)
     ty, tindices = F.adaptive_max_pool2d(x, size, return_indices=True)
     assert same(y, ty) and torch.equal(indices, tindices)
+    assert same(fastnn.functional.adaptive_max_pool2d(x, size), ty)
+    ours, torchs = (x.clone().requires_grad_() for _ in range(2))
+    g = torch.randint(-8, 8, y.shape).to(dtype)  # sums exactly, in any order
+    fastnn.functional.adaptive_max_pool2d(ours, size).backward(g)
+    F.adaptive_max_pool2d(torchs, size).backward(g)
+    assert same(ours.grad, torchs.grad)
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    "op, shape, arguments",
+    [("adaptive_avg_pool2d", shape, (size,)) for shape, size in ADAPTIVE]
+    + [("avg_pool2d", *args) for args in SHAPES if len(args[1]) < 4],
+    ids=str,
+)
+def test_averages_of_every_isa(op, shape, arguments, layout, isa):
+    fastnn._C.set_isa(isa)
+    x = torch.randn(shape).contiguous(memory_format=layout).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    y, expected = getattr(fastnn.functional, op)(x, *arguments), getattr(F, op)(exact, *arguments)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=1e-6)
+    g = torch.randn_like(y)
+    (dx,), (exact_dx,) = torch.autograd.grad(y, x, g), torch.autograd.grad(expected, exact, g.double())
+    torch.testing.assert_close(dx.double(), exact_dx, rtol=1e-6, atol=1e-6)
+
+
+def test_windows_without_a_tap():  # torch's own gradient of these writes outside its plane
+    x = torch.randn(1, 2, 3, 3, requires_grad=True)
+    for layout in LAYOUTS:
+        a = x.contiguous(memory_format=layout)
+        y = fastnn.functional.max_pool2d(a, 2, 4, 1, 4)
+        assert torch.equal(y, F.max_pool2d(a, 2, 4, 1, 4)) and y.max() == -float("inf")
+        assert not torch.autograd.grad(y, x, torch.ones_like(y))[0].any()
 
 
 def test_all_minus_infinity():
@@ -68,8 +114,13 @@ def test_all_minus_infinity():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("op", ["max_pool2d", "avg_pool2d"])
-@pytest.mark.parametrize("shape, windows", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "op, shape, windows",
+    [("max_pool2d", *args) for args in SHAPES]
+    + [("avg_pool2d", *args) for args in SHAPES if len(args[1]) < 4]
+    + [(op, shape, (size,)) for op in ("adaptive_max_pool2d", "adaptive_avg_pool2d") for shape, size in ADAPTIVE],
+    ids=str,
+)
 def test_same_bits_for_every_thread_count(op, shape, windows, layout):
     x = torch.randn(7, *shape[1:]).contiguous(memory_format=layout).requires_grad_()
     results = []

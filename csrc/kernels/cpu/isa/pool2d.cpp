@@ -12,6 +12,9 @@ constexpr bool kMaskedTails = true;
 constexpr bool kMaskedTails = false;  // the end of a row goes lane by lane: 2x2 backward is slower than scattering
 #endif
 
+// The row kernels shuffle strides up to 3; longer ones they load lane by lane.
+bool prefers_table(const Pool2dParams& p) { return p.adaptive || p.w.stride > 3; }
+
 template <class O>
 void indices_from_taps(const Pool2dParams& p) {
   const Axis h = axis_h(p), w = axis_w(p);
@@ -33,11 +36,14 @@ void indices_from_taps(const Pool2dParams& p) {
 Status max_pool2d_forward(const Pool2dParams& p) {
   if (p.channels_last) return max_pool2d_forward_nhwc(p);
   if (is_2x2(p)) return max_pool2d_forward_2x2(p);
+  if (prefers_table(p) && fits_table(p)) return max_pool2d_forward_table(p);
   return fits_rows(p) ? max_pool2d_forward_rows(p) : max_pool2d_forward_any(p);
 }
 Status max_pool2d_backward(const Pool2dParams& p) {
+  if (is_narrow_2x2(p)) return max_pool2d_backward_narrow(p);
   if (p.channels_last) return max_pool2d_backward_nhwc(p);
   if (is_2x2(p) && (kMaskedTails || !fits_scatter(p) || p.w.out % 8 == 0)) return max_pool2d_backward_2x2(p);
+  if (fits_gather(p)) return max_pool2d_backward_gather(p);
   if (fits_scatter(p)) return max_pool2d_backward_scatter(p);
   return fits_rows_backward(p) ? max_pool2d_backward_rows(p) : max_pool2d_backward_any(p);
 }
@@ -45,12 +51,14 @@ Status avg_pool2d_forward(const Pool2dParams& p) {
   if (p.channels_last) return avg_pool2d_forward_nhwc(p);
   if (is_2x2(p)) return avg_pool2d_forward_2x2(p);
   if (is_global(p)) return avg_pool2d_forward_global(p);
+  if (prefers_table(p) && fits_table(p)) return avg_pool2d_forward_table(p);
   return fits_rows(p) ? avg_pool2d_forward_rows(p) : avg_pool2d_forward_any(p);
 }
 Status avg_pool2d_backward(const Pool2dParams& p) {
   if (p.channels_last) return avg_pool2d_backward_nhwc(p);
   if (is_2x2(p)) return avg_pool2d_backward_2x2(p);
   if (is_global(p)) return avg_pool2d_backward_global(p);
+  if (prefers_table(p) && fits_table_backward(p)) return avg_pool2d_backward_table(p);
   return fits_rows_backward(p) ? avg_pool2d_backward_rows(p) : avg_pool2d_backward_any(p);
 }
 Status max_pool2d_indices(const Pool2dParams& p) {

@@ -60,6 +60,11 @@ struct Axis : PoolAxis {
   }
 };
 
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
 FASTNN_INLINE Axis axis_h(const Pool2dParams& p) { return {p.h, p.adaptive}; }
 FASTNN_INLINE Axis axis_w(const Pool2dParams& p) { return {p.w, p.adaptive}; }
 

@@ -101,6 +101,18 @@ FASTNN_INLINE void store_taps(typename Vec<A>::Int taps, O* p, int lanes) {
   for (int i = 0; i < lanes; ++i) p[i] = raw[i];
 }
 
+// sum + (tap == code ? g : 0) on the taps' bytes.
+template <class A>
+FASTNN_INLINE Vec<A> add_where_bytes(Vec<A> sum, const uint8_t* taps, int64_t code, Vec<A> g) {
+#if defined(__AVX512F__)
+  if constexpr (__is_same(A, float)) {
+    const __mmask16 hit = _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i*)taps), _mm_set1_epi8(char(code)));
+    return {_mm512_mask_add_ps(sum.v, hit, sum.v, g.v)};
+  }
+#endif
+  return add_where(sum, load_taps<A>(taps, Vec<A>::N), code, g);
+}
+
 // tap == code ? v : 0.
 template <class A>
 FASTNN_INLINE Vec<A> only_where(typename Vec<A>::Int taps, int64_t code, Vec<A> v) {

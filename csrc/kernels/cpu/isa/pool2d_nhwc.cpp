@@ -225,13 +225,38 @@ struct AvgValue {
 
 // 16-bit sums need the wider accumulator that gathering by pixels gives.
 FASTNN_INLINE bool fits_spread(const Pool2dParams& p) {
-  return !p.wide && (!windows_overlap(p) || p.dtype == DType::f32 || p.dtype == DType::f64);
+  return !windows_overlap(p) || p.dtype == DType::f32 || p.dtype == DType::f64;
+}
+// Beyond so many taps a window is cheaper element by element than comparing all of them.
+constexpr int64_t kSpreadTaps = 16;
+
+// Channels [from, to) of one image of a maximum's gradient, each added at its own tap.
+template <class S>
+void scatter_channels(const Pool2dParams& p, const Axis& h, const Axis& w, const S* g, const uint8_t* taps, S* dx,
+                      int64_t from, int64_t to) {
+  int64_t distance[256];
+  const int64_t channels = p.channels, image = h.in * w.in * channels;
+  for (int64_t tap = 0; tap < 256; ++tap) {
+    const int64_t row = tap / w.kernel, column = tap % w.kernel;
+    distance[tap] = row < h.kernel ? (row * h.dilation * w.in + column * w.dilation) * channels : int64_t(1) << 62;
+  }
+  for (int64_t pixel = 0; pixel < h.in * w.in; ++pixel)
+    __builtin_memset(static_cast<void*>(dx + pixel * channels + from), 0, size_t(to - from) * sizeof(S));
+  for (int64_t oh = 0; oh < h.out; ++oh)
+    for (int64_t ow = 0; ow < w.out; ++ow) {
+      const int64_t corner = (h.first(oh) * w.in + w.first(ow)) * channels, out = (oh * w.out + ow) * channels;
+#pragma GCC unroll 4
+      for (int64_t c = from; c < to; ++c) {
+        const int64_t at = corner + distance[taps[out + c]] + c;
+        if (__builtin_expect(uint64_t(at) < uint64_t(image), 1)) dx[at] += g[out + c];
+      }
+    }
 }
 
 template <class S, class MakeValue>
 void spread(const Pool2dParams& p, const MakeValue& make_value) {
   const Axis h = axis_h(p), w = axis_w(p);
-  constexpr int64_t kChannels = 64;  // a unit of work: whole cache lines of one image
+  constexpr int64_t kChannels = 256;  // a unit of work: whole cache lines of one image
   const int64_t blocks = p.batch >= 4 ? 1 : ceil_div(p.channels, kChannels), size = blocks == 1 ? p.channels : kChannels;
   const int64_t grain = max64(1, kGrain / (h.in * w.in * size));
   parallel_for(0, p.batch * blocks, grain, [&](int64_t begin, int64_t end) {
@@ -240,6 +265,12 @@ void spread(const Pool2dParams& p, const MakeValue& make_value) {
       const S* g = static_cast<const S*>(p.grad_output) + image * h.out * w.out * p.channels;
       S* dx = static_cast<S*>(p.grad_input) + image * h.in * w.in * p.channels;
       const auto value = make_value(image * h.out * w.out * p.channels);
+      if constexpr (__is_same(decltype(value), const MaxValue<S>) && __is_same(S, acc_t<S>)) {
+        if (windows_overlap(p) && h.kernel * w.kernel > kSpreadTaps) {
+          scatter_channels(p, h, w, g, value.taps, dx, from, to);
+          continue;
+        }
+      }
       if (windows_overlap(p)) spread_windows<true>(p, h, w, g, dx, from, to, value);
       else spread_windows<false>(p, h, w, g, dx, from, to, value);
     }
@@ -298,7 +329,7 @@ Status max_pool2d_backward_nhwc(const Pool2dParams& p) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     const uint8_t* taps = static_cast<const uint8_t*>(p.offsets);
-    if (fits_spread(p)) spread<S>(p, [&](int64_t at) { return MaxValue<S>{taps + at}; });
+    if (!p.wide && fits_spread(p)) spread<S>(p, [&](int64_t at) { return MaxValue<S>{taps + at}; });
     else if (p.wide) max_backward<S, int32_t>(p);
     else max_backward<S, uint8_t>(p);
     return Status::ok;

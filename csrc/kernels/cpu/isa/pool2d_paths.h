@@ -17,12 +17,20 @@ Status max_pool2d_backward_2x2(const Pool2dParams& p);
 Status avg_pool2d_forward_2x2(const Pool2dParams& p);
 Status avg_pool2d_backward_2x2(const Pool2dParams& p);
 
+// AVX-512, float32, 2x2 windows with stride 2, either layout: rows or pixels shorter than a vector.
+bool is_narrow_2x2(const Pool2dParams& p);
+Status max_pool2d_backward_narrow(const Pool2dParams& p);
+
 // Contiguous, one window that is the whole plane.
 bool is_global(const Pool2dParams& p);
 Status avg_pool2d_forward_global(const Pool2dParams& p);
 Status avg_pool2d_backward_global(const Pool2dParams& p);
 
-// Contiguous float32 or float64, windows of at most 255 taps.
+// Contiguous: stride 1 with the plane's size kept, 3x3 with stride 2.
+bool fits_gather(const Pool2dParams& p);
+Status max_pool2d_backward_gather(const Pool2dParams& p);
+
+// Contiguous; planes of 16-bit gradients of a bounded size.
 bool fits_scatter(const Pool2dParams& p);
 Status max_pool2d_backward_scatter(const Pool2dParams& p);
 
@@ -33,6 +41,13 @@ Status avg_pool2d_forward_rows(const Pool2dParams& p);
 bool fits_rows_backward(const Pool2dParams& p);
 Status max_pool2d_backward_rows(const Pool2dParams& p);
 Status avg_pool2d_backward_rows(const Pool2dParams& p);
+
+// Contiguous, any windows on planes of at most about 1000 rows and columns: vectors by tables.
+bool fits_table(const Pool2dParams& p);
+Status max_pool2d_forward_table(const Pool2dParams& p);
+Status avg_pool2d_forward_table(const Pool2dParams& p);
+bool fits_table_backward(const Pool2dParams& p);
+Status avg_pool2d_backward_table(const Pool2dParams& p);
 
 // Contiguous, any windows: one output or input at a time.
 Status max_pool2d_forward_any(const Pool2dParams& p);

@@ -64,11 +64,6 @@ FASTNN_INLINE Vec<A> load_strided(const A* p, int64_t stride, int count) {
   return V::load(lanes);
 }
 
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
-
 // Calls f(stride constant, kernel width constant) for the pairs worth a copy of the code; 0 stands for any.
 template <class F>
 FASTNN_INLINE void dispatch_windows(const PoolAxis& w, const F& f) {

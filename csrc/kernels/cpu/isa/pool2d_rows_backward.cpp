@@ -93,18 +93,6 @@ FASTNN_INLINE void copy_taps(const uint8_t* taps, int64_t out, const Window& w, 
   __builtin_memcpy(to + left, taps + from, size_t(end - from));
 }
 
-// sum + (tap == code ? g : 0) on the taps' bytes.
-template <class A>
-FASTNN_INLINE Vec<A> add_where_bytes(Vec<A> sum, const uint8_t* taps, int64_t code, Vec<A> g) {
-#if defined(__AVX512F__)
-  if constexpr (__is_same(A, float)) {
-    const __mmask16 hit = _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i*)taps), _mm_set1_epi8(char(code)));
-    return {_mm512_mask_add_ps(sum.v, hit, sum.v, g.v)};
-  }
-#endif
-  return add_where(sum, load_taps<A>(taps, Vec<A>::N), code, g);
-}
-
 // One input row: sums(q, accumulators) for every vector of q, then stored.
 template <int kStride, class S, class Sums>
 FASTNN_INLINE void write_row(S* dx, int64_t n, int64_t stride, const Sums& sums) {
