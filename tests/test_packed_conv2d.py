@@ -123,3 +123,9 @@ def test_strict_mode_forbids_winograd():
     with fastnn.set_strict_conv(True):
         y = kernel(x, weight, None, None, -INF, INF)
         assert kernel.algorithm() == "direct" and (y - product).abs().max() <= 2.0**-20 * scale
+
+
+def test_autocast_runs_the_plain_layer():
+    kernel, x, weight, bias, *_ = problem(SHAPES[0], 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kernel(x, weight, bias, None, -INF, INF) is None

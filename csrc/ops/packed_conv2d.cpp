@@ -1,6 +1,7 @@
 // PackedConv2d: a frozen layer's convolution, which keeps the packed weight for as long as the weight does not change.
 #include "kernels/packed_conv2d.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/utils/pybind.h>
@@ -36,12 +37,13 @@ class PackedConv2d {
                int64_t groups)
       : stride_(stride), padding_(padding), dilation_(dilation), groups_(groups) {}
 
-  // act(conv2d(input, weight, bias) + residual) in NHWC, written to `out` where given; nullopt where the kernels do not
-  // take it, and where fastnn is disabled.
+  // clamp(conv2d(input, weight, bias) + residual) in NHWC; nullopt where the kernels do not take it, under autocast, and
+  // where fastnn is disabled.
   OptTensor run(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& residual, float low,
                 float high) {
     PackedConv2dParams p{};
-    if (!enabled() || !shape(p, input, weight, or_undefined(bias), or_undefined(residual))) return std::nullopt;
+    if (!enabled() || at::autocast::is_autocast_enabled(at::kCPU)) return std::nullopt;
+    if (!shape(p, input, weight, or_undefined(bias), or_undefined(residual))) return std::nullopt;
     p.algorithm = cpu::packed_conv2d_choose(p);
     if (p.algorithm == PackedConv2dAlgorithm::none) return std::nullopt;
     RECORD_FUNCTION("fastnn::packed_conv2d", (c10::ArrayRef<const c10::IValue>{}));

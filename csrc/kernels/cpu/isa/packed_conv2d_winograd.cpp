@@ -29,13 +29,14 @@ struct Plan {
 
 template <int TAPS>
 Plan make_plan(const PackedConv2dParams& p, int64_t workers) {
-  constexpr int64_t kVBytes = 640 << 10;  // V shares a 1 MB L2 with M and a panel of U
   Plan o{};
   o.th = ceil_div(p.P, kTileOut<TAPS>), o.tw = ceil_div(p.Q, kTileOut<TAPS>);
   o.tile_rows = p.N * o.th;
   o.c_groups = ceil_div(p.C, N), o.k_groups = ceil_div(p.K, N);
   const int64_t row_bytes = 36 * o.tw * o.c_groups * kVecBytes;
-  o.rows_per_block = max64(1, min64(kVBytes / row_bytes, ceil_div(4 * kMaxRows, o.tw)));
+  // V shares a 1 MB L2 with M and a panel of U; unless U itself comes from memory once per block.
+  const int64_t u_bytes = 36 * o.c_groups * N * o.k_groups * N * 4, v_bytes = u_bytes > (4 << 20) ? 4 << 20 : 640 << 10;
+  o.rows_per_block = max64(1, min64(v_bytes / row_bytes, ceil_div(4 * kMaxRows, o.tw)));
   o.rows_per_block = min64(o.rows_per_block, max64(1, ceil_div(o.tile_rows, workers)));
   o.blocks = ceil_div(o.tile_rows, o.rows_per_block);
   o.rows_per_block = ceil_div(o.tile_rows, o.blocks);  // even blocks
