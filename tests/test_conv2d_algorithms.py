@@ -47,7 +47,10 @@ def test_winograd_bound_on_random_shapes(isa, kernel, shapes, forced):
         h, w, padding = pick(kernel, 20), pick(kernel, 20), (pick(0, kernel - 1), pick(0, kernel - 1))
         format = torch.channels_last if i % 3 == 0 else torch.contiguous_format
         x = torch.randn(n, c, h, w, generator=generator).contiguous(memory_format=format).requires_grad_()
-        weight = torch.randn(k, c, kernel, kernel, generator=generator).requires_grad_()
+        weight = torch.randn(k, c, kernel, kernel, generator=generator)
+        if i % 4 == 0:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        weight.requires_grad_()
         bias = torch.randn(k, generator=generator).requires_grad_()
         args = ([1, 1], list(padding), [1, 1], 1)
         for which in ("forward", "grad_input", "grad_weight"):

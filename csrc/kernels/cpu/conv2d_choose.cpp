@@ -92,13 +92,12 @@ Shape shape_of(const Conv2dParams& p) {
 }
 
 // Measured on one thread in float32 (benches/sweep_conv2d.py); 16-bit types have no product kernels of their own here.
-Conv2dAlgorithm best_forward(const Conv2dParams& p, const Shape& s) {
-  const bool unit = p.stride_h == 1 && p.stride_w == 1;
+Conv2dAlgorithm best_forward(const Conv2dParams&, const Shape& s) {
   if (s.winograd) return Conv2dAlgorithm::winograd;
   if (s.pointwise && s.c >= 32) return Conv2dAlgorithm::gemm;
   if (s.together) {
-    if (s.pointwise || (s.taps == 1 && s.c >= 64)) return Conv2dAlgorithm::gemm;
-    if (s.batch && s.c > 1 && (s.k <= 16 || (!unit && s.c * s.k <= 512))) return Conv2dAlgorithm::batch;
+    if (s.pointwise || (s.taps == 1 && s.c >= 128)) return Conv2dAlgorithm::gemm;
+    if (s.batch && s.c > 1 && s.k <= 20) return Conv2dAlgorithm::batch;
     return s.c > 1 && s.vendor_fits ? Conv2dAlgorithm::aten : Conv2dAlgorithm::shift;
   }
   if (s.c <= 4 || !s.vendor_fits || (s.taps == 1 && (s.pointwise || s.c < 32))) return Conv2dAlgorithm::shift;

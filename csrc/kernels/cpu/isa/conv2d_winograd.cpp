@@ -121,18 +121,32 @@ void transform_weight(const ConvProblem& d, int64_t group, int64_t c0, int64_t c
   const float* w = static_cast<const float*>(d.weight) + group * N * d.wk;
   // The gradient of the input reads the weight across its rows, which no hardware prefetcher follows.
   const bool across = d.wk == TAPS * TAPS && d.wr == -TAPS;
+  const bool together = d.wc == 1 && d.wk != 1;  // channels_last: N input channels of each tap at once
+  constexpr int kTaps = TAPS * TAPS, kRows = (kTaps + N - 1) / N * N;
+  alignas(64) float lane[kRows][N] = {}, block[kTaps][N][N];
   for (int64_t c = c0; c < c1; ++c, u += 2 * N) {
-    if (across)
-      for (int i = 0; i < TAPS * TAPS * N / 16; ++i)
-        __builtin_prefetch(w + (c + kAhead) * d.wc - (TAPS * TAPS - 1) + i * 16);
-    alignas(64) float lane[(TAPS * TAPS + N - 1) / N * N][N] = {};
-    if (c < d.c) gather_weight<TAPS>(w + c * d.wc, d.wk, d.wr, d.ws, lanes, lane);
+    const float(*taps)[N] = lane;
+    int64_t taps_row = 1;
+    if (c >= d.c) {
+      __builtin_memset(lane, 0, sizeof(lane));
+    } else if (together) {
+      if ((c - c0) % N == 0)
+        for (int tap = 0; tap < kTaps; ++tap)
+          transpose_block(w + c + tap / TAPS * d.wr + tap % TAPS * d.ws, d.wk, 1, lanes, int(min64(N, d.c - c)), block[tap][0]);
+      taps = block[0] + (c - c0) % N;
+      taps_row = N;
+    } else {
+      if (across)
+        for (int i = 0; i < TAPS * TAPS * N / 16; ++i)
+          __builtin_prefetch(w + (c + kAhead) * d.wc - (TAPS * TAPS - 1) + i * 16);
+      gather_weight<TAPS>(w + c * d.wc, d.wk, d.wr, d.ws, lanes, lane);
+    }
     Raw t[6][TAPS];
 #pragma GCC unroll 5
     for (int s = 0; s < TAPS; ++s) {
       Raw g[TAPS], o[6];
 #pragma GCC unroll 5
-      for (int r = 0; r < TAPS; ++r) g[r] = V::load(lane[r * TAPS + s]).v;
+      for (int r = 0; r < TAPS; ++r) g[r] = V::load(taps[(r * TAPS + s) * taps_row]).v;
       weight_line<TAPS>(g, o);
 #pragma GCC unroll 6
       for (int i = 0; i < 6; ++i) t[i][s] = o[i];
