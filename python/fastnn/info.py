@@ -26,7 +26,7 @@ def describe():
         "torch": torch.__version__,
         "built for torch": _build.TORCH_VERSION,
         "instruction set": f"{_C.isa()} (of {', '.join(_C.isas())})",
-        "threads": str(torch.get_num_threads()),
+        "threads": f"{_C.kernel_threads()} (torch: {torch.get_num_threads()})",
         "CUDA kernels": _build.CUDA or "not in this build",
     }
 
