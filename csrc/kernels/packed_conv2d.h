@@ -16,6 +16,8 @@ struct PackedConv2dParams {
   const float* weight;    // [K, C / groups, R, S] by its strides: pack
   const float* bias;      // [K] or null: pack
   float* packed;          // 64-byte aligned, packed_conv2d_bytes(): written by pack, read by run
+  const float* scale;     // [C] or null; where given, with shift, the input is relu(scale * input + shift): direct, 1x1
+  const float* shift;     // [C] or null
   const float* residual;  // [N, P, Q, K] by its strides, or null
   float* output;          // [N, P, Q, K] by its strides
   void* workspace;        // 64-byte aligned, packed_conv2d_workspace() bytes

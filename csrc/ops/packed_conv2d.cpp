@@ -39,20 +39,31 @@ class PackedConv2d {
 
   // clamp(conv2d(input, weight, bias) + residual) in NHWC; nullopt where the kernels do not take it, under autocast, and
   // where fastnn is disabled.
+  // Where scale and shift are given, input stands for relu(scale * input + shift), per channel.
   OptTensor run(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& residual, float low,
-                float high) {
+                float high, const OptTensor& scale, const OptTensor& shift) {
     PackedConv2dParams p{};
     if (!enabled() || at::autocast::is_autocast_enabled(at::kCPU)) return std::nullopt;
     if (!shape(p, input, weight, or_undefined(bias), or_undefined(residual))) return std::nullopt;
+    Tensor factors[2];
+    if (or_undefined(scale).defined()) {
+      factors[0] = scale->contiguous(), factors[1] = shift.value().contiguous();
+      for (const Tensor& t : factors)
+        if (why_not_native(t) || !t.is_cpu() || t.scalar_type() != at::kFloat || t.numel() != p.C) return std::nullopt;
+      p.scale = factors[0].const_data_ptr<float>(), p.shift = factors[1].const_data_ptr<float>();
+    }
     p.algorithm = cpu::packed_conv2d_choose(p);
     if (p.algorithm == PackedConv2dAlgorithm::none) return std::nullopt;
     RECORD_FUNCTION("fastnn::packed_conv2d", (c10::ArrayRef<const c10::IValue>{}));
     const Tensor packed = pack(p, weight, or_undefined(bias));
     const bool takes_any = p.algorithm == PackedConv2dAlgorithm::direct && (p.pad_h || p.pad_w || p.C < 4);
-    const Tensor x = takes_any ? input : nhwc(input);
+    // The first channels of a wider NHWC tensor are read where they lie.
+    const bool in_place = takes_any || (input.stride(1) == 1 && input.stride(3) >= p.C && p.W > 1 &&
+                                        input.stride(2) == p.W * input.stride(3) && input.stride(0) == p.H * input.stride(2));
+    const Tensor x = in_place ? input : nhwc(input);
     p.input_stride_n = x.stride(0), p.input_stride_c = x.stride(1);
     p.input_stride_h = x.stride(2), p.input_stride_w = x.stride(3);
-    if (!takes_any || x.is_contiguous(kNhwc)) set_dense(x, p.input_stride_n, p.input_stride_h, p.input_stride_w), p.input_stride_c = 1;
+    if (!in_place || x.is_contiguous(kNhwc)) set_dense(x, p.input_stride_n, p.input_stride_h, p.input_stride_w), p.input_stride_c = 1;
     const Tensor y = at::empty({p.N, p.K, p.P, p.Q}, input.options().memory_format(kNhwc));
     p.output_stride_w = p.K, p.output_stride_h = p.Q * p.K, p.output_stride_n = p.P * p.Q * p.K;
     Tensor r;

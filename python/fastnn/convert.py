@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastnn import _C, modules
+from fastnn._fuse import layers as _frozen
 from fastnn._fuse import train as _fused_training
 
 # torch.nn.Conv2d -> fastnn.Conv2d and so on: a twin is a direct subclass under the same name.
@@ -119,17 +120,19 @@ def report(model, *, console=None):
         A list of LayerReport, one for every module without children, in named_modules() order. Calls that reached a
         native layer but fell back for their arguments are in fastnn.fallbacks().
     """
-    rows, joined = [], {}
+    rows, joined, inside = [], {}, ""
     for name, module in model.named_modules():
         for names in getattr(module, "_fastnn_plan", _NOTHING).fused:
             text = " + ".join(names)
             joined.update((f"{name}.{one}".strip("."), f"fused: {text}") for one in names)
-        if next(module.children(), None) is not None:
+        frozen = isinstance(module, _frozen.Frozen)
+        if inside and name.startswith(inside) or (next(module.children(), None) is not None and not frozen):
             continue
+        inside = f"{name}." if frozen else ""
         native = type(module).__module__.startswith("fastnn.")
         reason = "" if native else (_why_left(module) or "not converted")
-        if hasattr(module, "fused"):
-            native, reason = module.runs_on(), module.describe()
+        if frozen:
+            native, reason = True, module.describe()
         elif name in joined:
             native, reason = True, joined[name]
         rows.append(LayerReport(name, type(module).__name__, native, reason))

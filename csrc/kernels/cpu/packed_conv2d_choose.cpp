@@ -11,6 +11,8 @@ PackedConv2dAlgorithm packed_conv2d_choose(const PackedConv2dParams& params) {
     p.algorithm = algorithm;
     return packed_conv2d_workspace(p) <= kPackedConv2dMaxWorkspace;
   };
+  // A norm in front: over one long row of pixels.
+  if (p.scale && (p.groups > 1 || p.R * p.S > 1 || p.stride_h * p.stride_w > 1 || p.pad_h || p.pad_w)) return none;
   if (p.groups > 1) return p.groups == p.C && p.K == p.C && p.R * p.S <= 64 ? depthwise : none;
   const bool unit = p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1;
   const bool square = p.R == p.S && (p.R == 3 || p.R == 5);

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_map_only
 
 from fastnn import modules
 from fastnn._fuse import layers
-from fastnn._fuse.trace import has_hooks, is_fresh, is_library, quiet_between
+from fastnn._fuse.trace import has_hooks, is_fresh, is_library, mutated, quiet_between
 
 CONVS = (torch.nn.Conv2d, modules.Conv2d)
 LINEARS = (torch.nn.Linear, modules.Linear)
@@ -78,6 +78,9 @@ class _Freezer:
             self.fold_norm(node)
         for node in list(self.frozen):
             self.join(node)
+        for node in list(self.frozen):
+            self.join_norm(node)
+        self.share_concatenations()
         self.name_layers()
         self.graph.lint()
 
@@ -210,6 +213,63 @@ class _Freezer:
             self.graph.erase_node(old)
         layer.activation = activation
         layer.fused.append("ReLU6" if activation == "relu6" else "ReLU")
+
+    def join_norm(self, node):
+        """Puts a norm and its ReLU into the 1x1 convolution behind them."""
+        norm, user = self.frozen.get(node), self.only_user(node)
+        conv = self.frozen.get(user)
+        if not isinstance(norm, layers.FrozenBatchNorm2d) or norm.activation != "relu" or not isinstance(conv, layers.FrozenConv2d):
+            return
+        plain = conv.stride in (1, (1, 1)) and conv.padding in (0, (0, 0)) and conv.groups == 1 and conv.norm is None
+        if not plain or conv.weight.shape[2:] != (1, 1) or user.args[0] is not node or not quiet_between(node, user, self.find):
+            return
+        conv.put_behind(norm)
+        user.args = (node.args[0], *user.args[1:])
+        self.graph.erase_node(node)
+        del self.frozen[node]
+
+    def share_concatenations(self):
+        """Concatenations that begin with all of an earlier one (DenseNet's) grow one tensor instead of copying it."""
+        chain = []  # (node, inputs) of concatenations along the channels, each beginning with the one before
+        for node in list(self.graph.nodes):
+            inputs = self.concatenated(node)
+            if inputs is None:
+                continue
+            if chain and len(inputs) > len(chain[-1][1]) and inputs[: len(chain[-1][1])] == chain[-1][1]:
+                chain.append((node, inputs))
+                continue
+            self.grow(chain)
+            chain = [(node, inputs)]
+        self.grow(chain)
+
+    def concatenated(self, node):
+        """What torch.cat(..., 1) joins, when nobody changes the result in place."""
+        if node.op != "call_function" or node.target is not torch.cat:
+            return None
+        dimension = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        inputs = node.args[0] if node.args else None
+        if dimension != 1 or set(node.kwargs) - {"dim"} or not inputs or not all(isinstance(i, fx.Node) for i in inputs):
+            return None
+        return None if any(mutated(user, self.find(user)) is node for user in node.users) else list(inputs)
+
+    def grow(self, chain):
+        """Room for what comes later is known where frozen convolutions make it."""
+        if len(chain) < 2:
+            return
+        later = chain[-1][1][len(chain[0][1]) :]
+        if not all(isinstance(self.frozen.get(i), layers.FrozenConv2d) for i in later):
+            return
+        more = {i: self.frozen[i].weight.shape[0] for i in later}
+        before, joined = None, []
+        for node, inputs in chain:
+            new = inputs[len(joined) :]
+            joined = inputs
+            left = sum(more[i] for i in later if i not in joined)
+            with self.graph.inserting_before(node):
+                arguments = (new, left) if before is None else (before, new, left)
+                before = self.graph.call_function(layers.append if before is not None else layers.concatenate, arguments)
+            node.replace_all_uses_with(before)
+            self.graph.erase_node(node)
 
     def name_layers(self):
         """Puts the frozen layers into the module tree, under the names their products had."""

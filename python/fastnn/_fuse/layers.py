@@ -1,8 +1,10 @@
 """The layers of a frozen model: inference only, weights folded, the element-wise work that followed joined to them."""
 
 import copy
+import functools
 
 import torch
+import torch.fx
 
 from fastnn import _C
 from fastnn import functional as F
@@ -11,9 +13,63 @@ from fastnn.functional.conv2d import _pad, _pair
 _RANGES = {"": (-torch.inf, torch.inf), "relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}
 
 
+def _recorded(function):
+    """A function that torch.fx records and does not look into: unpickling traces a frozen model again."""
+
+    @functools.wraps(function)
+    def call(first, *rest):
+        one = first[0] if isinstance(first, (list, tuple)) else first
+        if issubclass(type(one), torch.fx.Proxy):
+            return one.tracer.create_proxy("call_function", call, (first, *rest), {})
+        return function(first, *rest)
+
+    return call
+
+
+@_recorded
 def contiguous(x):
     """A channels_last tensor in torch's default layout; anything else as it is."""
     return x.contiguous() if isinstance(x, torch.Tensor) and x.dim() == 4 else x
+
+
+def _runs_packed(x):
+    """Whether x is a plain tensor that nobody traces: packed weights are no part of a graph."""
+    return type(x) is torch.Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+@_recorded
+def concatenate(tensors, more):
+    """torch.cat(tensors, 1) in channels_last, with room for `more` channels behind the last."""
+    first = tensors[0]
+    if not _runs_packed(first) or first.dim() != 4 or first.device.type != "cpu" or any(
+        t.dtype != first.dtype or t.shape[0] != first.shape[0] or t.shape[2:] != first.shape[2:] for t in tensors
+    ):
+        return torch.cat(tensors, 1)
+    n, _, h, w = first.shape
+    channels = sum(t.shape[1] for t in tensors)
+    room = torch.empty((n, channels + more, h, w), dtype=first.dtype, memory_format=torch.channels_last)
+    return _append(room, 0, tensors, channels)
+
+
+@_recorded
+def append(before, tensors, more):
+    """torch.cat([before, *tensors], 1), where `before` comes from here or concatenate(): into the room behind it."""
+    n, c, h, w = before.shape if before.dim() == 4 else (0, 0, 0, 0)
+    channels = c + sum(t.shape[1] for t in tensors) if n else 0
+    room = before.stride(3) if n else 0
+    if not _runs_packed(before) or not n or w < 2 or h < 2 or room < channels or before.stride() != (h * w * room, 1, w * room, room) or any(
+        t.dtype != before.dtype or t.shape[0] != n or t.shape[2:] != before.shape[2:] for t in tensors
+    ):
+        return concatenate([before, *tensors], more)
+    whole = before.as_strided((n, room, h, w), before.stride())
+    return _append(whole, c, tensors, channels)
+
+
+def _append(room, at, tensors, channels):
+    for t in tensors:
+        room.narrow(1, at, t.shape[1]).copy_(t)
+        at += t.shape[1]
+    return room.narrow(1, 0, channels)
 
 
 def _activate(x, activation):
@@ -33,10 +89,6 @@ class Frozen(torch.nn.Module):
     def constant(self, name, value):
         """Keeps a tensor that no gradient reaches; it is saved and moved with the model."""
         self.register_buffer(name, None if value is None else value.detach().clone())
-
-    def runs_on(self):
-        """Whether the calls so far (all, when there were none) ran on fastnn's kernels."""
-        return True
 
     def describe(self):
         """For report(): what one call stands for."""
@@ -59,6 +111,19 @@ class FrozenConv2d(Frozen):
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.padding_mode, self.pads = conv.padding_mode, list(conv._reversed_padding_repeated_twice)
         self.kernel = None
+        self.norm = None
+        self.constant("scale", None)
+        self.constant("shift", None)
+
+    def put_behind(self, norm):
+        """Takes a FrozenBatchNorm2d and its ReLU in front of a 1x1 convolution: their pass runs on the way into the cache."""
+        self.norm, self.fused = norm, norm.fused + self.fused
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * norm.weight.double()
+        shift = -norm.running_mean.double() * scale
+        shift = shift if norm.bias is None else shift + norm.bias.double()
+        self.constant("scale", scale.to(self.weight.dtype))
+        self.constant("shift", shift.to(self.weight.dtype))
 
     def __getstate__(self):
         return {**super().__getstate__(), "kernel": None}  # packed weights are this machine's: made again where needed
@@ -84,16 +149,18 @@ class FrozenConv2d(Frozen):
                 padding = _pad(None, self.weight, self.stride, padding, self.dilation)[1]
             self.kernel = _C.PackedConv2d(_pair(self.stride), _pair(padding), _pair(self.dilation), self.groups)
         low, high = _RANGES[self.activation]
-        return self.kernel(input, self.weight, self.bias, residual, low, high)
+        return self.kernel(input, self.weight, self.bias, residual, low, high, self.scale, self.shift)
 
     def forward(self, input, residual=None):
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = torch.nn.functional.pad(input, self.pads, mode=self.padding_mode), 0
-        if type(input) is torch.Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        if _runs_packed(input):
             y = self._packed(input, residual)
             if y is not None:
                 return y
+        if self.norm is not None:
+            input = self.norm(input)
         y = F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
         if residual is not None:
             y = y + residual

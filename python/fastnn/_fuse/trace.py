@@ -8,6 +8,8 @@ import sys
 import torch
 from torch import fx
 
+from fastnn._fuse.layers import Frozen
+
 LIBRARY = ("torch.nn", "fastnn.modules", "fastnn._fuse")
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -221,7 +223,7 @@ def is_fresh(node, module):
     if len(node.users) != 1:
         return False
     if node.op == "call_module":
-        return isinstance(module, _MAKERS) or hasattr(module, "fused")
+        return isinstance(module, (*_MAKERS, Frozen))
     return node.op == "call_function" and node.target in (operator.add, torch.add, torch.cat)
 
 

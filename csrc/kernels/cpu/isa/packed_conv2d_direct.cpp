@@ -2,7 +2,8 @@
 //
 // Seen from one output pixel, the input under a kernel row is one run of S * C values, so neither im2col nor packing of
 // the image is needed: a tile of 14 pixels by 32 channels stays in registers over all runs, broadcasts the image's
-// values and reads the packed weight in order. Padding is a copy of the image with a border of zeros.
+// values and reads the packed weight in order. Padding is a copy of the image with a border of zeros; a norm and a ReLU in
+// front of a 1x1 kernel are applied to one block of pixels at a time, on the way into L2.
 #include "../../parallel.h"
 #include "packed_conv2d.h"
 
@@ -23,6 +24,8 @@ constexpr int kHalf = 2;
 #endif
 constexpr int kRows = 2 * kHalf;
 
+constexpr int64_t kBlockBytes = 384 << 10;  // of pixels that stay in L2 while all panels pass
+
 struct Plan {
   bool copies;           // the image is copied: a border, or channels that do not lie side by side
   int64_t height, width; // of the image that is read
@@ -32,6 +35,7 @@ struct Plan {
   int64_t rows, columns; // output pixels as `rows` rows of `columns` that lie equally far apart in both images
   int64_t panels, depth;
   int64_t image_bytes;   // of the copy
+  int64_t block_bytes;   // per worker: a block of pixels behind the norm
 };
 
 Plan make_plan(const PackedConv2dParams& p) {
@@ -50,6 +54,7 @@ Plan make_plan(const PackedConv2dParams& p) {
   o.length = joined ? p.S * p.C : p.C;
   o.runs = p.R * o.runs_per_row;
   o.step_row = p.dilation_h * o.xh, o.step_run = p.dilation_w * o.xw;
+  if (p.scale) o.block_bytes = round_up(kBlockBytes + kRows * p.C * 4, 64);
   o.depth = p.R * p.S * p.C;
   o.panels = ceil_div(p.K, kPackedPanel);
   return o;
@@ -182,6 +187,17 @@ void copy_image(const PackedConv2dParams& p, const Plan& o, const float* x, floa
   });
 }
 
+// to[pixel][c] = relu(scale * x + shift) for `count` pixels.
+void normalise(const PackedConv2dParams& p, const float* x, int64_t xw, int64_t count, float* to) {
+  const V zero = V::zero();
+  for (int64_t i = 0; i < count; ++i, x += xw, to += p.C) {
+    int64_t c = 0;
+    for (; c + N <= p.C; c += N) max(zero, fma(V::load(x + c), V::load(p.scale + c), V::load(p.shift + c))).store(to + c);
+    if (const int64_t left = p.C - c)
+      max(zero, fma(V::load_n(x + c, left), V::load_n(p.scale + c, left), V::load_n(p.shift + c, left))).store_n(to + c, left);
+  }
+}
+
 // Pixels of an image as the tiles see them: rows of pixels equally far apart in input, output and residual.
 struct Grid {
   int64_t rows, columns;
@@ -228,7 +244,10 @@ void packed_direct_pack(const PackedConv2dParams& p) {
   for (int64_t k = 0; k < panels * kPackedPanel; ++k) bias[k] = p.bias && k < p.K ? p.bias[k] : 0.f;
 }
 
-int64_t packed_direct_workspace(const PackedConv2dParams& p) { return make_plan(p).image_bytes; }
+int64_t packed_direct_workspace(const PackedConv2dParams& p) {
+  const Plan o = make_plan(p);
+  return o.image_bytes + o.block_bytes * num_threads();
+}
 
 void packed_direct_run(const PackedConv2dParams& p) {
   const Plan o = make_plan(p);
@@ -237,7 +256,7 @@ void packed_direct_run(const PackedConv2dParams& p) {
   const int64_t rows = g.pairs ? ceil_div(g.rows, 2) : g.rows, tiles = rows * g.tiles;
   // Tiles of a block read their input from L2 for every panel; a panel comes from L2 for every tile of the block.
   const int64_t tile_bytes = max64(1, g.size * (g.pairs ? 2 : 1) * p.stride_w * p.stride_h * p.C * 4);
-  int64_t block = max64(1, min64(tiles, (384 << 10) / tile_bytes));
+  int64_t block = max64(1, min64(tiles, kBlockBytes / tile_bytes));
   int64_t blocks = ceil_div(tiles, block);
   // Threads share out blocks of pixels, or panels where pixels are few.
   const int64_t threads = num_threads();
@@ -254,10 +273,19 @@ void packed_direct_run(const PackedConv2dParams& p) {
     }
     float* const y = p.output + n * p.output_stride_n;
     const float* const residual = p.residual ? p.residual + n * p.residual_stride_n : nullptr;
-    parallel_for(0, blocks * chunks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
+    const int64_t tasks = blocks * chunks, workers = min64(threads, tasks);
+    const auto run = [&](int64_t worker) {
+      for (int64_t task = tasks * worker / workers; task < tasks * (worker + 1) / workers; ++task) {
         const int64_t t0 = task / chunks * block, t1 = min64(tiles, t0 + block);
         const int64_t first = o.panels * (task % chunks) / chunks, last = o.panels * (task % chunks + 1) / chunks;
+        const float* from = x;
+        if (p.scale) {
+          float* const own = reinterpret_cast<float*>(static_cast<char*>(p.workspace) + o.image_bytes + worker * o.block_bytes);
+          const int64_t column = t0 * g.size;
+          normalise(p, x + column * o.xw, o.xw, min64(t1 * g.size, g.columns) - column, own);
+          from = own - column * p.C;
+        }
+        const int64_t xw = p.scale ? p.C : o.xw;
         for (int64_t panel = first; panel < last; ++panel) {
           const int64_t k0 = panel * kPackedPanel;
           const int lanes = int(min64(kPackedPanel, p.K - k0));
@@ -267,8 +295,8 @@ void packed_direct_run(const PackedConv2dParams& p) {
             // The two groups of the tile: halves of a row, or the same columns of two rows.
             const bool lower = g.pairs && row + 1 < g.rows;
             const int64_t m0 = g.pairs ? count : ceil_div(count, 2), m1 = g.pairs ? (lower ? count : 0) : count - m0;
-            const int64_t x_step = p.stride_w * o.xw;
-            const float* const a0 = x + row * p.stride_h * o.xh + column * x_step;
+            const int64_t x_step = p.stride_w * xw;
+            const float* const a0 = from + row * p.stride_h * o.xh + column * x_step;
             const float* const a1 = g.pairs ? (lower ? a0 + p.stride_h * o.xh : a0) : a0 + m0 * x_step;
             float* const y0 = y + row * p.output_stride_h + column * p.output_stride_w + k0;
             const int64_t y_second = g.pairs ? p.output_stride_h : m0 * p.output_stride_w;
@@ -280,6 +308,9 @@ void packed_direct_run(const PackedConv2dParams& p) {
           }
         }
       }
+    };
+    parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t worker = begin; worker < end; ++worker) run(worker);
     });
   }
 }
