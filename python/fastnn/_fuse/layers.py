@@ -126,7 +126,7 @@ class FrozenConv2d(Frozen):
         self.constant("shift", shift.to(self.weight.dtype))
 
     def __getstate__(self):
-        return {**super().__getstate__(), "kernel": None}  # packed weights are this machine's: made again where needed
+        return {**self.__dict__, "kernel": None}  # packed weights are this machine's: made again where needed
 
     def __deepcopy__(self, memo):
         other = type(self).__new__(type(self))

@@ -1,5 +1,6 @@
 """Tracing a module's forward() with torch.fx, and refusing traces that would not mean the same as the code."""
 
+import copy
 import inspect
 import operator
 import random
@@ -64,10 +65,17 @@ class Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves=lambda module, name: True):
+    def __init__(self, leaves=lambda module, name: True, modes=None):
         super().__init__()
         self.leaves = leaves
+        self.modes = modes  # () -> the modes torch is in, which a graph cannot change
+        self.start = modes() if modes else None
         self.calling = []  # names of the modules being traced into, innermost last
+
+    def create_node(self, *args, **kwargs):
+        if self.modes and self.modes() != self.start:
+            raise CannotTrace("its forward() changes torch's modes (no_grad, autocast, checkpoint)")
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node):
         return fx.Proxy(node, self) if _is_size(node) else _TensorProxy(node, self)
@@ -105,36 +113,59 @@ def required_arguments(module):
     return [p.name for p in parameters if p.default is p.empty]
 
 
+def _inference_modes():
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+def _training_modes():
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return *_inference_modes(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(), hooks
+
+
 def _random_state():
     numpy = sys.modules.get("numpy")
     return torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state()) if numpy else None
 
 
-def _version(value):
-    return value._version if isinstance(value, torch.Tensor) and not value.is_inference() else None
+def _content(value):
+    """What can change inside an attribute's value without another value taking its place."""
+    if isinstance(value, torch.Tensor):
+        return None if value.is_inference() else value._version
+    return copy.copy(value) if type(value) in (list, dict, set) else None
 
 
 def _attributes(module):
     return {
-        (name, key): (value, _version(value))
+        (name, key): (value, _content(value))
         for name, m in module.named_modules()
         for place in (m.__dict__, m._parameters, m._buffers)
         for key, value in place.items()
-        if key != "training"
+        if key != "training" and not isinstance(value, torch.nn.Module)
     }
 
 
 def _changed(key, before, after):
     old, new = before.get(key), after.get(key)
-    return old is None or new is None or old[0] is not new[0] or old[1] != new[1]
+    if old is None or new is None or old[0] is not new[0]:
+        return True
+    if isinstance(old[1], list):
+        return len(old[1]) != len(new[1]) or any(a is not b for a, b in zip(old[1], new[1], strict=True))
+    if isinstance(old[1], dict):
+        return old[1].keys() != new[1].keys() or any(old[1][k] is not new[1][k] for k in new[1])
+    return old[1] != new[1]
 
 
 def _restore(module, key, before):
-    """Puts back the attribute a traced forward() set; what it did inside a value stays done."""
+    """Puts back the attribute a traced forward() set or filled; what it did to a tensor stays done."""
     for place in (module.__dict__, module._parameters, module._buffers):
         if key[1] in place:
             if key in before:
-                place[key[1]] = before[key][0]
+                place[key[1]], content = before[key]
+                if isinstance(content, list):
+                    place[key[1]][:] = content
+                elif isinstance(content, (dict, set)):
+                    place[key[1]].clear()
+                    place[key[1]].update(content)
             else:
                 del place[key[1]]
 
@@ -165,7 +196,7 @@ def trace(module, leaves, training, forms=None, constants=False):
     modes = [(m, m.training) for m in module.modules()]
     original = type(module)
     before, random_before = _attributes(module), _random_state()
-    tracer = Tracer(leaves)
+    tracer = Tracer(leaves, _inference_modes if training is None else _training_modes)
     try:
         for m, mode in modes:
             m.__dict__["training"] = mode if training is None else training
