@@ -2,8 +2,9 @@
 //
 // Seen from one output pixel, the input under a kernel row is one run of S * C values, so neither im2col nor packing of
 // the image is needed: a tile of 14 pixels by 32 channels stays in registers over all runs, broadcasts the image's
-// values and reads the packed weight in order. Padding is a copy of the image with a border of zeros; a norm and a ReLU in
-// front of a 1x1 kernel are applied to one block of pixels at a time, on the way into L2.
+// values and reads the packed weight in order. Padding is a copy of the image with a border of zeros, a strided 1x1 kernel
+// a copy of the pixels it reads; a norm and a ReLU in front of a 1x1 kernel are applied to one block of pixels at a time,
+// on the way into L2.
 #include "../../parallel.h"
 #include "packed_conv2d.h"
 
@@ -27,12 +28,13 @@ constexpr int kRows = 2 * kHalf;
 constexpr int64_t kBlockBytes = 384 << 10;  // of pixels that stay in L2 while all panels pass
 
 struct Plan {
-  bool copies;           // the image is copied: a border, or channels that do not lie side by side
+  bool copies;           // the image is copied: a border, pixels that a 1x1 kernel skips, channels that lie apart
+  bool gathers;          // ... only the pixels a strided 1x1 kernel reads
   int64_t height, width; // of the image that is read
+  int64_t stride_h, stride_w;  // of the kernel over it
   int64_t xn, xh, xw;    // its strides
   int64_t runs, length;  // the input of a pixel: `runs` runs of `length` values
   int64_t runs_per_row, step_row, step_run;  // where they start: row * step_row + i * step_run
-  int64_t rows, columns; // output pixels as `rows` rows of `columns` that lie equally far apart in both images
   int64_t panels, depth;
   int64_t image_bytes;   // of the copy
   int64_t block_bytes;   // per worker: a block of pixels behind the norm
@@ -41,10 +43,14 @@ struct Plan {
 Plan make_plan(const PackedConv2dParams& p) {
   Plan o{};
   const bool border = p.pad_h || p.pad_w;
-  o.copies = border || p.input_stride_c != 1;
-  o.height = p.H + 2 * p.pad_h, o.width = p.W + 2 * p.pad_w;
+  o.gathers = p.R * p.S == 1 && p.stride_h * p.stride_w > 1 && !border;
+  o.copies = border || o.gathers || p.input_stride_c != 1;
+  o.height = o.gathers ? p.P : p.H + 2 * p.pad_h, o.width = o.gathers ? p.Q : p.W + 2 * p.pad_w;
+  o.stride_h = o.gathers ? 1 : p.stride_h, o.stride_w = o.gathers ? 1 : p.stride_w;
   if (o.copies) {
-    o.xw = p.C, o.xh = o.width * p.C, o.xn = o.height * o.xh;
+    // Pixels of a tile a multiple of 4 KB apart would share one cache set.
+    o.xw = o.stride_w > 1 && o.stride_w * p.C % 1024 == 0 ? p.C + 16 : p.C;
+    o.xh = o.width * o.xw, o.xn = o.height * o.xh;
     o.image_bytes = round_up(o.xn * 4 + 64, 64);
   } else {
     o.xw = p.input_stride_w, o.xh = p.input_stride_h, o.xn = p.input_stride_n;
@@ -156,32 +162,39 @@ TileFn find_tile(int64_t first, int64_t second) {
   }
 }
 
+void copy(const float* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + N <= count; i += N) V::load(from + i).store(to + i);
+  if (i < count) V::load_n(from + i, count - i).store_n(to + i, count - i);
+}
+
 void copy_image(const PackedConv2dParams& p, const Plan& o, const float* x, float* to) {
   parallel_for(0, o.height, max64(1, (1 << 14) / (o.xh + 1)), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       float* at = to + row * o.xh;
-      const int64_t h = row - p.pad_h;
+      const int64_t h = o.gathers ? row * p.stride_h : row - p.pad_h;
       if (h < 0 || h >= p.H) {
         for (int64_t i = 0; i < o.xh; ++i) at[i] = 0;
         continue;
       }
-      const int64_t edge = p.pad_w * p.C, inner = p.W * p.C;
-      for (int64_t i = 0; i < edge; ++i) at[i] = 0, at[edge + inner + i] = 0;
+      const int64_t pixels = o.gathers ? p.Q : p.W, edge = p.pad_w * o.xw;
+      for (int64_t i = 0; i < edge; ++i) at[i] = 0, at[edge + pixels * o.xw + i] = 0;
       at += edge;
       const float* from = x + h * p.input_stride_h;
-      if (p.input_stride_c == 1 && p.input_stride_w == p.C) {
-        int64_t i = 0;
-        for (; i + N <= inner; i += N) V::load(from + i).store(at + i);
-        for (; i < inner; ++i) at[i] = from[i];
-      } else if (p.C == 3) {
+      const int64_t step = o.gathers ? p.stride_w * p.input_stride_w : p.input_stride_w;
+      if (p.input_stride_c == 1 && step == p.C && o.xw == p.C) {
+        copy(from, pixels * p.C, at);
+      } else if (p.input_stride_c == 1) {
+        for (int64_t w = 0; w < pixels; ++w, at += o.xw) copy(from + w * step, p.C, at);
+      } else if (p.C == 3 && o.xw == 3) {
         const float *c0 = from, *c1 = c0 + p.input_stride_c, *c2 = c1 + p.input_stride_c;
-        for (int64_t w = 0; w < p.W; ++w, at += 3) {
-          const int64_t i = w * p.input_stride_w;
+        for (int64_t w = 0; w < pixels; ++w, at += 3) {
+          const int64_t i = w * step;
           at[0] = c0[i], at[1] = c1[i], at[2] = c2[i];
         }
       } else {
-        for (int64_t w = 0; w < p.W; ++w, at += p.C)
-          for (int64_t c = 0; c < p.C; ++c) at[c] = from[w * p.input_stride_w + c * p.input_stride_c];
+        for (int64_t w = 0; w < pixels; ++w, at += o.xw)
+          for (int64_t c = 0; c < p.C; ++c) at[c] = from[w * step + c * p.input_stride_c];
       }
     }
   });
@@ -207,7 +220,7 @@ struct Grid {
 
 Grid make_grid(const PackedConv2dParams& p, const Plan& o) {
   Grid g{p.P, p.Q, 1, 0, false};
-  const bool flat = p.R == 1 && p.S == 1 && p.stride_h == 1 && p.stride_w == 1 && o.xh == p.W * o.xw &&
+  const bool flat = p.R == 1 && p.S == 1 && o.stride_h == 1 && o.stride_w == 1 && o.xh == p.Q * o.xw &&
                     p.output_stride_h == p.Q * p.output_stride_w && (!p.residual || p.residual_stride_h == p.Q * p.residual_stride_w);
   if (flat) g.rows = 1, g.columns = p.P * p.Q;
   g.pairs = g.rows > 1 && g.columns <= kHalf;
@@ -255,7 +268,7 @@ void packed_direct_run(const PackedConv2dParams& p) {
   const float* const bias = p.packed + o.panels * kPackedPanel * o.depth;
   const int64_t rows = g.pairs ? ceil_div(g.rows, 2) : g.rows, tiles = rows * g.tiles;
   // Tiles of a block read their input from L2 for every panel; a panel comes from L2 for every tile of the block.
-  const int64_t tile_bytes = max64(1, g.size * (g.pairs ? 2 : 1) * p.stride_w * p.stride_h * p.C * 4);
+  const int64_t tile_bytes = max64(1, g.size * (g.pairs ? 2 : 1) * o.stride_w * o.stride_h * p.C * 4);
   int64_t block = max64(1, min64(tiles, kBlockBytes / tile_bytes));
   int64_t blocks = ceil_div(tiles, block);
   // Threads share out blocks of pixels, or panels where pixels are few.
@@ -295,9 +308,9 @@ void packed_direct_run(const PackedConv2dParams& p) {
             // The two groups of the tile: halves of a row, or the same columns of two rows.
             const bool lower = g.pairs && row + 1 < g.rows;
             const int64_t m0 = g.pairs ? count : ceil_div(count, 2), m1 = g.pairs ? (lower ? count : 0) : count - m0;
-            const int64_t x_step = p.stride_w * xw;
-            const float* const a0 = from + row * p.stride_h * o.xh + column * x_step;
-            const float* const a1 = g.pairs ? (lower ? a0 + p.stride_h * o.xh : a0) : a0 + m0 * x_step;
+            const int64_t x_step = o.stride_w * xw;
+            const float* const a0 = from + row * o.stride_h * o.xh + column * x_step;
+            const float* const a1 = g.pairs ? (lower ? a0 + o.stride_h * o.xh : a0) : a0 + m0 * x_step;
             float* const y0 = y + row * p.output_stride_h + column * p.output_stride_w + k0;
             const int64_t y_second = g.pairs ? p.output_stride_h : m0 * p.output_stride_w;
             const float* const r0 = residual ? residual + row * p.residual_stride_h + column * p.residual_stride_w + k0 : nullptr;
