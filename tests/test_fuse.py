@@ -130,7 +130,28 @@ class Odd(nn.Module):
         return (g * self.scale + e).mean((2, 3))
 
 
-MODELS = {"resnet": resnet, "dense": Dense, "mobilenet": mobilenet, "mlp": mlp, "odd": Odd}
+class NormAct(nn.BatchNorm2d):
+    """A norm with its activation, as a library's own subclass writes it."""
+
+    def __init__(self, channels, act):
+        super().__init__(channels)
+        self.act = act
+
+    def forward(self, x):
+        torch._assert(x.ndim == 4, "images wanted")
+        x = TF.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, self.eps)
+        return self.act(x)
+
+
+def norm_act():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), NormAct(8, nn.SiLU(inplace=True)),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8), NormAct(8, nn.Hardswish()), nn.Conv2d(8, 4, 1), NormAct(4, nn.Identity()),
+        nn.AvgPool2d(8), nn.Flatten(), nn.Linear(64, 5), nn.SiLU(),
+    )  # fmt: skip
+
+
+MODELS = {"norm_act": norm_act, "resnet": resnet, "dense": Dense, "mobilenet": mobilenet, "mlp": mlp, "odd": Odd}
 
 
 def build(name, dtype=torch.float32):
@@ -164,6 +185,16 @@ def step(model, x):
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------------
+
+
+def test_a_norm_over_positions_is_not_over_features():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU()).double()
+    model(torch.randn(5, 6).double())
+    fused = fastnn.fuse(model.eval())
+    for x in (torch.randn(5, 6).double(), torch.randn(3, 8, 6).double()):
+        assert close(fused(x), model(x).detach(), torch.float64)
+    assert quiet_report(fused)[0].reason == "fused: Linear + BatchNorm1d + ReLU"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -203,6 +234,11 @@ def test_frozen_layers_are_joined():
     joined = {row.name: row.reason for row in quiet_report(fastnn.fuse(model.eval()))}
     assert joined["body.3.body.3"] == "fused: Conv2d + BatchNorm2d + ReLU6"
     assert joined["body.3.body.6"] == "fused: Conv2d + BatchNorm2d + add"
+    model, _ = build("norm_act")
+    joined = {row.name: row.reason for row in quiet_report(fastnn.fuse(model.eval()))}
+    assert joined["body.0"] == "fused: Conv2d + batch_norm + SiLU"
+    assert joined["body.2"] == "fused: Conv2d + batch_norm + Hardswish"
+    assert joined["body.4"] == "fused: Conv2d + batch_norm"
     model, _ = build("dense")
     joined = {row.name: row.reason for row in quiet_report(fastnn.fuse(model.eval()))}
     assert joined["body.layers.2.conv1"] == "fused: BatchNorm2d + ReLU + Conv2d + BatchNorm2d + ReLU"

@@ -17,8 +17,15 @@ NORMS_1D = (torch.nn.BatchNorm1d, modules.BatchNorm1d)
 DROPPED = (
     torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.Dropout3d, torch.nn.AlphaDropout,
 )  # fmt: skip
-RELU_FUNCTIONS = (torch.relu, torch.relu_, torch.nn.functional.relu, torch.nn.functional.relu_)
-RELU6_FUNCTIONS = (torch.nn.functional.relu6,)
+ACTIVATIONS = {
+    torch.nn.ReLU: "relu", modules.ReLU: "relu", torch.nn.ReLU6: "relu6", torch.nn.SiLU: "silu", modules.SiLU: "silu",
+    torch.nn.Hardswish: "hardswish",
+}  # fmt: skip
+ACTIVATION_FUNCTIONS = {
+    torch.relu: "relu", torch.relu_: "relu", torch.nn.functional.relu: "relu", torch.nn.functional.relu_: "relu",
+    torch.nn.functional.relu6: "relu6", torch.nn.functional.silu: "silu", torch.nn.functional.hardswish: "hardswish",
+}  # fmt: skip
+LABELS = {"relu": "ReLU", "relu6": "ReLU6", "silu": "SiLU", "hardswish": "Hardswish"}
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
@@ -74,6 +81,8 @@ class _Freezer:
         self.free_layouts()
         for node in list(self.graph.nodes):
             self.freeze(node)
+            self.freeze_norm_function(node)
+        self.lift_ranks()
         for node in list(self.frozen):
             self.fold_norm(node)
         for node in list(self.frozen):
@@ -116,8 +125,43 @@ class _Freezer:
             self.frozen[node] = layers.FrozenConv2d(module)
         elif _plain(module, LINEARS):
             self.frozen[node] = layers.FrozenLinear(module)
-        elif _plain(module, NORMS_2D) and _norms_by_statistics(module):
-            self.frozen[node] = layers.FrozenBatchNorm2d(module)
+        elif _plain(module, NORMS_2D + NORMS_1D) and _norms_by_statistics(module):
+            m = module
+            values = m.running_mean, m.running_var, m.weight, m.bias, m.eps
+            self.frozen[node] = layers.FrozenBatchNorm(type(m).__name__, *values)
+
+    def freeze_norm_function(self, node):
+        """torch.nn.functional.batch_norm on attributes of the model, as subclasses of BatchNorm2d call it."""
+        if node.op != "call_function" or node.target is not torch.nn.functional.batch_norm:
+            return
+        names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        values = [given.get(name) for name in names[1:5]]
+        if given.get("training", False) is not False or any(v is not None and v.op != "get_attr" for v in values):
+            return
+        tensors = [v if v is None else operator.attrgetter(v.target)(self.root) for v in values]
+        if tensors[0] is None or tensors[1] is None:
+            return
+        layer, name = layers.FrozenBatchNorm("batch_norm", *tensors, given.get("eps", 1e-5)), f"{node.name}_frozen"
+        self.root.add_submodule(name, layer)
+        with self.graph.inserting_before(node):
+            called = self.graph.call_module(name, (given["input"],))
+        node.replace_all_uses_with(called)
+        self.graph.erase_node(node)
+        for v in values:
+            if v is not None and not v.users:
+                self.graph.erase_node(v)
+        self.frozen[called] = layer
+
+    def lift_ranks(self):
+        """Asking a layer's output for its rank asks its input instead: the same number, and the output has one user less."""
+        for node in self.graph.nodes:
+            reads = node.op == "call_function" and node.target is getattr and node.args[1] == "ndim"
+            if reads or (node.op == "call_method" and node.target == "dim"):
+                of = node.args[0]
+                while of in self.frozen:
+                    of = of.args[0]
+                node.args = (of, *node.args[1:])
 
     def only_user(self, node):
         return next(iter(node.users)) if len(node.users) == 1 else None
@@ -132,46 +176,36 @@ class _Freezer:
         return moved
 
     def fold_norm(self, node):
-        if node not in self.frozen:
+        layer, user = self.frozen.get(node), self.only_user(node)
+        norm = self.frozen.get(user)
+        if not isinstance(norm, layers.FrozenBatchNorm) or not self.is_product(node):
             return
-        layer, user = self.frozen[node], self.only_user(node)
-        norm = self.find(user) if user is not None else None
-        if isinstance(layer, layers.FrozenConv2d):
-            kinds = (*NORMS_2D, layers.FrozenBatchNorm2d)
-        elif isinstance(layer, layers.FrozenLinear):
-            kinds = NORMS_1D
-        else:
+        # A function or BatchNorm2d behind a linear layer is not over its features.
+        if isinstance(layer, layers.FrozenLinear) != (norm.fused == ["BatchNorm1d"]):
             return
-        if norm is None or type(norm) not in kinds or user.kwargs or len(user.args) != 1:
-            return
-        if type(norm) is not layers.FrozenBatchNorm2d and not (_plain(norm, kinds) and _norms_by_statistics(norm)):
+        if norm.running_mean.dtype != layer.weight.dtype or norm.running_mean.shape[0] != layer.weight.shape[0]:
             return
         if not quiet_between(node, user, self.find):
             return
-        original = self.root.get_submodule(user.target)
-        if original.running_mean.dtype != layer.weight.dtype or original.num_features != layer.weight.shape[0]:
-            return
-        layers.fold(layer, original)
+        layers.fold(layer, norm)
         self.absorb(node, user)
-        self.frozen.pop(user, None)
+        del self.frozen[user]
         for old in (user, node):
             self.graph.erase_node(old)
 
     def activation_of(self, user, node):
-        """"relu" or "relu6" when that is what `user` does to node's value."""
+        """The name of the activation that `user` applies to node's value, or ""."""
         if user is None or not user.args or user.args[0] is not node:
             return ""
         if user.op == "call_module":
             module = self.find(user)
-            if _plain(module, (torch.nn.ReLU, modules.ReLU)):
-                return "relu"
-            clips = _plain(module, (torch.nn.ReLU6, torch.nn.Hardtanh)) and (module.min_val, module.max_val) == (0, 6)
-            return "relu6" if clips else ""
+            if _plain(module, (torch.nn.Hardtanh,)):
+                return "relu6" if (module.min_val, module.max_val) == (0, 6) else ""
+            return ACTIVATIONS.get(type(module), "") if _plain(module, ACTIVATIONS) else ""
         if user.op == "call_method":
             return "relu" if user.target in ("relu", "relu_") else ""
-        if user.op == "call_function":
-            return "relu" if user.target in RELU_FUNCTIONS else "relu6" if user.target in RELU6_FUNCTIONS else ""
-        return ""
+        plain = user.op == "call_function" and len(user.args) == 1 and not set(user.kwargs) - {"inplace"}
+        return ACTIVATION_FUNCTIONS.get(user.target, "") if plain else ""
 
     def is_product(self, node):
         return isinstance(self.frozen.get(node), (layers.FrozenConv2d, layers.FrozenLinear))
@@ -203,7 +237,7 @@ class _Freezer:
             layer.fused.append("add")
             node, user = moved, self.only_user(moved)
         activation = self.activation_of(user, node)
-        if not activation or (activation != "relu" and isinstance(layer, layers.FrozenBatchNorm2d)):
+        if not activation or (activation != "relu" and isinstance(layer, layers.FrozenBatchNorm)):
             return
         if not quiet_between(node, user, self.find):
             return
@@ -212,13 +246,13 @@ class _Freezer:
         for old in (user, node):
             self.graph.erase_node(old)
         layer.activation = activation
-        layer.fused.append("ReLU6" if activation == "relu6" else "ReLU")
+        layer.fused.append(LABELS[activation])
 
     def join_norm(self, node):
         """Puts a norm and its ReLU into the 1x1 convolution behind them."""
         norm, user = self.frozen.get(node), self.only_user(node)
         conv = self.frozen.get(user)
-        if not isinstance(norm, layers.FrozenBatchNorm2d) or norm.activation != "relu" or not isinstance(conv, layers.FrozenConv2d):
+        if not isinstance(norm, layers.FrozenBatchNorm) or norm.activation != "relu" or not isinstance(conv, layers.FrozenConv2d):
             return
         plain = conv.stride in (1, (1, 1)) and conv.padding in (0, (0, 0)) and conv.groups == 1 and conv.norm is None
         if not plain or conv.weight.shape[2:] != (1, 1) or user.args[0] is not node or not quiet_between(node, user, self.find):

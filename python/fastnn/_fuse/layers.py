@@ -10,7 +10,8 @@ from fastnn import _C
 from fastnn import functional as F
 from fastnn.functional.conv2d import _pad, _pair
 
-_RANGES = {"": (-torch.inf, torch.inf), "relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}
+_RANGES = {"relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}  # what the packed kernels clamp to
+_EVERYTHING = (-torch.inf, torch.inf)
 
 
 def _recorded(function):
@@ -73,9 +74,14 @@ def _append(room, at, tensors, channels):
 
 
 def _activate(x, activation):
-    if activation == "relu":
-        return F.relu(x, True)
-    return torch.nn.functional.hardtanh_(x, 0.0, 6.0) if activation == "relu6" else x
+    """The activation of a tensor of our own, in place."""
+    if not activation:
+        return x
+    if activation == "relu6":
+        return torch.nn.functional.hardtanh_(x, 0.0, 6.0)
+    if activation == "hardswish":
+        return torch.nn.functional.hardswish(x, inplace=True)
+    return F.relu(x, True) if activation == "relu" else F.silu(x, True)
 
 
 class Frozen(torch.nn.Module):
@@ -99,7 +105,7 @@ class Frozen(torch.nn.Module):
 
 
 class FrozenConv2d(Frozen):
-    """Conv2d, and what was folded or joined: BatchNorm2d, the addition of a residual, ReLU or ReLU6.
+    """Conv2d, and what was folded or joined: BatchNorm2d, the addition of a residual, an activation.
 
     [N, C, H, W] (and a residual of the output's shape) in, [N, K, P, Q] out.
     """
@@ -116,12 +122,9 @@ class FrozenConv2d(Frozen):
         self.constant("shift", None)
 
     def put_behind(self, norm):
-        """Takes a FrozenBatchNorm2d and its ReLU in front of a 1x1 convolution: their pass runs on the way into the cache."""
+        """Takes a FrozenBatchNorm and its ReLU in front of a 1x1 convolution: their pass runs on the way into the cache."""
         self.norm, self.fused = norm, norm.fused + self.fused
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        scale = scale if norm.weight is None else scale * norm.weight.double()
-        shift = -norm.running_mean.double() * scale
-        shift = shift if norm.bias is None else shift + norm.bias.double()
+        scale, shift = norm.affine()
         self.constant("scale", scale.to(self.weight.dtype))
         self.constant("shift", shift.to(self.weight.dtype))
 
@@ -148,8 +151,9 @@ class FrozenConv2d(Frozen):
                     return None
                 padding = _pad(None, self.weight, self.stride, padding, self.dilation)[1]
             self.kernel = _C.PackedConv2d(_pair(self.stride), _pair(padding), _pair(self.dilation), self.groups)
-        low, high = _RANGES[self.activation]
-        return self.kernel(input, self.weight, self.bias, residual, low, high, self.scale, self.shift)
+        low, high = _RANGES.get(self.activation, _EVERYTHING)
+        y = self.kernel(input, self.weight, self.bias, residual, low, high, self.scale, self.shift)
+        return y if y is None or self.activation in _RANGES else _activate(y, self.activation)
 
     def forward(self, input, residual=None):
         padding = self.padding
@@ -168,28 +172,43 @@ class FrozenConv2d(Frozen):
 
 
 class FrozenLinear(Frozen):
-    """Linear, a folded BatchNorm1d, ReLU or ReLU6: (..., in_features) in, (..., out_features) out."""
+    """Linear, a folded BatchNorm1d, an activation: (..., in_features) in, (..., out_features) out."""
 
     def __init__(self, linear):
         super().__init__(["Linear"])
         self.constant("weight", linear.weight)
         self.constant("bias", linear.bias)
+        self.norm = None  # what was folded, and the weights before: for (N, L, features), whose norm is over L
+        self.constant("plain_weight", None)
+        self.constant("plain_bias", None)
 
     def forward(self, input, residual=None):
-        y = F.linear(input, self.weight, self.bias)
+        if self.norm is None or input.dim() == 2:
+            y = F.linear(input, self.weight, self.bias)
+        else:
+            y = self.norm(F.linear(input, self.plain_weight, self.plain_bias))
         if residual is not None:
             y = y + residual
         return _activate(y, self.activation)
 
 
-class FrozenBatchNorm2d(Frozen):
-    """BatchNorm2d in evaluation where no convolution precedes it, and a ReLU behind it: one pass."""
+class FrozenBatchNorm(Frozen):
+    """A batch norm in evaluation where nothing precedes it that it could be folded into, and a ReLU behind it: one pass."""
 
-    def __init__(self, norm):
-        super().__init__([type(norm).__name__])
-        for name in ("running_mean", "running_var", "weight", "bias"):
-            self.constant(name, getattr(norm, name))
-        self.eps = norm.eps
+    def __init__(self, name, running_mean, running_var, weight, bias, eps):
+        super().__init__([name])
+        self.constant("running_mean", running_mean)
+        self.constant("running_var", running_var)
+        self.constant("weight", weight)
+        self.constant("bias", bias)
+        self.eps = eps
+
+    def affine(self):
+        """Its scale and shift per channel, in float64."""
+        scale = (self.running_var.double() + self.eps).rsqrt()
+        scale = scale if self.weight is None else scale * self.weight.double()
+        shift = -self.running_mean.double() * scale
+        return scale, shift if self.bias is None else shift + self.bias.double()
 
     def forward(self, input):
         function = F.batch_norm_relu if self.activation == "relu" else F.batch_norm
@@ -198,14 +217,11 @@ class FrozenBatchNorm2d(Frozen):
 
 def fold(layer, norm):
     """Makes a frozen convolution or linear layer compute norm(layer(x)): in float64, rounded once."""
-    weight, dtype = layer.weight.double(), layer.weight.dtype
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = -norm.running_mean.double() if layer.bias is None else layer.bias.double() - norm.running_mean.double()
-    bias = shift * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias.detach().double()
-    layer.constant("weight", (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(dtype))
-    layer.constant("bias", bias.to(dtype))
-    layer.fused.append(type(norm).__name__)
+    if isinstance(layer, FrozenLinear):
+        layer.norm = norm
+        layer.constant("plain_weight", layer.weight)
+        layer.constant("plain_bias", layer.bias)
+    dtype, (scale, shift) = layer.weight.dtype, norm.affine()
+    layer.constant("weight", (layer.weight.double() * scale.view(-1, *[1] * (layer.weight.dim() - 1))).to(dtype))
+    layer.constant("bias", (shift if layer.bias is None else shift + layer.bias.double() * scale).to(dtype))
+    layer.fused += norm.fused
