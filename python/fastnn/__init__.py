@@ -4,7 +4,7 @@ from fastnn._load import load as _load
 
 _C = _load()
 
-from fastnn import _fake, _flops, functional, optim  # noqa: E402
+from fastnn import _decompositions, _fake, _flops, functional, optim  # noqa: E402
 from fastnn._fuse import fuse  # noqa: E402
 from fastnn.convert import convert, disabled, report, revert  # noqa: E402
 from fastnn.info import fallbacks  # noqa: E402
@@ -19,4 +19,4 @@ __all__ = [
     "set_strict_conv", *_module_names,
 ]  # fmt: skip
 
-del _fake, _flops
+del _decompositions, _fake, _flops
