@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 import random
 import warnings
@@ -523,3 +524,29 @@ def test_compile_and_export(name):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert close(torch.jit.trace(frozen, x)(x), expected, torch.float32)
+
+
+class Positions(nn.Module):
+    """Takes a shape, not a tensor, as some position encodings do."""
+
+    def forward(self, shape):
+        return torch.zeros(shape)
+
+
+class Positioned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.positions = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Positions()
+
+    def forward(self, x):
+        y = TF.relu(self.norm(self.conv(x)))
+        return y + self.positions((y.shape[2], y.shape[3])) + math.ceil(y.shape[2] / 4)
+
+
+@pytest.mark.filterwarnings("ignore:fastnn.fuse")
+@pytest.mark.parametrize("training", [True, False])
+def test_sizes_are_not_taken_for_tensors(training):
+    model, x = Positioned().train(training), torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        expected = copy.deepcopy(model)(x)
+        torch.testing.assert_close(fastnn.fuse(model)(x), expected)

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import linecache
 import operator
 import random
 import sys
@@ -23,13 +24,19 @@ class CannotTrace(Exception):
 
 
 class _TensorProxy(fx.Proxy):
-    """A proxy that isinstance() takes for a tensor: code that asks then goes the way that tensors go."""
+    """A proxy that isinstance() takes for a tensor: code that asks then goes the way that tensors go.
+
+    Only a line of Python that says isinstance gets that answer. torch's own C++ code asks too, and would read the proxy's
+    memory as a tensor's (torch.zeros(proxy) does).
+    """
 
     _is_param = False
 
     @property
     def __class__(self):
-        return torch.Tensor
+        asks = sys._getframe(1)
+        line = linecache.getline(asks.f_code.co_filename, asks.f_lineno)
+        return torch.Tensor if "isinstance" in line else _TensorProxy
 
 
 def _in_place(function):

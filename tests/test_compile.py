@@ -1,0 +1,117 @@
+"""torch.compile(fullgraph=True): the results of eager fastnn, forward and backward, and one graph for all steps."""
+
+import pytest
+import torch
+from torch import nn
+from vision import torchvision
+
+import fastnn
+from fastnn.convert import TWINS
+from fastnn.train.model import MnistCnn
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    """No graphs of other tests, and one thread: on a busy machine two wait for each other."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch._dynamo.reset()
+
+
+def vision_model(name):
+    return fastnn.convert(torchvision.models.get_model(name, weights=None, num_classes=10))
+
+
+# Inductor's own compilation of the large networks takes a minute: benches/sweep_compile.py does that.
+MODELS = {
+    "MNIST CNN": (lambda: MnistCnn(fastnn), (16, 1, 28, 28), "inductor"),
+    "ResNet-18": (lambda: vision_model("resnet18"), (2, 3, 64, 64), "aot_eager"),
+    "MobileNetV2": (lambda: vision_model("mobilenet_v2"), (2, 3, 64, 64), "aot_eager"),
+}
+
+
+def step(model, criterion, x, y):
+    """Loss, gradients and buffers of one training step; the buffers are put back."""
+    before = [b.clone() for b in model.buffers()]
+    torch.manual_seed(2)  # dropout
+    model.zero_grad()
+    loss = criterion(x, y)
+    loss.backward()
+    after = [b.clone() for b in model.buffers()]
+    with torch.no_grad():
+        for b, value in zip(model.buffers(), before, strict=True):
+            b.copy_(value)
+    return loss.detach(), [p.grad.clone() for p in model.parameters()], after
+
+
+@pytest.mark.parametrize("build,shape,backend", MODELS.values(), ids=MODELS)
+def test_training_is_eager_fastnn_and_never_recompiles(build, shape, backend):
+    model = build()
+    for m in model.modules():
+        if isinstance(m, nn.Dropout):
+            m.p = 0.0  # the compiler draws its own random numbers
+    criterion = fastnn.CrossEntropyLoss()
+
+    def loss(x, y):
+        return criterion(model(x), y)
+
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(shape, generator=generator), torch.randint(10, shape[:1], generator=generator)
+    torch.testing.assert_close(step(model, compiled, x, y), step(model, loss, x, y), rtol=1e-4, atol=1e-5)
+    optimizer = fastnn.optim.SGD(model.parameters(), lr=1e-3)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(20):
+            x = torch.randn(shape, generator=generator)
+            optimizer.zero_grad()
+            compiled(x, y).backward()
+            optimizer.step()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+INPUTS = {nn.Linear: (8,), nn.BatchNorm1d: (8,), nn.CrossEntropyLoss: (8,), nn.NLLLoss: (8,)}
+ARGUMENTS = {
+    nn.Conv2d: (4, 6, 3), nn.Linear: (8, 5), nn.BatchNorm1d: (8,), nn.BatchNorm2d: (4,), nn.MaxPool2d: (2,),
+    nn.AvgPool2d: (2,), nn.AdaptiveAvgPool2d: (3,), nn.AdaptiveMaxPool2d: (3,), nn.Softmax: (1,), nn.LogSoftmax: (1,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("original", TWINS, ids=lambda c: c.__name__)
+def test_one_graph_serves_every_batch_size(original, training):
+    layer = TWINS[original](*ARGUMENTS.get(original, ())).train(training)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (5, 7, 3):
+        x = torch.randn(batch, *INPUTS.get(original, (4, 8, 8)), requires_grad=training)
+        target = (torch.randint(8, (batch,)),) if isinstance(layer, (nn.CrossEntropyLoss, nn.NLLLoss)) else ()
+        out, eager = compiled(x, *target), layer(x, *target)
+        torch.testing.assert_close(out, eager)
+        if training:
+            torch.testing.assert_close(*(torch.autograd.grad(o.square().sum(), x) for o in (out, eager)))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_channels_last_stays(size):
+    model = fastnn.convert(nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)))
+    x = torch.randn(2, 4, size, size).contiguous(memory_format=torch.channels_last)
+    out = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out, model(x))
+
+
+def test_autocast_inside_the_graph():
+    model = fastnn.convert(nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)))
+
+    def run(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x)
+
+    x = torch.randn(2, 4, 8, 8)
+    out = torch.compile(run, fullgraph=True, backend="aot_eager")(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, run(x))
