@@ -44,6 +44,9 @@ def _freeze(module, name, left):
     freezer = frozen._Freezer(body, body.graph)
     freezer.run()
     body.delete_all_unused_submodules()
+    for key, value in vars(module).items():  # a block around it that stays as written may read them
+        if not key.startswith("_"):
+            vars(body).setdefault(key, value)
     body.recompile()
     return body
 
