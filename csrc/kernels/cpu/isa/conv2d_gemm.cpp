@@ -63,6 +63,22 @@ void pack_weight_rows(const ConvProblem& d, float* dst, int mr, int64_t m0, int 
 GemmPanel<float> pack_pixel_columns(const ConvProblem& d, float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
   if (is_pointwise(d) && d.xw == 1 && nb == nr && n0 % d.q + nb <= d.q)
     return {static_cast<const float*>(d.x) + n0 / d.q * d.xn + k0 * d.xc + n0 % d.q, d.xc};
+#if defined(__AVX512F__)
+  if (is_pointwise(d) && d.xw == 1 && d.q >= V::N) {  // each vector reads one image, or two of them by masks
+    for (int j = 0; j < nr; j += V::N) {
+      const int lanes = int(max64(0, min64(V::N, nb - j)));
+      const int64_t image = (n0 + j) / d.q, pixel = (n0 + j) % d.q;
+      const int here = int(min64(lanes, d.q - pixel));
+      const __mmask16 m1 = __mmask16((1u << here) - 1), m2 = __mmask16(((1u << lanes) - 1) ^ m1);
+      const float* one = static_cast<const float*>(d.x) + image * d.xn + k0 * d.xc + pixel;
+      const float* two = static_cast<const float*>(d.x) + (image + 1) * d.xn + k0 * d.xc - here;
+      float* to = dst + j;
+      for (int64_t i = 0; i < kb; ++i, one += d.xc, two += d.xc, to += nr)
+        _mm512_storeu_ps(to, _mm512_mask_loadu_ps(_mm512_maskz_loadu_ps(m1, one), m2, two));
+    }
+    return {dst, nr};
+  }
+#endif
   Window windows[kNr];
   int count = 0;
   for_runs(d, n0, nb, [&](int64_t at, int64_t length, int64_t n, int64_t p, int64_t q) {
@@ -150,13 +166,21 @@ void forward_columns(const ConvProblem& d, int64_t workers, char* workspace) {
     bias[k] = d.bias && k < d.k ? static_cast<const float*>(d.bias)[k] : 0.f;
   const GemmPlan plan = plan_for(forward_product(d), workers);
   const ConvStore store{&d, static_cast<float*>(d.y), Axis::pixels, Axis::channels, false, nullptr, d.bias ? bias : nullptr};
+  const auto panel = [&](float*, int nr, int64_t k0, int64_t, int64_t n0, int) {
+    return GemmPanel<float>{packed + n0 * w.taps + k0 * nr, nr};
+  };
+  // A pointwise layer's pixels are the rows of a matrix already: read in place.
+  if (is_pointwise(d) && (d.n == 1 || d.xn == d.q * d.xw)) {
+    const float* x = static_cast<const float*>(d.x);
+    gemm_blocked<float>(
+        plan, workspace + w.bytes(),
+        [&](int64_t m0, int64_t k0) { return GemmRows<float>{x + m0 * d.xw + k0, d.xw}; }, panel, store);
+    return;
+  }
   gemm_blocked<float>(
       plan, workspace + w.bytes(),
       [&](float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) { pack_pixel_rows(d, dst, mr, m0, mb, k0, kb); },
-      [&](float*, int nr, int64_t k0, int64_t, int64_t n0, int) {
-        return GemmPanel<float>{packed + n0 * w.taps + k0 * nr, nr};
-      },
-      store);
+      panel, store);
 }
 
 // ---- weight gradient: C[k, taps] = G[k, pixels] X[pixels, taps] ----------------------------------------------------

@@ -75,6 +75,15 @@ struct ConvStore {
 
   int64_t channel_stride() const { return columns == Axis::taps ? d->wk : d->yk; }
 
+  // All pixels of the batch are equally far apart.
+  bool pixels_flat() const { return d->yh == d->q * d->yw && (d->n == 1 || d->yn == d->p * d->q * d->yw); }
+
+  // Columns [first, first + count) are pixels of rows that lie side by side, of two images at most in any vector.
+  bool two_images() const {
+    const ConvProblem& c = *d;
+    return columns == Axis::pixels && c.yw == 1 && (c.p == 1 || c.yh == c.q) && c.p * c.q >= Vec<float>::N;
+  }
+
   // Columns [first, first + count) lie side by side.
   bool dense(int64_t first, int count) const {
     const ConvProblem& c = *d;
@@ -89,6 +98,8 @@ struct ConvStore {
     const ConvProblem& c = *d;
     if (axis == Axis::channels) {
       for (int i = 0; i < count; ++i) to[i] = (first + i) * channel_stride();
+    } else if (axis == Axis::pixels && pixels_flat()) {
+      for (int i = 0; i < count; ++i) to[i] = (first + i) * c.yw;
     } else if (axis == Axis::pixels) {
       for_runs(c, first, count, [&](int64_t at, int64_t length, int64_t n, int64_t p, int64_t q) {
         for (int64_t i = 0; i < length; ++i) to[at + i] = n * c.yn + p * c.yh + (q + i) * c.yw;
@@ -120,6 +131,31 @@ struct ConvStore {
       });
       return;
     }
+#if defined(__AVX512F__)
+    if (two_images()) {
+      const int64_t plane = d->p * d->q;
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) {
+        const int lanes = int(min64(V::N, nb - j * V::N));
+        if (lanes <= 0) break;
+        const int64_t at = n0 + j * V::N, image = at / plane, pixel = at % plane;
+        const int here = int(min64(lanes, plane - pixel));
+        float* const one = out + image * d->yn + pixel;
+        float* const two = out + (image + 1) * d->yn - here;  // its lanes begin at `here`
+        const __mmask16 m1 = __mmask16((1u << here) - 1), m2 = __mmask16(((1u << lanes) - 1) ^ m1);
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i) {
+          if (i >= mb) break;
+          V v = t.v[i][j];
+          if (!first) v = v + V{_mm512_mask_loadu_ps(_mm512_maskz_loadu_ps(m1, one + row[i]), m2, two + row[i])};
+          else if (row_bias) v = v + V::set1(row_bias[m0 + i]);
+          _mm512_mask_storeu_ps(one + row[i], m1, v.v);
+          _mm512_mask_storeu_ps(two + row[i], m2, v.v);
+        }
+      }
+      return;
+    }
+#endif
     offsets(columns, n0, nb, column);
     scatter(t, m0, mb, n0, nb, first, row, column);
   }

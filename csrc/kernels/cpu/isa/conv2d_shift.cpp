@@ -227,8 +227,10 @@ void shift_forward(const ConvProblem& d, int64_t workers, char* workspace) {
   int32_t* taps = reinterpret_cast<int32_t*>(workspace + o.taps);
   fill_taps(d, s, taps);
   pack_weights<S, A>(d, s, packed, bias);
-  // Few bands: the channel blocks are shared out as well.
-  const int64_t splits = s.groups >= workers ? 1 : min64(s.k_blocks, ceil_div(workers, s.groups));
+  // Few bands: the channel blocks are shared out as well. Bands that do not come out even: every thread takes its part of
+  // the channel blocks of every band.
+  const bool uneven = s.groups % workers != 0 && s.groups < 8 * workers;
+  const int64_t splits = uneven ? min64(s.k_blocks, workers) : 1;
   parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t w = begin; w < end; ++w) {
       char* own = workspace + o.band + w * o.worker;

@@ -10,6 +10,8 @@
 //   pack_a(A* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb)
 //            writes dst[p * mr + i] = A[m0 + i, k0 + p] for i < mb, zero for mb <= i < mr. May write up to N elements
 //            (one vector) past dst[kb * mr].
+//            Or it takes (m0, k0) alone and returns the GemmRows of A to be read in place, where packing costs more than
+//            it saves (few columns).
 //   pack_b(A* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) -> GemmPanel<A>
 //            either writes dst[p * nr + j] = B[k0 + p, n0 + j] in the same way and returns {dst, nr}, or returns
 //            {address of B[k0, n0], row stride} when B can be read in place: rows of at least nr readable elements.
@@ -46,6 +48,13 @@ struct GemmPanel {
   int64_t ld;
 };
 
+// Rows of A where they lie: element (i, p) at p[i * ld + p].
+template <class A>
+struct GemmRows {
+  const A* p;
+  int64_t ld;
+};
+
 // tile += a panel of MR lanes times NV vectors of b, over k.
 template <class A, int MR, int NV>
 FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, const A* a, const A* b, int64_t ldb) {
@@ -67,6 +76,42 @@ FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, const A* a, 
       for (int j = 0; j < NV; ++j) c[i][j] = fma(y, x[j], c[i][j]);
     }
     a += MR;
+    b += ldb;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) tile.v[i][j] = c[i][j];
+}
+
+// The same with rows of A read in place. Addresses are a pointer per three rows plus 0, 1 or 2 times ld, which x86 has for
+// free; 14 pointers would not fit its registers.
+template <class A, int MR, int NV>
+FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, GemmRows<A> a, const A* b, int64_t ldb) {
+  using V = Vec<A>;
+  V c[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) c[i][j] = V::zero();
+  constexpr int kGroups = (MR + 2) / 3;
+  const A* at[kGroups];
+#pragma GCC unroll 8
+  for (int g = 0; g < kGroups; ++g) at[g] = a.p + 3 * g * a.ld;
+  const int64_t ld = a.ld;
+#pragma GCC unroll 2
+  for (int64_t p = 0; p < k; ++p) {
+    V x[NV];
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) x[j] = V::load(b + j * V::N);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const V y = V::set1(at[i / 3][i % 3 * ld]);
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) c[i][j] = fma(y, x[j], c[i][j]);
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < kGroups; ++g) ++at[g];
     b += ldb;
   }
 #pragma GCC unroll 16
@@ -170,19 +215,24 @@ struct GemmBuffer {
   }
 };
 
-// One strip of columns: all packed panels of A times one panel of B.
-template <class A, int MR, int NV, class Store>
-void gemm_strip(const A* a, GemmPanel<A> b, int64_t kb, int64_t m0, int64_t m1, int64_t n0, int nb, const Store& store,
+template <class A>
+FASTNN_INLINE const A* next_rows(const A* a, int64_t mr, int64_t kb) { return a + mr * kb; }
+template <class A>
+FASTNN_INLINE GemmRows<A> next_rows(GemmRows<A> a, int64_t mr, int64_t) { return {a.p + mr * a.ld, a.ld}; }
+
+// One strip of columns: all panels of A (packed, or rows in place) times one panel of B.
+template <class A, int MR, int NV, class Rows, class Store>
+void gemm_strip(Rows a, GemmPanel<A> b, int64_t kb, int64_t m0, int64_t m1, int64_t n0, int nb, const Store& store,
                 bool first, bool last) {
-  for (int64_t m = m0; m < m1; m += MR, a += MR * kb) {
+  for (int64_t m = m0; m < m1; m += MR, a = next_rows(a, MR, kb)) {
     GemmTile<A, MR, NV> tile;
     gemm_micro<A, MR, NV>(tile, kb, a, b.p, b.ld);
     store.tile(tile, m, int(min64(MR, m1 - m)), n0, nb, first, last);
   }
 }
 
-template <class A, int MR, class Store>
-FASTNN_INLINE void gemm_strip_rows(int mr, const A* a, GemmPanel<A> b, int64_t kb, int64_t m0, int64_t m1, int64_t n0,
+template <class A, int MR, class Rows, class Store>
+FASTNN_INLINE void gemm_strip_rows(int mr, Rows a, GemmPanel<A> b, int64_t kb, int64_t m0, int64_t m1, int64_t n0,
                                    int nb, const Store& store, bool first, bool last) {
   if (mr == MR) {
     if (nb > Vec<A>::N) gemm_strip<A, MR, 2>(a, b, kb, m0, m1, n0, nb, store, first, last);
@@ -200,12 +250,22 @@ void gemm_task(const GemmPlan& plan, A* a_block, A* b_panel, int64_t m0, int64_t
   int64_t k = k0;
   do {  // once even when K is 0: the store still writes
     const int64_t kb = min64(plan.kc, k1 - k);
-    for (int64_t m = m0; m < m1; m += plan.mr)
-      pack_a(a_block + (m - m0) * kb, plan.mr, m, int(min64(plan.mr, m1 - m)), k, kb);
+    constexpr bool in_place = requires { pack_a(m0, k0); };
+    if constexpr (!in_place)
+      for (int64_t m = m0; m < m1; m += plan.mr)
+        pack_a(a_block + (m - m0) * kb, plan.mr, m, int(min64(plan.mr, m1 - m)), k, kb);
     for (int64_t n = n0; n < n1; n += 2 * N) {
       const int nb = int(min64(2 * N, n1 - n));
       const GemmPanel<A> b = pack_b(b_panel, nb > N ? 2 * N : N, k, kb, n, nb);
-      gemm_strip_rows<A, kGemmMaxMr>(plan.mr, a_block, b, kb, m0, m1, n, nb, store, k == k0, k + kb >= k1);
+      const bool first = k == k0, last = k + kb >= k1;
+      if constexpr (in_place) {
+        // Rows past the last must not be read: the rest has a strip of its own size.
+        const int rest = int((m1 - m0) % plan.mr);
+        if (m1 - rest > m0) gemm_strip_rows<A, kGemmMaxMr>(plan.mr, pack_a(m0, k), b, kb, m0, m1 - rest, n, nb, store, first, last);
+        if (rest) gemm_strip_rows<A, kGemmMaxMr>(rest, pack_a(m1 - rest, k), b, kb, m1 - rest, m1, n, nb, store, first, last);
+      } else {
+        gemm_strip_rows<A, kGemmMaxMr>(plan.mr, static_cast<const A*>(a_block), b, kb, m0, m1, n, nb, store, first, last);
+      }
     }
     k += plan.kc;
   } while (k < k1);
