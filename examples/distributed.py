@@ -56,7 +56,8 @@ def main():
     model = fully_shard(model) if arguments.fsdp else DistributedDataParallel(model)
     losses = train(model, arguments.steps)
     print(f"process {dist.get_rank()}: loss {losses[0]:.4f} -> {losses[-1]:.4f}")
-    dist.barrier()  # nobody leaves while another still averages
+    dist.barrier()
+    del model  # before the group: gloo's threads may wait for Python while Python waits for them
     dist.destroy_process_group()
 
 

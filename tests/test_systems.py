@@ -82,7 +82,7 @@ def test_linear_regression():
 
 def test_logistic_regression():
     x, y = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[0.0], [0.0], [1.0]])
-    models = build(lambda nn: torch.nn.Sequential(nn.Linear(1, 1), torch.nn.Sigmoid()))
+    models = build(lambda: torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Sigmoid()))
     criterion = torch.nn.BCELoss(reduction="sum")
     losses = train(models, sgd(models, lr=0.01), [criterion] * 2, [(x, y)] * 1000)
     assert_same_losses(losses, 1e-5)
