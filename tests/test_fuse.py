@@ -147,7 +147,8 @@ class NormAct(nn.BatchNorm2d):
 def norm_act():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False), NormAct(8, nn.SiLU(inplace=True)),
-        nn.Conv2d(8, 8, 3, padding=1, groups=8), NormAct(8, nn.Hardswish()), nn.Conv2d(8, 4, 1), NormAct(4, nn.Identity()),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8), NormAct(8, nn.Hardswish()),
+        nn.Conv2d(8, 4, 1), NormAct(4, nn.Identity()),
         nn.AvgPool2d(8), nn.Flatten(), nn.Linear(64, 5), nn.SiLU(),
     )  # fmt: skip
 
@@ -454,7 +455,8 @@ def test_a_list_that_ends_as_it_was_is_no_obstacle():
 @pytest.mark.parametrize("kind", [Branches, Counts, Draws, Makes, Remembers, FrozenStem, Checkpoints])
 def test_untraceable_blocks_stay_and_are_named(kind):
     torch.manual_seed(0)
-    model, x = nn.Sequential(kind(), nn.Flatten(), nn.Linear(8 * 28 * 28, 3)).double(), torch.randn(2, 3, 32, 32).double()
+    model = nn.Sequential(kind(), nn.Flatten(), nn.Linear(8 * 28 * 28, 3)).double()
+    x = torch.randn(2, 3, 32, 32).double()
     twin = copy.deepcopy(model)
     with pytest.warns(UserWarning, match=r"(?s)cannot trace.*\n  0: "):
         fastnn.fuse(model)
@@ -473,7 +475,8 @@ def test_untraceable_blocks_stay_and_are_named(kind):
 @pytest.mark.parametrize("kind", [Branches, Counts, Draws])
 def test_untraceable_blocks_in_a_frozen_copy(kind):
     torch.manual_seed(0)
-    model, x = nn.Sequential(kind(), nn.Flatten(), nn.Linear(8 * 28 * 28, 3)).double().eval(), torch.randn(2, 3, 32, 32).double()
+    model = nn.Sequential(kind(), nn.Flatten(), nn.Linear(8 * 28 * 28, 3)).double().eval()
+    x = torch.randn(2, 3, 32, 32).double()
     with pytest.warns(UserWarning, match=r"(?s)cannot trace.*\n  0: "):
         fused = fastnn.fuse(model)
     reasons = [row.reason for row in quiet_report(fused)]
@@ -502,6 +505,21 @@ def test_other_arguments_run_as_written():
     fastnn.fuse(model)
     for arguments, keywords in ((x,), {}), ((x, 2.0), {}), ((x,), {"scale": torch.ones(1)}):
         assert close(model(*arguments, **keywords), twin(*arguments, **keywords), torch.float32)
+
+
+def test_flops_are_counted_and_vmap_runs():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, x = build("resnet")
+    frozen = fastnn.fuse(model.eval())
+    counts = []
+    for one in (model, frozen):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            one(x)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+    with torch.no_grad():
+        assert close(torch.vmap(frozen)(x.unsqueeze(1)).squeeze(1), frozen(x), torch.float32)
 
 
 # ---- compile and export --------------------------------------------------------------------------------------------

@@ -65,13 +65,14 @@ def test_equals_float64(isa, shape, batch):
     residual = torch.randn(product.shape, generator=torch.Generator().manual_seed(2))
     b = bias.double()[:, None, None]
     for given in (x, x.contiguous(memory_format=torch.channels_last), x.expand(2, *x.shape)[1]):
-        y = kernel(given, weight, None, None, -INF, INF, None, None)
+        y = kernel(given, weight, None, None, -INF, INF)
         assert kernel.algorithm() == shape[-1]
         assert y.is_contiguous(memory_format=torch.channels_last)
         assert (y - product).abs().max() <= bound
-        assert (kernel(given, weight, bias, None, 0.0, 6.0, None, None) - (product + b).clamp(0, 6)).abs().max() <= bound + 1e-6
+        y = kernel(given, weight, bias, None, 0.0, 6.0)
+        assert (y - (product + b).clamp(0, 6)).abs().max() <= bound + 1e-6
         for r in (residual, residual.contiguous(memory_format=torch.channels_last)):
-            y = kernel(given, weight, bias, r, 0.0, INF, None, None)
+            y = kernel(given, weight, bias, r, 0.0, INF)
             assert (y - (product + b + r).relu()).abs().max() <= bound + 1e-6
 
 
@@ -88,7 +89,8 @@ def test_norm_and_relu_in_front(isa, shape):
         bound = 2.0**-20 * TF.conv2d(front.abs(), weight.double().abs()).max() + 1e-6
         assert kernel.algorithm() == "direct"
         assert (y - TF.conv2d(front, weight.double(), bias.double()).relu()).abs().max() <= bound
-        assert (kernel(x, weight, bias, None, -INF, INF, None, None) - TF.conv2d(x.double(), weight.double(), bias.double())).abs().max() <= 8 * bound
+        plain = TF.conv2d(x.double(), weight.double(), bias.double())
+        assert (kernel(x, weight, bias, None, -INF, INF) - plain).abs().max() <= 8 * bound
     assert _C.PackedConv2d((2, 2), (0, 0), (1, 1), 1)(wide[:, :c], weight, None, None, 0.0, INF, scale, shift) is None
 
 
@@ -100,7 +102,7 @@ def test_threads_and_repetition_give_the_same_bits(shape):
         results = []
         for threads in (1, 2, 3, 1):
             torch.set_num_threads(threads)
-            results.append(kernel(x, weight, bias, None, 0.0, INF, None, None))
+            results.append(kernel(x, weight, bias, None, 0.0, INF))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(r, results[0]) for r in results)
@@ -110,21 +112,21 @@ def test_non_finite_values_pass_as_in_torch():
     kernel = _C.PackedConv2d((1, 1), (0, 0), (1, 1), 1)
     x, weight = torch.tensor([float("nan"), INF, -INF, -1.0, 8.0]).view(5, 1, 1, 1), torch.ones(1, 1, 1, 1)
     for high, wanted in ((INF, TF.relu(x)), (6.0, TF.relu6(x))):
-        assert torch.equal(kernel(x, weight, None, None, 0.0, high, None, None).nan_to_num(77.0), wanted.nan_to_num(77.0))
+        assert torch.equal(kernel(x, weight, None, None, 0.0, high).nan_to_num(77.0), wanted.nan_to_num(77.0))
 
 
 def test_a_changed_weight_is_packed_again():
     kernel, x, weight, bias, product, scale = problem(SHAPES[11], 1)
-    kernel(x, weight, bias, None, -INF, INF, None, None)
+    kernel(x, weight, bias, None, -INF, INF)
     weight.mul_(2), bias.zero_()
-    assert (kernel(x, weight, bias, None, -INF, INF, None, None) - 2 * product).abs().max() <= 2.0**-16 * scale
+    assert (kernel(x, weight, bias, None, -INF, INF) - 2 * product).abs().max() <= 2.0**-16 * scale
     other = weight.clone().mul_(0.5)
-    assert (kernel(x, other, bias, None, -INF, INF, None, None) - product).abs().max() <= 2.0**-17 * scale
+    assert (kernel(x, other, bias, None, -INF, INF) - product).abs().max() <= 2.0**-17 * scale
 
 
 def test_what_it_does_not_take():
     kernel, x, weight, bias, *_ = problem(SHAPES[0], 1)
-    call = lambda *a: kernel(*a, -INF, INF, None, None)  # noqa: E731
+    call = lambda *a: kernel(*a, -INF, INF)  # noqa: E731
     assert call(x.double(), weight.double(), None, None) is None
     assert call(x, weight, bias.double(), None) is None
     assert call(x[:, :2], weight, bias, None) is None
@@ -133,7 +135,8 @@ def test_what_it_does_not_take():
     assert call(x[..., :2, :], weight, bias, None) is not None
     assert call(torch.randn(1, 3, 0, 5), weight, bias, None) is None
     assert call(x, weight, bias, torch.ones(8, 1, 1)) is None
-    assert _C.PackedConv2d((1, 1), (0, 0), (1, 1), 2)(torch.randn(1, 4, 5, 5), torch.randn(4, 2, 3, 3), None, None, 0.0, 1.0, None, None) is None
+    grouped = _C.PackedConv2d((1, 1), (0, 0), (1, 1), 2)
+    assert grouped(torch.randn(1, 4, 5, 5), torch.randn(4, 2, 3, 3), None, None, 0.0, 1.0) is None
     with fastnn.disabled():
         assert call(x, weight, bias, None) is None
 
@@ -141,11 +144,11 @@ def test_what_it_does_not_take():
 def test_strict_mode_forbids_winograd():
     kernel, x, weight, bias, product, scale = problem(SHAPES[11], 1)
     with fastnn.set_strict_conv(True):
-        y = kernel(x, weight, None, None, -INF, INF, None, None)
+        y = kernel(x, weight, None, None, -INF, INF)
         assert kernel.algorithm() == "direct" and (y - product).abs().max() <= 2.0**-20 * scale
 
 
 def test_autocast_runs_the_plain_layer():
     kernel, x, weight, bias, *_ = problem(SHAPES[0], 1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert kernel(x, weight, bias, None, -INF, INF, None, None) is None
+        assert kernel(x, weight, bias, None, -INF, INF) is None

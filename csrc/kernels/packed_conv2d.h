@@ -27,7 +27,7 @@ struct PackedConv2dParams {
   int64_t weight_stride_k, weight_stride_c, weight_stride_r, weight_stride_s;
   int64_t output_stride_n, output_stride_h, output_stride_w;        // channels lie side by side
   int64_t residual_stride_n, residual_stride_h, residual_stride_w;  // here too
-  float low, high;  // the output is clamped to these (NaN stays)
+  float low, high;                                                  // the output is clamped to these (NaN stays)
   PackedConv2dAlgorithm algorithm;
 };
 

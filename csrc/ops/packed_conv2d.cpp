@@ -37,9 +37,9 @@ class PackedConv2d {
                int64_t groups)
       : stride_(stride), padding_(padding), dilation_(dilation), groups_(groups) {}
 
-  // clamp(conv2d(input, weight, bias) + residual) in NHWC; nullopt where the kernels do not take it, under autocast, and
-  // where fastnn is disabled.
-  // Where scale and shift are given, input stands for relu(scale * input + shift), per channel.
+  // clamp(conv2d(input, weight, bias) + residual) in NHWC; nullopt where the kernels do not take it, under autocast,
+  // and where fastnn is disabled. Where scale and shift are given, input stands for relu(scale * input + shift), per
+  // channel.
   OptTensor run(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& residual, float low,
                 float high, const OptTensor& scale, const OptTensor& shift) {
     PackedConv2dParams p{};
@@ -58,12 +58,14 @@ class PackedConv2d {
     const Tensor packed = pack(p, weight, or_undefined(bias));
     const bool takes_any = p.algorithm == PackedConv2dAlgorithm::direct && (p.pad_h || p.pad_w || p.C < 4);
     // The first channels of a wider NHWC tensor are read where they lie.
-    const bool in_place = takes_any || (input.stride(1) == 1 && input.stride(3) >= p.C && p.W > 1 &&
-                                        input.stride(2) == p.W * input.stride(3) && input.stride(0) == p.H * input.stride(2));
+    const bool in_place =
+        takes_any || (input.stride(1) == 1 && input.stride(3) >= p.C && p.W > 1 &&
+                      input.stride(2) == p.W * input.stride(3) && input.stride(0) == p.H * input.stride(2));
     const Tensor x = in_place ? input : nhwc(input);
     p.input_stride_n = x.stride(0), p.input_stride_c = x.stride(1);
     p.input_stride_h = x.stride(2), p.input_stride_w = x.stride(3);
-    if (!in_place || x.is_contiguous(kNhwc)) set_dense(x, p.input_stride_n, p.input_stride_h, p.input_stride_w), p.input_stride_c = 1;
+    if (!in_place || x.is_contiguous(kNhwc))
+      set_dense(x, p.input_stride_n, p.input_stride_h, p.input_stride_w), p.input_stride_c = 1;
     const Tensor y = at::empty({p.N, p.K, p.P, p.Q}, input.options().memory_format(kNhwc));
     p.output_stride_w = p.K, p.output_stride_h = p.Q * p.K, p.output_stride_n = p.P * p.Q * p.K;
     Tensor r;
@@ -121,8 +123,10 @@ class PackedConv2d {
 
   // The packed weight of p.algorithm, made at the first call and whenever the weight is another.
   Tensor pack(PackedConv2dParams p, const Tensor& weight, const Tensor& bias) {
-    const Source source{weight.unsafeGetTensorImpl(), bias.defined() ? bias.unsafeGetTensorImpl() : nullptr,
-                        {version(weight), version(bias)}, cpu::kernels().isa};
+    const Source source{weight.unsafeGetTensorImpl(),
+                        bias.defined() ? bias.unsafeGetTensorImpl() : nullptr,
+                        {version(weight), version(bias)},
+                        cpu::kernels().isa};
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!(source == source_)) {
       for (Tensor& t : packed_) t = Tensor();
@@ -153,10 +157,12 @@ class PackedConv2d {
 
 void bind(pybind11::module_& m) {
   using release_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
+  using pybind11::arg;
   using Ints = std::array<int64_t, 2>;
   pybind11::class_<PackedConv2d>(m, "PackedConv2d")
       .def(pybind11::init<Ints, Ints, Ints, int64_t>())
-      .def("__call__", &PackedConv2d::run, release_gil())
+      .def("__call__", &PackedConv2d::run, release_gil(), arg("input"), arg("weight"), arg("bias"), arg("residual"),
+           arg("low"), arg("high"), arg("scale") = pybind11::none(), arg("shift") = pybind11::none())
       .def("algorithm", &PackedConv2d::algorithm);
 }
 const Bindings bindings(bind);

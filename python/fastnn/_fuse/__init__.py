@@ -11,8 +11,8 @@ from fastnn._fuse.trace import CannotTrace, has_hooks, is_library, trace
 
 
 def _freeze(module, name, left):
-    """The frozen form of a module: a GraphModule, or the module itself with its children frozen where fx fails or a hook
-    looks at its calls."""
+    """The frozen form of a module: a GraphModule, or, where fx fails or a hook looks at its calls, the module itself with
+    its children frozen."""
     if is_library(module) or next(module.children(), None) is None:
         return module
     stays = set()  # names of submodules that cannot be traced into
@@ -60,15 +60,15 @@ def _warn(left, consequence):
 def fuse(model):
     """Runs neighbouring layers as one. What that means depends on the model's mode.
 
-    In training mode (`model.training`) the model itself changes, and fastnn.revert() undoes it: in every block, BatchNorm2d
-    + ReLU and BatchNorm2d + addition + ReLU become one call, forward and backward, and a ReLU behind a convolution or a
-    linear layer overwrites its output. Parameters, buffers, state_dict keys and all layers stay the objects they were.
-    Layers with hooks run one by one, so that every hook sees what it always saw.
+    In training mode (`model.training`) the model itself changes, and fastnn.revert() undoes it: in every block,
+    BatchNorm2d + ReLU and BatchNorm2d + addition + ReLU become one call, forward and backward, and a ReLU behind a
+    convolution or a linear layer overwrites its output. Parameters, buffers, state_dict keys and all layers stay the
+    objects they were. Layers with hooks run one by one, so that every hook sees what it always saw.
 
-    In evaluation mode a frozen copy is returned, for inference alone (a gradient raises): batch norms are folded into the
-    convolution or linear layer before them, additions and ReLU or ReLU6 are joined to it, and weights are stored as the
-    kernels read them. Changing the model afterwards does not change the copy. Outputs are those of the model up to the
-    rounding of the folded weights and, for 3x3 convolutions, the bound of fastnn.set_strict_conv().
+    In evaluation mode a frozen copy is returned, for inference alone (a gradient raises): batch norms are folded into
+    the convolution or linear layer before them, additions and activations are joined to it, and weights are stored as
+    the kernels read them. Changing the model afterwards does not change the copy. Outputs are those of the model up to
+    the rounding of the folded weights and, for 3x3 and 5x5 convolutions, the bound of fastnn.set_strict_conv().
 
     Layers of torch.nn and of fastnn are fused alike; convert() beforehand moves the others to fastnn as well.
 

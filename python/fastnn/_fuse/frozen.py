@@ -15,7 +15,8 @@ LINEARS = (torch.nn.Linear, modules.Linear)
 NORMS_2D = (torch.nn.BatchNorm2d, modules.BatchNorm2d)
 NORMS_1D = (torch.nn.BatchNorm1d, modules.BatchNorm1d)
 DROPPED = (
-    torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.Dropout3d, torch.nn.AlphaDropout,
+    torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.Dropout3d,
+    torch.nn.AlphaDropout,
 )  # fmt: skip
 ACTIVATIONS = {
     torch.nn.ReLU: "relu", modules.ReLU: "relu", torch.nn.ReLU6: "relu6", torch.nn.SiLU: "silu", modules.SiLU: "silu",
@@ -30,7 +31,10 @@ ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
 def _is_channels_last(t):
-    return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+    if t.dim() != 4 or t.is_contiguous():
+        return False
+    _, c, h, w = t.shape
+    return t.stride() == (c * h * w, 1, c * w, c)
 
 
 class FrozenModel(torch.nn.Module):
@@ -104,8 +108,8 @@ class _Freezer:
                 self.graph.erase_node(node)
 
     def free_layouts(self):
-        """Frozen convolutions answer in channels_last: a view of their output may need a copy, and foreign code gets the
-        layout it knows."""
+        """Frozen convolutions answer in channels_last: a view of their output may need a copy, and foreign code gets
+        the layout it knows."""
         for node in list(self.graph.nodes):
             module = self.find(node)
             if node.op == "call_method" and node.target == "view":
@@ -154,7 +158,7 @@ class _Freezer:
         self.frozen[called] = layer
 
     def lift_ranks(self):
-        """Asking a layer's output for its rank asks its input instead: the same number, and the output has one user less."""
+        """Asking a layer's output for its rank asks its input instead: the same number, and one user less."""
         for node in self.graph.nodes:
             reads = node.op == "call_function" and node.target is getattr and node.args[1] == "ndim"
             if reads or (node.op == "call_method" and node.target == "dim"):
@@ -252,10 +256,12 @@ class _Freezer:
         """Puts a norm and its ReLU into the 1x1 convolution behind them."""
         norm, user = self.frozen.get(node), self.only_user(node)
         conv = self.frozen.get(user)
-        if not isinstance(norm, layers.FrozenBatchNorm) or norm.activation != "relu" or not isinstance(conv, layers.FrozenConv2d):
+        if not isinstance(norm, layers.FrozenBatchNorm) or not isinstance(conv, layers.FrozenConv2d):
             return
         plain = conv.stride in (1, (1, 1)) and conv.padding in (0, (0, 0)) and conv.groups == 1 and conv.norm is None
-        if not plain or conv.weight.shape[2:] != (1, 1) or user.args[0] is not node or not quiet_between(node, user, self.find):
+        if norm.activation != "relu" or not plain or conv.weight.shape[2:] != (1, 1) or user.args[0] is not node:
+            return
+        if not quiet_between(node, user, self.find):
             return
         conv.put_behind(norm)
         user.args = (node.args[0], *user.args[1:])
@@ -282,7 +288,9 @@ class _Freezer:
             return None
         dimension = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         inputs = node.args[0] if node.args else None
-        if dimension != 1 or set(node.kwargs) - {"dim"} or not inputs or not all(isinstance(i, fx.Node) for i in inputs):
+        if dimension != 1 or set(node.kwargs) - {"dim"} or not inputs:
+            return None
+        if not isinstance(inputs, (list, tuple)) or not all(isinstance(i, fx.Node) for i in inputs):
             return None
         return None if any(mutated(user, self.find(user)) is node for user in node.users) else list(inputs)
 
@@ -301,7 +309,8 @@ class _Freezer:
             left = sum(more[i] for i in later if i not in joined)
             with self.graph.inserting_before(node):
                 arguments = (new, left) if before is None else (before, new, left)
-                before = self.graph.call_function(layers.append if before is not None else layers.concatenate, arguments)
+                function = layers.concatenate if before is None else layers.append
+                before = self.graph.call_function(function, arguments)
             node.replace_all_uses_with(before)
             self.graph.erase_node(node)
 

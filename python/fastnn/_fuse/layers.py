@@ -34,8 +34,11 @@ def contiguous(x):
 
 
 def _runs_packed(x):
-    """Whether x is a plain tensor that nobody traces: packed weights are no part of a graph."""
-    return type(x) is torch.Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    """Whether x is a plain tensor and nobody traces, counts or transforms what happens to it: the packed kernels are no
+    operators of torch's."""
+    if type(x) is not torch.Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return not torch._C._len_torch_dispatch_stack() and torch._C._functorch.peek_interpreter_stack() is None
 
 
 @_recorded
@@ -58,7 +61,8 @@ def append(before, tensors, more):
     n, c, h, w = before.shape if before.dim() == 4 else (0, 0, 0, 0)
     channels = c + sum(t.shape[1] for t in tensors) if n else 0
     room = before.stride(3) if n else 0
-    if not _runs_packed(before) or not n or w < 2 or h < 2 or room < channels or before.stride() != (h * w * room, 1, w * room, room) or any(
+    grows = _runs_packed(before) and n and w > 1 and h > 1 and room >= channels
+    if not grows or before.stride() != (h * w * room, 1, w * room, room) or any(
         t.dtype != before.dtype or t.shape[0] != n or t.shape[2:] != before.shape[2:] for t in tensors
     ):
         return concatenate([before, *tensors], more)
@@ -122,7 +126,7 @@ class FrozenConv2d(Frozen):
         self.constant("shift", None)
 
     def put_behind(self, norm):
-        """Takes a FrozenBatchNorm and its ReLU in front of a 1x1 convolution: their pass runs on the way into the cache."""
+        """Takes a FrozenBatchNorm and its ReLU in front of a 1x1 convolution: they run on the way into the cache."""
         self.norm, self.fused = norm, norm.fused + self.fused
         scale, shift = norm.affine()
         self.constant("scale", scale.to(self.weight.dtype))
@@ -145,10 +149,11 @@ class FrozenConv2d(Frozen):
     def _packed(self, input, residual):
         """The result by the packed kernels, or None where they do not take the call."""
         if self.kernel is None:
-            _, padding = (None, (0, 0)) if self.padding_mode != "zeros" else (None, self.padding)
+            padding = self.padding if self.padding_mode == "zeros" else 0
             if isinstance(padding, str):
-                if padding == "same" and any(d * (k - 1) % 2 for d, k in zip(_pair(self.dilation), self.weight.shape[2:], strict=True)):
-                    return None
+                sizes = zip(_pair(self.dilation), self.weight.shape[2:], strict=True)
+                if padding == "same" and any(d * (k - 1) % 2 for d, k in sizes):
+                    return None  # more padding on one side
                 padding = _pad(None, self.weight, self.stride, padding, self.dilation)[1]
             self.kernel = _C.PackedConv2d(_pair(self.stride), _pair(padding), _pair(self.dilation), self.groups)
         low, high = _RANGES.get(self.activation, _EVERYTHING)
@@ -193,7 +198,7 @@ class FrozenLinear(Frozen):
 
 
 class FrozenBatchNorm(Frozen):
-    """A batch norm in evaluation where nothing precedes it that it could be folded into, and a ReLU behind it: one pass."""
+    """A batch norm in evaluation with nothing before it that it could be folded into, and a ReLU behind it: one pass."""
 
     def __init__(self, name, running_mean, running_var, weight, bias, eps):
         super().__init__([name])

@@ -178,7 +178,7 @@ def _restore(module, key, before):
 
 
 def _tensors_only(module, forms):
-    """A subclass of the module's class whose forward() takes tensors alone, a list as several: fx reads the signature."""
+    """A subclass of the module's class whose forward() takes tensors alone, a list as several: fx reads signatures."""
     names = [[f"x{i}_{j}" for j in range(form)] if form else f"x{i}" for i, form in enumerate(forms)]
     flat = [n for name in names for n in (name if isinstance(name, list) else [name])]
     passed = [f"[{', '.join(name)}]" if isinstance(name, list) else name for name in names]

@@ -59,6 +59,15 @@ def _only_user(node):
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
+def _added(addition, node):
+    """What a node adds to another's value, or None when it does something else, or changes what it adds."""
+    if addition.op != "call_function" or addition.target not in ADDITIONS or addition.kwargs or len(addition.args) != 2:
+        return None
+    others = [a for a in addition.args if a is not node]
+    changes_other = addition.target is operator.iadd and addition.args[0] is not node
+    return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) and not changes_other else None
+
+
 def _rewrite(module, graph):
     """Joins what can be joined in the graph of a block; returns the names that run as one."""
     find = lambda node: module.get_submodule(node.target) if node.op == "call_module" else None  # noqa: E731
@@ -88,12 +97,9 @@ def _rewrite(module, graph):
         if _plain(layer, NORMS):
             function = norm_relu
             addition = _only_user(node)
-            if last is None and addition is not None and addition.op == "call_function" and addition.target in ADDITIONS:
-                others = [a for a in addition.args if a is not node]
-                swaps = addition.target is operator.iadd and addition.args[0] is not node  # it changes the other one
-                if len(addition.args) == 2 and len(others) == 1 and isinstance(others[0], fx.Node) and not swaps and not addition.kwargs:
-                    last, residual, function = relu_after(addition), others[0], norm_add_relu
-                    names.append("add")
+            if last is None and addition is not None and _added(addition, node) is not None:
+                last, residual, function = relu_after(addition), _added(addition, node), norm_add_relu
+                names.append("add")
         elif _plain(layer, PRODUCTS):
             function = product_relu
         if function is None or last is None or not quiet_between(node, last, find):
@@ -127,7 +133,8 @@ class Plan:
     """What a fused block runs: a function per mode and form of the arguments, made at the first such call."""
 
     def __init__(self):
-        self.functions = {}  # (training, with gradients, forms) -> (self, *tensors) -> the forward's result; None: as written
+        # (training, with gradients, forms) -> a function of (self, *tensors), or None: as written
+        self.functions = {}
         self.fused = ()
         self.arguments = 0
 
@@ -191,8 +198,8 @@ def fused_class(original):
     def __reduce_ex__(self, protocol):
         return _rebuild, (original,), self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
 
-    names = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__module__": original.__module__, "__doc__": original.__doc__}
-    kind = type(original.__name__, (original,), names)
+    names = {"forward": forward, "__reduce_ex__": __reduce_ex__}
+    kind = type(original.__name__, (original,), {**names, "__module__": original.__module__, "__doc__": original.__doc__})
     _classes[original], _originals[kind] = kind, original
     return kind
 

@@ -64,7 +64,8 @@ void whole_row(const PackedConv2dParams& p, const Row& row) {
   // Columns whose taps all lie inside.
   const int64_t reach = (p.S - 1) * p.dilation_w;
   const int64_t first = min64(p.Q, ceil_div(p.pad_w, p.stride_w));
-  const int64_t last = p.W + p.pad_w - reach <= 0 ? first : max64(first, min64(p.Q, (p.W + p.pad_w - reach - 1) / p.stride_w + 1));
+  const int64_t last =
+      p.W + p.pad_w - reach <= 0 ? first : max64(first, min64(p.Q, (p.W + p.pad_w - reach - 1) / p.stride_w + 1));
   const auto edge = [&](int64_t begin, int64_t end) {
     for (int64_t q = begin; q < end; ++q)
       outputs<1, 0, FULL>(p, row, q, taps_inside(q * p.stride_w - p.pad_w, p.S, p.dilation_w, p.W));
@@ -90,7 +91,9 @@ RowFn find_row(const PackedConv2dParams& p) {
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-int64_t packed_depthwise_bytes(const PackedConv2dParams& p) { return ceil_div(p.C, N) * (p.R * p.S + 1) * kVecBytes + 64; }
+int64_t packed_depthwise_bytes(const PackedConv2dParams& p) {
+  return ceil_div(p.C, N) * (p.R * p.S + 1) * kVecBytes + 64;
+}
 
 // Per group of channels: [r][s][lane], then the bias.
 void packed_depthwise_pack(const PackedConv2dParams& p) {
@@ -99,7 +102,8 @@ void packed_depthwise_pack(const PackedConv2dParams& p) {
     for (int64_t r = 0; r < p.R; ++r)
       for (int64_t s = 0; s < p.S; ++s)
         for (int l = 0; l < N; ++l)
-          *to++ = c + l < p.C ? p.weight[(c + l) * p.weight_stride_k + r * p.weight_stride_r + s * p.weight_stride_s] : 0.f;
+          *to++ =
+              c + l < p.C ? p.weight[(c + l) * p.weight_stride_k + r * p.weight_stride_r + s * p.weight_stride_s] : 0.f;
     for (int l = 0; l < N; ++l) *to++ = p.bias && c + l < p.C ? p.bias[c + l] : 0.f;
   }
 }

@@ -2,9 +2,9 @@
 //
 // Seen from one output pixel, the input under a kernel row is one run of S * C values, so neither im2col nor packing of
 // the image is needed: a tile of 14 pixels by 32 channels stays in registers over all runs, broadcasts the image's
-// values and reads the packed weight in order. Padding is a copy of the image with a border of zeros, a strided 1x1 kernel
-// a copy of the pixels it reads; a norm and a ReLU in front of a 1x1 kernel are applied to one block of pixels at a time,
-// on the way into L2.
+// values and reads the packed weight in order. Padding is a copy of the image with a border of zeros, a strided 1x1
+// kernel a copy of the pixels it reads; a norm and a ReLU in front of a 1x1 kernel are applied to one block of pixels
+// at a time, on the way into L2.
 #include "../../parallel.h"
 #include "packed_conv2d.h"
 
@@ -28,16 +28,16 @@ constexpr int kRows = 2 * kHalf;
 constexpr int64_t kBlockBytes = 384 << 10;  // of pixels that stay in L2 while all panels pass
 
 struct Plan {
-  bool copies;           // the image is copied: a border, pixels that a 1x1 kernel skips, channels that lie apart
-  bool gathers;          // ... only the pixels a strided 1x1 kernel reads
-  int64_t height, width; // of the image that is read
+  bool copies;                 // the image is copied: a border, pixels that a 1x1 kernel skips, channels that lie apart
+  bool gathers;                // ... only the pixels a strided 1x1 kernel reads
+  int64_t height, width;       // of the image that is read
   int64_t stride_h, stride_w;  // of the kernel over it
-  int64_t xn, xh, xw;    // its strides
-  int64_t runs, length;  // the input of a pixel: `runs` runs of `length` values
+  int64_t xn, xh, xw;          // its strides
+  int64_t runs, length;        // the input of a pixel: `runs` runs of `length` values
   int64_t runs_per_row, step_row, step_run;  // where they start: row * step_row + i * step_run
   int64_t panels, depth;
-  int64_t image_bytes;   // of the copy
-  int64_t block_bytes;   // per worker: a block of pixels behind the norm
+  int64_t image_bytes;  // of the copy
+  int64_t block_bytes;  // per worker: a block of pixels behind the norm
 };
 
 Plan make_plan(const PackedConv2dParams& p) {
@@ -94,7 +94,13 @@ FASTNN_INLINE void multiply(const Tile& t, Raw acc[M0 + M1][NV]) {
         for (int i = 0; i < M0 + M1; ++i) {
           const float* const a = i < M0 ? a0 : a1;
           const int k = i < M0 ? i : i - M0;
-          const int64_t offset = k == 0 ? 0 : k == 1 ? l1 : k == 2 ? 2 * l1 : k == 3 ? l3 : k == 4 ? 4 * l1 : k == 5 ? l5 : 2 * l3;
+          const int64_t offset = k == 0   ? 0
+                                 : k == 1 ? l1
+                                 : k == 2 ? 2 * l1
+                                 : k == 3 ? l3
+                                 : k == 4 ? 4 * l1
+                                 : k == 5 ? l5
+                                          : 2 * l3;
           const Raw x = V::set1(a[offset]).v;
 #pragma GCC unroll 2
           for (int j = 0; j < NV; ++j) acc[i][j] += x * w[j];
@@ -107,8 +113,8 @@ struct Out {
   float *y0, *y1;
   const float *r0, *r1;  // residual or null
   int64_t y_step, r_step;
-  const float* bias;     // [NV * N]
-  int lanes;             // of the panel
+  const float* bias;  // [NV * N]
+  int lanes;          // of the panel
   Clamp clamp;
 };
 
@@ -134,7 +140,9 @@ void tile(const Tile& t, const Out& out) {
     }
   };
   if (out.lanes == NV * N) {
-    if (out.r0) each([&](Raw v, float* y, const float* r, int) __attribute__((always_inline)) { V{out.clamp(v + V::load(r).v)}.store(y); });
+    if (out.r0)
+      each([&](Raw v, float* y, const float* r, int)
+               __attribute__((always_inline)) { V{out.clamp(v + V::load(r).v)}.store(y); });
     else each([&](Raw v, float* y, const float*, int) __attribute__((always_inline)) { V{out.clamp(v)}.store(y); });
     return;
   }
@@ -205,9 +213,11 @@ void normalise(const PackedConv2dParams& p, const float* x, int64_t xw, int64_t 
   const V zero = V::zero();
   for (int64_t i = 0; i < count; ++i, x += xw, to += p.C) {
     int64_t c = 0;
-    for (; c + N <= p.C; c += N) max(zero, fma(V::load(x + c), V::load(p.scale + c), V::load(p.shift + c))).store(to + c);
+    for (; c + N <= p.C; c += N)
+      max(zero, fma(V::load(x + c), V::load(p.scale + c), V::load(p.shift + c))).store(to + c);
     if (const int64_t left = p.C - c)
-      max(zero, fma(V::load_n(x + c, left), V::load_n(p.scale + c, left), V::load_n(p.shift + c, left))).store_n(to + c, left);
+      max(zero, fma(V::load_n(x + c, left), V::load_n(p.scale + c, left), V::load_n(p.shift + c, left)))
+          .store_n(to + c, left);
   }
 }
 
@@ -221,7 +231,8 @@ struct Grid {
 Grid make_grid(const PackedConv2dParams& p, const Plan& o) {
   Grid g{p.P, p.Q, 1, 0, false};
   const bool flat = p.R == 1 && p.S == 1 && o.stride_h == 1 && o.stride_w == 1 && o.xh == p.Q * o.xw &&
-                    p.output_stride_h == p.Q * p.output_stride_w && (!p.residual || p.residual_stride_h == p.Q * p.residual_stride_w);
+                    p.output_stride_h == p.Q * p.output_stride_w &&
+                    (!p.residual || p.residual_stride_h == p.Q * p.residual_stride_w);
   if (flat) g.rows = 1, g.columns = p.P * p.Q;
   g.pairs = g.rows > 1 && g.columns <= kHalf;
   const int64_t most = g.pairs ? kHalf : kRows;
@@ -243,7 +254,8 @@ int64_t packed_direct_bytes(const PackedConv2dParams& p) {
 void packed_direct_pack(const PackedConv2dParams& p) {
   const int64_t depth = p.R * p.S * p.C, panels = ceil_div(p.K, kPackedPanel);
   for (int64_t panel = 0; panel < panels; ++panel) {
-    const int64_t k0 = panel * kPackedPanel, lanes = min64(kPackedPanel, p.K - k0), width = lanes > N ? kPackedPanel : N;
+    const int64_t k0 = panel * kPackedPanel, lanes = min64(kPackedPanel, p.K - k0),
+                  width = lanes > N ? kPackedPanel : N;
     float* to = p.packed + k0 * depth;
     for (int64_t r = 0; r < p.R; ++r)
       for (int64_t s = 0; s < p.S; ++s)
@@ -275,7 +287,8 @@ void packed_direct_run(const PackedConv2dParams& p) {
   const int64_t threads = num_threads();
   int64_t chunks = 1;
   if (threads > 1 && blocks % threads) {
-    if (tiles >= 4 * threads) blocks = round_up(blocks, threads), block = ceil_div(tiles, blocks), blocks = ceil_div(tiles, block);
+    if (tiles >= 4 * threads)
+      blocks = round_up(blocks, threads), block = ceil_div(tiles, blocks), blocks = ceil_div(tiles, block);
     else chunks = min64(o.panels, threads);
   }
   for (int64_t n = 0; n < p.N; ++n) {
@@ -293,7 +306,8 @@ void packed_direct_run(const PackedConv2dParams& p) {
         const int64_t first = o.panels * (task % chunks) / chunks, last = o.panels * (task % chunks + 1) / chunks;
         const float* from = x;
         if (p.scale) {
-          float* const own = reinterpret_cast<float*>(static_cast<char*>(p.workspace) + o.image_bytes + worker * o.block_bytes);
+          float* const own =
+              reinterpret_cast<float*>(static_cast<char*>(p.workspace) + o.image_bytes + worker * o.block_bytes);
           const int64_t column = t0 * g.size;
           normalise(p, x + column * o.xw, o.xw, min64(t1 * g.size, g.columns) - column, own);
           from = own - column * p.C;
@@ -313,10 +327,12 @@ void packed_direct_run(const PackedConv2dParams& p) {
             const float* const a1 = g.pairs ? (lower ? a0 + o.stride_h * o.xh : a0) : a0 + m0 * x_step;
             float* const y0 = y + row * p.output_stride_h + column * p.output_stride_w + k0;
             const int64_t y_second = g.pairs ? p.output_stride_h : m0 * p.output_stride_w;
-            const float* const r0 = residual ? residual + row * p.residual_stride_h + column * p.residual_stride_w + k0 : nullptr;
+            const float* const r0 =
+                residual ? residual + row * p.residual_stride_h + column * p.residual_stride_w + k0 : nullptr;
             const int64_t r_second = g.pairs ? p.residual_stride_h : m0 * p.residual_stride_w;
             const Tile job{a0, a1, x_step, p.packed + k0 * o.depth, &o};
-            const Out out{y0, y0 + y_second, r0, r0 + r_second, p.output_stride_w, p.residual_stride_w, bias + k0, lanes, Clamp(p)};
+            const Out out{y0,        y0 + y_second, r0,      r0 + r_second, p.output_stride_w, p.residual_stride_w,
+                          bias + k0, lanes,         Clamp(p)};
             (lanes > N ? find_tile<kHalf, 2>(m0, m1) : find_tile<kHalf, 1>(m0, m1))(job, out);
           }
         }

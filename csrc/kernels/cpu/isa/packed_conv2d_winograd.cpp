@@ -1,4 +1,5 @@
-// Winograd on a weight that was transformed once: F(4x4, 3x3) and F(2x2, 5x5) in NHWC, the epilogue in the last transform.
+// Winograd on a weight that was transformed once: F(4x4, 3x3) and F(2x2, 5x5) in NHWC, the epilogue in the last
+// transform.
 //
 // As conv2d_winograd.cpp, but tiles are read from and written to the images in place, and U lies in the order it is
 // read: [pair of channel groups][xi][c][2 N].
@@ -20,11 +21,11 @@ constexpr int kMaxRows = 6;
 #endif
 
 struct Plan {
-  int64_t th, tw;      // tiles per image
-  int64_t tile_rows;   // over the batch
+  int64_t th, tw;                         // tiles per image
+  int64_t tile_rows;                      // over the batch
   int64_t rows_per_block, blocks, tiles;  // tiles: per block, at most
   int64_t c_groups, k_groups;
-  int64_t m, worker;   // byte offset of M behind V; bytes of one worker
+  int64_t m, worker;  // byte offset of M behind V; bytes of one worker
 };
 
 template <int TAPS>
@@ -72,8 +73,8 @@ FASTNN_INLINE void transform_tile(const float* x, int64_t xh, int64_t xw, float*
 
 // V of one row of tiles and one group of channels.
 template <int TAPS>
-void transform_row(const PackedConv2dParams& p, const Plan& o, const float* image, int64_t tile_row, int64_t group, float* v,
-                   int64_t xi_stride) {
+void transform_row(const PackedConv2dParams& p, const Plan& o, const float* image, int64_t tile_row, int64_t group,
+                   float* v, int64_t xi_stride) {
   constexpr int OUT = kTileOut<TAPS>;
   const int lanes = int(min64(N, p.C - group * N));
   const int64_t h = tile_row * OUT - p.pad_h, xh = p.input_stride_h, xw = p.input_stride_w;
@@ -139,8 +140,8 @@ ProductFn find_product(int64_t rows) {
 
 // The outputs of one row of tiles and one group of channels, with bias, residual and clamp, into the image.
 template <int TAPS>
-void finish_row(const PackedConv2dParams& p, const Plan& o, const float* m, int64_t xi_stride, Raw bias, int64_t tile_row,
-                int lanes, float* y, const float* residual) {
+void finish_row(const PackedConv2dParams& p, const Plan& o, const float* m, int64_t xi_stride, Raw bias,
+                int64_t tile_row, int lanes, float* y, const float* residual) {
   constexpr int OUT = kTileOut<TAPS>;
   const Clamp clamp(p);
   const int rows = int(min64(OUT, p.P - tile_row * OUT));
@@ -182,7 +183,8 @@ void finish_row(const PackedConv2dParams& p, const Plan& o, const float* m, int6
 }
 
 template <int TAPS>
-void run_block(const PackedConv2dParams& p, const Plan& o, int64_t block, int64_t first_pair, int64_t last_pair, char* own) {
+void run_block(const PackedConv2dParams& p, const Plan& o, int64_t block, int64_t first_pair, int64_t last_pair,
+               char* own) {
   float* const v = reinterpret_cast<float*>(own);
   float* const m = reinterpret_cast<float*>(own + o.m);
   const int64_t row0 = block * o.rows_per_block, rows = min64(o.rows_per_block, o.tile_rows - row0);
@@ -202,14 +204,15 @@ void run_block(const PackedConv2dParams& p, const Plan& o, int64_t block, int64_
       for (int64_t t = 0; t < tiles; t += mr) {
         const int64_t count = min64(mr, tiles - t);
         const ProductFn run = nv == 2 ? find_product<kMaxRows, 2>(count) : find_product<kMaxRows, 1>(count);
-        run(v + xi * v_xi + t * N, group_v, u + xi * o.c_groups * N * nv * N, o.c_groups, m + xi * m_xi + t * N, group_v);
+        run(v + xi * v_xi + t * N, group_v, u + xi * o.c_groups * N * nv * N, o.c_groups, m + xi * m_xi + t * N,
+            group_v);
       }
     for (int j = 0; j < nv; ++j) {
       const int64_t k = (2 * pair + j) * N;
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t image = (row0 + r) / o.th, tile_row = (row0 + r) % o.th;
-        finish_row<TAPS>(p, o, m + j * group_v + r * o.tw * N, m_xi, V::load(bias + k).v, tile_row, int(min64(N, p.K - k)),
-                         p.output + image * p.output_stride_n + k,
+        finish_row<TAPS>(p, o, m + j * group_v + r * o.tw * N, m_xi, V::load(bias + k).v, tile_row,
+                         int(min64(N, p.K - k)), p.output + image * p.output_stride_n + k,
                          p.residual ? p.residual + image * p.residual_stride_n + k : nullptr);
       }
     }
@@ -252,7 +255,8 @@ void pack(const PackedConv2dParams& p) {
             alignas(64) float lane[N] = {};
             if (c < p.C)
               for (int64_t l = 0; l < lanes; ++l)
-                lane[l] = p.weight[(k0 + l) * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r + s * p.weight_stride_s];
+                lane[l] = p.weight[(k0 + l) * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r +
+                                   s * p.weight_stride_s];
             g[r] = V::load(lane).v;
           }
           weight_line<TAPS>(g, o);
