@@ -48,6 +48,14 @@ FASTNN_INLINE void for_blocks(int64_t batch, int64_t inner, int64_t stride, cons
   }
 }
 
+// Channels taken together where planes are small: one waits for the other's sums and divisions no longer, and memory is
+// read in longer runs. Their elements stay in L2 where a plane is one or two cache lines of each row, in L1 else.
+constexpr int64_t kGroup = 16;
+FASTNN_INLINE int64_t channels_together(const BatchNormParams& p) {
+  if (p.inner > 1024) return 1;
+  return max64(1, min64(kGroup, (p.inner <= 64 ? 1 << 16 : kBlock) / (p.batch * p.inner)));
+}
+
 // Calls f(offset, lanes, k) along [0, length), k in 0..3 cycling over independent accumulators.
 template <int N, class F>
 FASTNN_INLINE void for_lanes(int64_t length, const F& f) {
@@ -56,8 +64,14 @@ FASTNN_INLINE void for_lanes(int64_t length, const F& f) {
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) f(i + k * N, N, k);
   }
-  for (; i + N <= length; i += N) f(i, N, 0);
-  if (i < length) f(i, int(length - i), 1);
+  if (i + N <= length) {
+    f(i, N, 0), i += N;
+    if (i + N <= length) {
+      f(i, N, 1), i += N;
+      if (i + N <= length) f(i, N, 2), i += N;
+    }
+  }
+  if (i < length) f(i, int(length - i), 3);
 }
 
 template <class S, class A = acc_t<S>>
@@ -70,8 +84,10 @@ FASTNN_INLINE void store_lanes(Vec<A> v, S* p, int lanes) {
   else v.store_n(p, lanes);
 }
 
+template <class V>
+FASTNN_INLINE V join_four(const V* a) { return (a[0] + a[1]) + (a[2] + a[3]); }
 template <class A>
-FASTNN_INLINE A reduce_four(const Vec<A>* a) { return reduce_add((a[0] + a[1]) + (a[2] + a[3])); }
+FASTNN_INLINE A reduce_four(const Vec<A>* a) { return reduce_add(join_four(a)); }
 
 // ---- rows of channels ----------------------------------------------------------------------------------------------
 

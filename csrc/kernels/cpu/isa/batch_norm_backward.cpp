@@ -65,63 +65,72 @@ FASTNN_INLINE void write_lanes(const Outputs& o, const S* g, const S* x, const S
 
 // ---- [batch, channels, inner] --------------------------------------------------------------------------------------
 
+// Sums of `count` neighbouring channels from `first` on.
 template <class S>
-void channel_sums(const BatchNormParams& p, int64_t c, double* sum_out, double* dot_out) {
+void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double* sum, double* dot) {
   using A = acc_t<S>;
   using V = Vec<A>;
   const int64_t stride = p.channels * p.inner;
-  const S* x = static_cast<const S*>(p.input) + c * p.inner;
-  const S* g = static_cast<const S*>(p.grad_output) + c * p.inner;
-  const S* y = p.result ? static_cast<const S*>(p.result) + c * p.inner : nullptr;
-  const A m = static_cast<const A*>(p.mean)[c];
-  const V mean = V::set1(m);
-  double total = 0, total_dot = 0;
+  const S* x = static_cast<const S*>(p.input) + first * p.inner;
+  const S* g = static_cast<const S*>(p.grad_output) + first * p.inner;
+  const S* y = p.result ? static_cast<const S*>(p.result) + first * p.inner : nullptr;
+  const A* means = static_cast<const A*>(p.mean) + first;
+  for (int64_t c = 0; c < count; ++c) sum[c] = dot[c] = 0;
   const auto sums = [&](bool relu) __attribute__((always_inline)) {
     for_blocks(p.batch, p.inner, stride, [&](int64_t at, int64_t rows, int64_t length) {
-      V sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()}, dot[4] = {sum[0], sum[0], sum[0], sum[0]};
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t row = at + r * stride;
-        for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) __attribute__((always_inline)) {
-          const V v = load_gradient(g + row + i, relu ? y + row + i : nullptr, lanes);
-          sum[k] = sum[k] + v;
-          dot[k] = fma(v, load_lanes(x + row + i, lanes, m) - mean, dot[k]);
-        });
+      V totals[kGroup], dots[kGroup];
+      for (int64_t c = 0; c < count; ++c) totals[c] = dots[c] = V::zero();
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < count; ++c) {
+          const int64_t row = at + r * stride + c * p.inner;
+          const A m = means[c];
+          const V mean = V::set1(m);
+          V s[4] = {V::zero(), V::zero(), V::zero(), V::zero()}, d[4] = {s[0], s[0], s[0], s[0]};
+          for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) __attribute__((always_inline)) {
+            const V v = load_gradient(g + row + i, relu ? y + row + i : nullptr, lanes);
+            s[k] = s[k] + v;
+            d[k] = fma(v, load_lanes(x + row + i, lanes, m) - mean, d[k]);
+          });
+          totals[c] = totals[c] + join_four(s);
+          dots[c] = dots[c] + join_four(d);
+        }
+      for (int64_t c = 0; c < count; ++c) {
+        sum[c] += double(reduce_add(totals[c]));
+        dot[c] += double(reduce_add(dots[c]));
       }
-      total += double(reduce_four(sum));
-      total_dot += double(reduce_four(dot));
     });
   };
   if (y) sums(true);
   else sums(false);
-  *sum_out = total;
-  *dot_out = total_dot;
 }
 
 template <class S>
-void write_plane(const BatchNormParams& p, int64_t at, Coefficients<acc_t<S>> k) {
+FASTNN_INLINE void write_plane(Outputs o, const BatchNormParams& p, int64_t at, const Coefficients<acc_t<S>>& k) {
   using V = Vec<acc_t<S>>;
   const S *g = static_cast<const S*>(p.grad_output) + at, *x = static_cast<const S*>(p.input) + at;
   const S* y = static_cast<const S*>(p.result);
   S *dx = static_cast<S*>(p.grad_input), *dr = static_cast<S*>(p.grad_residual);
   const V mean = V::set1(k.mean), scale = V::set1(k.scale), slope = V::set1(k.slope), offset = V::set1(k.offset);
-  with_outputs(p, [&](Outputs o) __attribute__((always_inline)) {
-    for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-      write_lanes(o, g + i, x + i, o.relu ? y + at + i : nullptr, o.input ? dx + at + i : nullptr,
-                  o.residual ? dr + at + i : nullptr, lanes, mean, scale, slope, offset);
-    });
+  for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+    write_lanes(o, g + i, x + i, o.relu ? y + at + i : nullptr, o.input ? dx + at + i : nullptr,
+                o.residual ? dr + at + i : nullptr, lanes, mean, scale, slope, offset);
   });
 }
 
 template <class S>
 void backward_planes(const BatchNormParams& p) {
-  const int64_t stride = p.channels * p.inner, grain = ceil_div(kParallelElements, p.batch * p.inner);
+  const int64_t grain = ceil_div(kParallelElements, p.batch * p.inner), together = channels_together(p);
   parallel_for(0, p.channels, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      double sum = 0, dot = 0;
-      if (needs_sums(p)) channel_sums<S>(p, c, &sum, &dot);
-      const auto k = finish_channel<acc_t<S>>(p, c, sum, dot);
-      if (!p.grad_input && !p.grad_residual) continue;
-      for (int64_t n = 0; n < p.batch; ++n) write_plane<S>(p, n * stride + c * p.inner, k);
+    for (int64_t first = begin; first < end; first += together) {
+      const int64_t count = min64(together, end - first);
+      double sum[kGroup] = {}, dot[kGroup] = {};
+      Coefficients<acc_t<S>> k[kGroup];
+      if (needs_sums(p)) channel_sums<S>(p, first, count, sum, dot);
+      for (int64_t c = 0; c < count; ++c) k[c] = finish_channel<acc_t<S>>(p, first + c, sum[c], dot[c]);
+      with_outputs(p, [&](Outputs o) __attribute__((always_inline)) {
+        for (int64_t n = 0; n < p.batch; ++n)
+          for (int64_t c = 0; c < count; ++c) write_plane<S>(o, p, (n * p.channels + first + c) * p.inner, k[c]);
+      });
     }
   });
 }

@@ -53,16 +53,14 @@ FASTNN_INLINE void with_tail(bool residual, bool relu, const F& f) {
 }
 
 template <class S>
-void normalise_plane(const BatchNormParams& p, int64_t at, Coefficients<acc_t<S>> k) {
+FASTNN_INLINE void normalise_plane(const BatchNormParams& p, int64_t at, bool add, bool relu, const Coefficients<acc_t<S>>& k) {
   using V = Vec<acc_t<S>>;
   const S* x = static_cast<const S*>(p.input) + at;
-  const S* r = p.residual ? static_cast<const S*>(p.residual) + at : nullptr;
+  const S* r = static_cast<const S*>(p.residual) + (add ? at : 0);
   S* y = static_cast<S*>(p.output) + at;
   const V shift = V::set1(k.shift), scale = V::set1(k.scale), offset = V::set1(k.offset);
-  with_tail(r, p.relu, [&](bool add, bool relu) __attribute__((always_inline)) {
-    for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-      write_lanes(x + i, add ? r + i : nullptr, y + i, lanes, relu, shift, scale, offset);
-    });
+  for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+    write_lanes(x + i, add ? r + i : nullptr, y + i, lanes, relu, shift, scale, offset);
   });
 }
 
@@ -98,39 +96,53 @@ FASTNN_INLINE void store_coefficients(const BatchNormParams& p, int64_t c, Coeff
 
 // ---- moments -------------------------------------------------------------------------------------------------------
 
-// Mean and sum of squared deviations of one channel.
+// Mean and sum of squared deviations of `channels` neighbouring channels.
 template <class S>
-void channel_moments(const S* x, const BatchNormParams& p, double* mean_out, double* m2_out) {
+void channel_moments(const BatchNormParams& p, const S* x, int64_t channels, double* mean_out, double* m2_out) {
   using A = acc_t<S>;
   using V = Vec<A>;
   const int64_t stride = p.channels * p.inner;
-  double count = 0, mean = 0, m2 = 0;
+  double count = 0, mean[kGroup] = {}, m2[kGroup] = {};
   for_blocks(p.batch, p.inner, stride, [&](int64_t at, int64_t rows, int64_t length) {
-    V sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
-    for (int64_t r = 0; r < rows; ++r) {
-      const S* row = x + at + r * stride;
+    const auto for_planes = [&](const auto& f) __attribute__((always_inline)) {
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < channels; ++c) f(c, x + at + r * stride + c * p.inner);
+    };
+    V sums[kGroup], rests[kGroup], squares[kGroup];
+    A nears[kGroup];
+    for (int64_t c = 0; c < channels; ++c) sums[c] = rests[c] = squares[c] = V::zero();
+    for_planes([&](int64_t c, const S* row) __attribute__((always_inline)) {
+      V sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
       for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) __attribute__((always_inline)) { sum[k] = sum[k] + load_lanes(row + i, lanes); });
-    }
+      sums[c] = sums[c] + join_four(sum);
+    });
     const double n = double(rows) * double(length);
-    const A near = A(double(reduce_four(sum)) / n);  // close to the block's mean; what it misses is in `rest`
-    const V vnear = V::set1(near);
-    V rest[4] = {V::zero(), V::zero(), V::zero(), V::zero()}, square[4] = {rest[0], rest[0], rest[0], rest[0]};
-    for (int64_t r = 0; r < rows; ++r) {
-      const S* row = x + at + r * stride;
+    // Close to the block's mean; what it misses is in `rest`.
+    for (int64_t c = 0; c < channels; ++c) nears[c] = A(double(reduce_add(sums[c])) / n);
+    for_planes([&](int64_t c, const S* row) __attribute__((always_inline)) {
+      const A near = nears[c];
+      const V vnear = V::set1(near);
+      V rest[4] = {V::zero(), V::zero(), V::zero(), V::zero()}, square[4] = {rest[0], rest[0], rest[0], rest[0]};
       for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) __attribute__((always_inline)) {
         const V d = load_lanes(row + i, lanes, near) - vnear;
         rest[k] = rest[k] + d;
         square[k] = fma(d, d, square[k]);
       });
+      rests[c] = rests[c] + join_four(rest);
+      squares[c] = squares[c] + join_four(square);
+    });
+    const double total = count + n;
+    for (int64_t c = 0; c < channels; ++c) {
+      const double d = reduce_add(rests[c]), block_mean = double(nears[c]) + d / n, delta = block_mean - mean[c];
+      mean[c] += delta * (n / total);
+      m2[c] += double(reduce_add(squares[c])) - d * d / n + delta * delta * (count * n / total);
     }
-    const double d = reduce_four(rest), block_mean = double(near) + d / n;
-    const double delta = block_mean - mean, total = count + n;
-    mean += delta * (n / total);
-    m2 += double(reduce_four(square)) - d * d / n + delta * delta * (count * n / total);
     count = total;
   });
-  *mean_out = mean;
-  *m2_out = m2 > 0 || m2 != m2 ? m2 : 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    mean_out[c] = mean[c];
+    m2_out[c] = m2[c] > 0 || m2[c] != m2[c] ? m2[c] : 0;
+  }
 }
 
 // One chunk of rows: for every channel a value near its mean, and the sums of what is left and of its square.
@@ -189,13 +201,19 @@ void join_chunks(const BatchNormParams& p, int64_t c, int64_t chunk_rows, double
 
 template <class S>
 void train_planes(const BatchNormParams& p) {
-  const int64_t stride = p.channels * p.inner, grain = ceil_div(kParallelElements, p.batch * p.inner);
+  const int64_t grain = ceil_div(kParallelElements, p.batch * p.inner), together = channels_together(p);
   parallel_for(0, p.channels, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      double mean, m2;
-      channel_moments(static_cast<const S*>(p.input) + c * p.inner, p, &mean, &m2);
-      const auto k = finish_channel<acc_t<S>>(p, c, mean, m2);
-      for (int64_t n = 0; n < p.batch; ++n) normalise_plane<S>(p, n * stride + c * p.inner, k);
+    for (int64_t first = begin; first < end; first += together) {
+      const int64_t count = min64(together, end - first);
+      double mean[kGroup], m2[kGroup];
+      Coefficients<acc_t<S>> k[kGroup];
+      channel_moments(p, static_cast<const S*>(p.input) + first * p.inner, count, mean, m2);
+      for (int64_t c = 0; c < count; ++c) k[c] = finish_channel<acc_t<S>>(p, first + c, mean[c], m2[c]);
+      with_tail(p.residual, p.relu, [&](bool add, bool relu) __attribute__((always_inline)) {
+        for (int64_t n = 0; n < p.batch; ++n)
+          for (int64_t c = 0; c < count; ++c)
+            normalise_plane<S>(p, (n * p.channels + first + c) * p.inner, add, relu, k[c]);
+      });
     }
   });
 }
@@ -238,10 +256,10 @@ void evaluate(const BatchNormParams& p) {
   if (p.inner == 1) return sweep_rows<S>(p);
   const A* w = static_cast<const A*>(p.workspace);
   parallel_for(0, p.batch * p.channels, ceil_div(kParallelElements, p.inner), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t c = i % p.channels;
-      normalise_plane<S>(p, i * p.inner, {w[c], w[p.channels + c], w[2 * p.channels + c]});
-    }
+    with_tail(p.residual, p.relu, [&](bool add, bool relu) __attribute__((always_inline)) {
+      for (int64_t i = begin, c = begin % p.channels; i < end; ++i, c = c + 1 < p.channels ? c + 1 : 0)
+        normalise_plane<S>(p, i * p.inner, add, relu, {w[c], w[p.channels + c], w[2 * p.channels + c]});
+    });
   });
 }
 
