@@ -24,13 +24,14 @@
 #include <cmath>
 
 #include "common.h"
+#include "grad_node.h"
+#include "python_entry.h"
 
 namespace fastnn::ops {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
-using torch::autograd::variable_list;
 using Act = Activation;
 
 // ---- what differs between the kinds --------------------------------------------------------------------------------
@@ -207,18 +208,12 @@ Tensor call_backward(AutogradContext* ctx, const Tensor& g, const Tensor& s) {
 }
 
 template <Act K, class... A>
-struct ActivationFunction : Function<ActivationFunction<K, A...>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, A... args) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    Tensor output = forward_op<K, A...>().call(input, args...);
-    ctx->save_for_backward({Kind<K>::kSavesOutput ? output : input});
-    save_slope(ctx, args...);
-    return output;
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const Tensor dx = call_backward<K, A...>(ctx, grads[0], ctx->get_saved_variables()[0]);
-    if constexpr (sizeof...(A) == 0) return {dx};
-    else return {dx, Tensor()};
+struct ActivationGrad {
+  static constexpr const char* kName = Kind<K>::name;
+  static constexpr size_t kTensors = 1;
+  static variable_list backward(const Saved& s, const Tensor& g) {
+    if constexpr (sizeof...(A) == 0) return {backward_op<K>().call(g, s.tensors[0])};
+    else return {backward_op<K, A...>().call(g, s.tensors[0], s.data[0].toDouble())};
   }
 };
 
@@ -256,9 +251,19 @@ struct ReluInplaceFunction : Function<ReluInplaceFunction> {
 template <Act K, class... A>
 Tensor forward_autograd(const Tensor& input, A... args) {
   if (!native(Kind<K>::name, {&input})) return Kind<K>::aten(input, args...);
-  if (needs_grad({&input})) return ActivationFunction<K, A...>::apply(input, args...);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return forward_op<K, A...>().call(input, args...);
+  const bool differentiable = needs_grad({&input});
+  Tensor output;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    output = forward_op<K, A...>().call(input, args...);
+  }
+  if (differentiable) {
+    const auto node = record<ActivationGrad<K, A...>>({args...}, input);
+    attach(output, node);
+    if (Kind<K>::kSavesOutput) node->keep(0, output, true);
+    else node->keep(0, input);
+  }
+  return output;
 }
 
 template <Act K, class... A>
@@ -382,8 +387,7 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
 
 template <Act K>
 void bind_one(pybind11::module_& m) {
-  m.def(Kind<K>::name, [](const Tensor& input) { return forward_op<K>().call(input); },
-        pybind11::call_guard<pybind11::gil_scoped_release>());
+  def(m, Kind<K>::name, [](const Tensor& input) { return forward_op<K>().call(input); });
 }
 
 void bind(pybind11::module_& m) {
@@ -393,11 +397,13 @@ void bind(pybind11::module_& m) {
   bind_one<Act::gelu>(m);
   bind_one<Act::gelu_tanh>(m);
   bind_one<Act::silu>(m);
-  using release_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
-  m.def("leaky_relu",
-        [](const Tensor& input, double slope) { return forward_op<Act::leaky_relu, double>().call(input, slope); },
-        release_gil());
-  m.def("relu_", [](Tensor self) { return relu_inplace_op().call(self); }, release_gil());
+  def(m, "leaky_relu", [](const Tensor& input, double slope) {
+    return forward_op<Act::leaky_relu, double>().call(input, slope);
+  });
+  def(m, "relu_", [](const Tensor& input) {
+    Tensor self = input;
+    return relu_inplace_op().call(self);
+  });
 }
 const Bindings bindings(bind);
 

@@ -12,13 +12,14 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "common.h"
+#include "grad_node.h"
+#include "python_entry.h"
 
 namespace fastnn::ops {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
-using torch::autograd::variable_list;
 using Three = std::tuple<Tensor, Tensor, Tensor>;          // output, mean, invstd
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // gradients of input, weight, bias, residual
 using Mask = std::array<bool, 4>;                          // which of them are needed
@@ -209,40 +210,15 @@ Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& w
 
 // ---- autograd ------------------------------------------------------------------------------------------------------
 
-Tensor where_needed(const Tensor& t, bool needed) { return needed ? t : Tensor(); }
-
-struct BatchNormFunction : Function<BatchNormFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptTensor& weight,
-                               const OptTensor& bias, const OptTensor& residual, const OptTensor& running_mean,
-                               const OptTensor& running_var, bool training, double momentum, double eps, bool relu) {
-    at::AutoDispatchBelowAutograd guard;  // the ADInplaceOrView kernel counts the running statistics' versions up
-    const auto [y, mean, invstd] =
-        training ? train_op().call(input, weight, bias, running_mean, running_var, momentum, eps, residual, relu)
-                 : eval_op().call(input, weight, bias, *running_mean, *running_var, eps, residual, relu);
-    ctx->save_for_backward({input, or_undefined(weight), mean, invstd, relu ? y : Tensor()});
-    ctx->saved_data["training"] = training;
-    const auto given = [](const OptTensor& t) { return t.has_value() && t->defined(); };
-    ctx->saved_data["given"] = c10::List<bool>({given(weight), given(bias), given(residual)});
-    ctx->mark_non_differentiable({mean, invstd});
-    ctx->set_materialize_grads(false);
-    return {y, mean, invstd};
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list out(10);
-    if (!grads[0].defined()) return out;
-    const auto saved = ctx->get_saved_variables();
-    // needs_input_grad() counts the tensors that were given.
-    const auto given = ctx->saved_data["given"].toBoolList();
-    Mask mask{ctx->needs_input_grad(0), false, false, false};
-    for (size_t i = 0, index = 1; i < 3; ++i)
-      if (given[i]) mask[i + 1] = ctx->needs_input_grad(index++);
-    const auto [dx, dw, db, dr] = backward_op().call(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4],
-                                                     ctx->saved_data["training"].toBool(), mask);
-    out[0] = where_needed(dx, mask[0]);
-    out[1] = where_needed(dw, mask[1]);
-    out[2] = where_needed(db, mask[2]);
-    out[3] = where_needed(dr, mask[3]);
-    return out;
+struct BatchNormGrad {
+  static constexpr const char* kName = "batch_norm";
+  static constexpr size_t kTensors = 5;
+  static variable_list backward(const Saved& s, const Tensor& g) {
+    const Mask mask{s.wants(0), s.wants(1), s.wants(2), s.wants(3)};
+    const auto [dx, dw, db, dr] = backward_op().call(g, s.tensors[0], s.optional(1), s.tensors[2], s.tensors[3],
+                                                     s.optional(4), s.data[0].toBool(), mask);
+    const auto wanted = [&](const Tensor& t, size_t i) { return mask[i] ? t : Tensor(); };
+    return {wanted(dx, 0), wanted(dw, 1), wanted(db, 2), wanted(dr, 3)};
   }
 };
 
@@ -305,19 +281,25 @@ struct BatchNormBackwardFunction : Function<BatchNormBackwardFunction> {
 
 Three forward_autograd(const Arguments& a) {
   if (!native_arguments(a)) return aten_forward(a);
-  if (needs_grad({&a.input, &a.weight, &a.bias, &a.residual})) {
-    const auto out =
-        BatchNormFunction::apply(a.input, OptTensor(a.weight), OptTensor(a.bias), OptTensor(a.residual),
-                                 OptTensor(a.running_mean), OptTensor(a.running_var), a.training, a.momentum, a.eps,
-                                 a.relu);
-    return {out[0], out[1], out[2]};
+  const bool differentiable = needs_grad({&a.input, &a.weight, &a.bias, &a.residual});
+  Three out;
+  {
+    at::AutoDispatchBelowAutograd guard;  // the ADInplaceOrView kernel counts the running statistics' versions up
+    out = a.training ? train_op().call(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.momentum, a.eps,
+                                       a.residual, a.relu)
+                     : eval_op().call(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.eps, a.residual, a.relu);
   }
-  at::AutoDispatchBelowAutograd guard;
-  if (!a.training) {
-    return eval_op().call(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.eps, a.residual, a.relu);
+  if (differentiable) {
+    const auto& [y, mean, invstd] = out;
+    const auto node = record<BatchNormGrad>({a.training}, a.input, a.weight, a.bias, a.residual);
+    attach(y, node);
+    node->keep(0, a.input);
+    node->keep(1, a.weight);
+    node->keep(2, mean);
+    node->keep(3, invstd);
+    if (a.relu) node->keep(4, y, true);
   }
-  return train_op().call(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.momentum, a.eps, a.residual,
-                         a.relu);
+  return out;
 }
 
 Three train_autograd(const Tensor& input, const OptTensor& weight, const OptTensor& bias,
@@ -401,17 +383,17 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
 }
 
 void bind(pybind11::module_& m) {
-  using release_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
-  m.def("batch_norm_train",
-        [](const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
-           const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
-          return train_op().call(input, weight, bias, running_mean, running_var, momentum, eps, residual, relu);
-        }, release_gil());
-  m.def("batch_norm_eval",
-        [](const Tensor& input, const OptTensor& weight, const OptTensor& bias, const Tensor& running_mean,
-           const Tensor& running_var, double eps, const OptTensor& residual, bool relu) {
-          return eval_op().call(input, weight, bias, running_mean, running_var, eps, residual, relu);
-        }, release_gil());
+  def(m, "batch_norm_train",
+      [](const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
+         const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
+        return std::get<0>(
+            train_op().call(input, weight, bias, running_mean, running_var, momentum, eps, residual, relu));
+      });
+  def(m, "batch_norm_eval",
+      [](const Tensor& input, const OptTensor& weight, const OptTensor& bias, const Tensor& running_mean,
+         const Tensor& running_var, double eps, const OptTensor& residual, bool relu) {
+        return std::get<0>(eval_op().call(input, weight, bias, running_mean, running_var, eps, residual, relu));
+      });
 }
 const Bindings bindings(bind);
 

@@ -12,6 +12,8 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "common.h"
+#include "grad_node.h"
+#include "python_entry.h"
 #include "cuda_choice.h"
 
 namespace fastnn::ops {
@@ -20,7 +22,6 @@ namespace {
 using at::IntArrayRef;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
-using torch::autograd::variable_list;
 using Grads = std::tuple<Tensor, Tensor, Tensor>;
 
 constexpr const char* kName = "conv2d";
@@ -252,23 +253,15 @@ struct Unpacked {
   int64_t groups() const { return v[6]; }
 };
 
-struct Conv2dFunction : Function<Conv2dFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptTensor& bias,
-                        IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({input, weight});
-    ctx->saved_data["args"] = pack(stride, padding, dilation, groups);
-    ctx->saved_data["bias"] = or_undefined(bias).defined();
-    return forward_op().call(input, weight, bias, stride, padding, dilation, groups);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const Unpacked a{ctx->saved_data["args"].toIntVector()};
-    const bool bias = ctx->saved_data["bias"].toBool();
-    auto [grad_input, grad_weight, grad_bias] =
-        backward_op().call(grads[0], saved[0], saved[1], a.stride(), a.padding(), a.dilation(), a.groups(),
-                           {ctx->needs_input_grad(0), ctx->needs_input_grad(1), bias && ctx->needs_input_grad(2)});
-    return {grad_input, grad_weight, grad_bias, Tensor(), Tensor(), Tensor(), Tensor()};
+struct Conv2dGrad {
+  static constexpr const char* kName = "conv2d";
+  static constexpr size_t kTensors = 2;
+  static variable_list backward(const Saved& s, const Tensor& g) {
+    int64_t v[7];
+    for (int i = 0; i < 7; ++i) v[i] = s.data[i].toInt();
+    auto [dx, dw, db] = backward_op().call(g, s.tensors[0], s.tensors[1], IntArrayRef(v, 2), IntArrayRef(v + 2, 2),
+                                           IntArrayRef(v + 4, 2), v[6], {s.wants(0), s.wants(1), s.wants(2)});
+    return {std::move(dx), std::move(dw), std::move(db)};
   }
 };
 
@@ -339,10 +332,20 @@ Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTens
   const Tensor& b = or_undefined(bias);
   if (!valid(input, weight, bias, stride, padding, dilation, groups) || !native(kName, {&input, &weight, &b}, true))
     return aten_forward(input, weight, bias, stride, padding, dilation, groups);
-  if (needs_grad({&input, &weight, &b}))
-    return Conv2dFunction::apply(input, weight, bias, stride, padding, dilation, groups);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return forward_op().call(input, weight, bias, stride, padding, dilation, groups);
+  const bool differentiable = needs_grad({&input, &weight, &b});
+  Tensor output;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    output = forward_op().call(input, weight, bias, stride, padding, dilation, groups);
+  }
+  if (differentiable) {
+    const auto node = record<Conv2dGrad>(
+        {stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1], groups}, input, weight, b);
+    attach(output, node);
+    node->keep(0, input);
+    node->keep(1, weight);
+  }
+  return output;
 }
 
 Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& weight, IntArrayRef stride,
@@ -422,13 +425,12 @@ std::string algorithm(const Tensor& input, const Tensor& weight, std::vector<int
 }
 
 void bind(pybind11::module_& m) {
-  using release_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
   using Ints = std::array<int64_t, 2>;
-  m.def(
-      "conv2d",
-      [](const Tensor& input, const Tensor& weight, const OptTensor& bias, Ints stride, Ints padding, Ints dilation,
-         int64_t groups) { return forward_op().call(input, weight, bias, stride, padding, dilation, groups); },
-      release_gil());
+  def(m, "conv2d",
+      [](const Tensor& input, const Tensor& weight, const OptTensor& bias, const Ints& stride, const Ints& padding,
+         const Ints& dilation, int64_t groups) {
+        return forward_op().call(input, weight, bias, stride, padding, dilation, groups);
+      });
   m.def("conv2d_algorithm", algorithm);
   m.def("conv2d_set_strict", cpu::conv2d_set_strict);
   m.def("conv2d_force", [](const std::string& name) { return cpu::conv2d_force(name.c_str()); });

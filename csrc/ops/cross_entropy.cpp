@@ -12,13 +12,12 @@
 
 #include "common.h"
 #include "loss.h"
+#include "grad_node.h"
+#include "python_entry.h"
 
 namespace fastnn::ops {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::variable_list;
 
 using Results = std::tuple<Tensor, Tensor>;               // the loss, and the statistics backward needs
 using Gradients = std::tuple<Tensor, Tensor>;             // of input, and of probabilities (undefined when not wanted)
@@ -148,27 +147,14 @@ Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor&
 
 // ---- autograd ------------------------------------------------------------------------------------------------------
 
-struct CrossEntropyFunction : Function<CrossEntropyFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
-                               const OptTensor& weight, int64_t reduction, int64_t ignore_index,
-                               double label_smoothing) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [loss, stats] = forward_op().call(input, target, weight, reduction, ignore_index, label_smoothing);
-    ctx->save_for_backward({input, target, or_undefined(weight), stats});
-    ctx->mark_non_differentiable({stats});
-    ctx->saved_data["reduction"] = reduction;
-    ctx->saved_data["ignore_index"] = ignore_index;
-    ctx->saved_data["label_smoothing"] = label_smoothing;
-    return {loss, stats};
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const OptTensor weight = saved[2].defined() ? OptTensor(saved[2]) : OptTensor();
-    auto [grad_input, grad_target] = backward_op().call(
-        grads[0], saved[0], saved[1], weight, saved[3], ctx->saved_data["reduction"].toInt(),
-        ctx->saved_data["ignore_index"].toInt(), ctx->saved_data["label_smoothing"].toDouble(),
-        {ctx->needs_input_grad(0), ctx->needs_input_grad(1)});
-    return {grad_input, grad_target, Tensor(), Tensor(), Tensor(), Tensor()};
+struct CrossEntropyGrad {
+  static constexpr const char* kName = "cross_entropy";
+  static constexpr size_t kTensors = 4;
+  static variable_list backward(const Saved& s, const Tensor& g) {
+    auto [grad_input, grad_target] =
+        backward_op().call(g, s.tensors[0], s.tensors[1], s.optional(2), s.tensors[3], s.data[0].toInt(),
+                           s.data[1].toInt(), s.data[2].toDouble(), {s.wants(0), s.wants(1)});
+    return {std::move(grad_input), std::move(grad_target)};
   }
 };
 
@@ -178,12 +164,21 @@ Results forward_autograd(const Tensor& input, const Tensor& target, const OptTen
     return {at::cross_entropy_loss(input, target, weight, reduction, ignore_index, label_smoothing),
             at::empty({0}, input.options())};
   }
-  if (needs_grad({&input, &target})) {
-    auto out = CrossEntropyFunction::apply(input, target, weight, reduction, ignore_index, label_smoothing);
-    return {out[0], out[1]};
+  const bool differentiable = needs_grad({&input, &target});
+  Results out;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    out = forward_op().call(input, target, weight, reduction, ignore_index, label_smoothing);
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return forward_op().call(input, target, weight, reduction, ignore_index, label_smoothing);
+  if (differentiable) {
+    const auto node = record<CrossEntropyGrad>({reduction, ignore_index, label_smoothing}, input, target);
+    attach(std::get<0>(out), node);
+    node->keep(0, input);
+    node->keep(1, target);
+    node->keep(2, or_undefined(weight));
+    node->keep(3, std::get<1>(out));
+  }
+  return out;
 }
 
 // The gradients by torch's differentiable operators, for derivatives of backward itself.
@@ -284,13 +279,11 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
 }
 
 void bind(pybind11::module_& m) {
-  m.def(
-      "cross_entropy",
+  def(m, "cross_entropy",
       [](const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction, int64_t ignore_index,
          double label_smoothing) {
         return std::get<0>(forward_op().call(input, target, weight, reduction, ignore_index, label_smoothing));
-      },
-      pybind11::call_guard<pybind11::gil_scoped_release>());
+      });
 }
 const Bindings bindings(bind);
 

@@ -6,13 +6,14 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "gemm.h"
+#include "grad_node.h"
+#include "python_entry.h"
 
 namespace fastnn::ops {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
-using torch::autograd::variable_list;
 using Mask = std::array<bool, 3>;
 using Grads = std::tuple<Tensor, Tensor, Tensor>;
 
@@ -100,18 +101,11 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
 
 // ---- autograd ------------------------------------------------------------------------------------------------------
 
-struct LinearFunction : Function<LinearFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptTensor& bias) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({input, weight});
-    ctx->saved_data["bias"] = bias.has_value() && bias->defined();
-    return forward_op().call(input, weight, bias);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const bool bias = ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2);
-    auto [x, w, b] = backward_op().call(grads[0], saved[0], saved[1],
-                                        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), bias});
+struct LinearGrad {
+  static constexpr const char* kName = "linear";
+  static constexpr size_t kTensors = 2;
+  static variable_list backward(const Saved& s, const Tensor& g) {
+    auto [x, w, b] = backward_op().call(g, s.tensors[0], s.tensors[1], {s.wants(0), s.wants(1), s.wants(2)});
     return {std::move(x), std::move(w), std::move(b)};
   }
 };
@@ -154,12 +148,20 @@ struct LinearBackwardFunction : Function<LinearBackwardFunction> {
 
 Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTensor& bias_) {
   const Tensor& bias = or_undefined(bias_);
-  if (needs_grad({&input, &weight, &bias})) {
-    if (!takes(input, weight, bias)) return at::linear(input, weight, bias_);
-    return LinearFunction::apply(input, weight, bias_);
+  const bool differentiable = needs_grad({&input, &weight, &bias});
+  if (differentiable && !takes(input, weight, bias)) return at::linear(input, weight, bias_);
+  Tensor output;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    output = forward_op().call(input, weight, bias_);
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return forward_op().call(input, weight, bias_);
+  if (differentiable) {
+    const auto node = record<LinearGrad>({}, input, weight, bias);
+    attach(output, node);
+    node->keep(0, input);
+    node->keep(1, weight);
+  }
+  return output;
 }
 
 Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& weight, Mask mask) {
@@ -210,12 +212,9 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
 }
 
 void bind(pybind11::module_& m) {
-  m.def(
-      "linear",
-      [](const Tensor& input, const Tensor& weight, const OptTensor& bias) {
-        return forward_op().call(input, weight, bias);
-      },
-      pybind11::call_guard<pybind11::gil_scoped_release>());
+  def(m, "linear", [](const Tensor& input, const Tensor& weight, const OptTensor& bias) {
+    return forward_op().call(input, weight, bias);
+  });
 }
 const Bindings bindings(bind);
 

@@ -10,13 +10,14 @@
 
 #include "common.h"
 #include "loss.h"
+#include "grad_node.h"
+#include "python_entry.h"
 
 namespace fastnn::ops {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
-using torch::autograd::variable_list;
 
 using Results = std::tuple<Tensor, Tensor>;  // the loss, and the divisor of a mean
 using Forward = Results(const Tensor&, const Tensor&, const OptTensor&, int64_t, int64_t);
@@ -95,23 +96,12 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
 
 // ---- autograd ------------------------------------------------------------------------------------------------------
 
-struct NllLossFunction : Function<NllLossFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
-                               const OptTensor& weight, int64_t reduction, int64_t ignore_index) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [loss, total] = forward_op().call(input, target, weight, reduction, ignore_index);
-    ctx->save_for_backward({input, target, or_undefined(weight), total});
-    ctx->mark_non_differentiable({total});
-    ctx->saved_data["reduction"] = reduction;
-    ctx->saved_data["ignore_index"] = ignore_index;
-    return {loss, total};
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const OptTensor weight = saved[2].defined() ? OptTensor(saved[2]) : OptTensor();
-    return {backward_op().call(grads[0], saved[0], saved[1], weight, saved[3], ctx->saved_data["reduction"].toInt(),
-                               ctx->saved_data["ignore_index"].toInt()),
-            Tensor(), Tensor(), Tensor(), Tensor()};
+struct NllLossGrad {
+  static constexpr const char* kName = "nll_loss";
+  static constexpr size_t kTensors = 4;
+  static variable_list backward(const Saved& s, const Tensor& g) {
+    return {backward_op().call(g, s.tensors[0], s.tensors[1], s.optional(2), s.tensors[3], s.data[0].toInt(),
+                               s.data[1].toInt())};
   }
 };
 
@@ -141,12 +131,21 @@ Results forward_autograd(const Tensor& input, const Tensor& target, const OptTen
   if (!takes(input, target, or_undefined(weight), reduction)) {
     return {at::nll_loss_nd(input, target, weight, reduction, ignore_index), at::empty({0}, input.options())};
   }
-  if (needs_grad({&input})) {
-    auto out = NllLossFunction::apply(input, target, weight, reduction, ignore_index);
-    return {out[0], out[1]};
+  const bool differentiable = needs_grad({&input});
+  Results out;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    out = forward_op().call(input, target, weight, reduction, ignore_index);
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return forward_op().call(input, target, weight, reduction, ignore_index);
+  if (differentiable) {
+    const auto node = record<NllLossGrad>({reduction, ignore_index}, input);
+    attach(std::get<0>(out), node);
+    node->keep(0, input);
+    node->keep(1, target);
+    node->keep(2, or_undefined(weight));
+    node->keep(3, std::get<1>(out));
+  }
+  return out;
 }
 
 Tensor backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& target, const OptTensor& weight,
@@ -203,12 +202,10 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
 }
 
 void bind(pybind11::module_& m) {
-  m.def(
-      "nll_loss",
+  def(m, "nll_loss",
       [](const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction, int64_t ignore_index) {
         return std::get<0>(forward_op().call(input, target, weight, reduction, ignore_index));
-      },
-      pybind11::call_guard<pybind11::gil_scoped_release>());
+      });
 }
 const Bindings bindings(bind);
 

@@ -7,6 +7,8 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "pool2d.h"
+#include "grad_node.h"
+#include "python_entry.h"
 
 namespace fastnn::ops {
 namespace {
@@ -15,7 +17,6 @@ using at::IntArrayRef;
 using c10::SymIntArrayRef;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
-using torch::autograd::variable_list;
 using OptInt = std::optional<int64_t>;
 
 const auto& avg_op() {
@@ -127,26 +128,15 @@ void save_windows(AutogradContext* ctx, IntArrayRef kernel, IntArrayRef stride, 
   ctx->saved_data["divisor"] = divisor;
 }
 
-void save_size(AutogradContext* ctx, const Tensor& input) {
-  const auto sizes = input.sym_sizes();
-  ctx->saved_data["size"] = sizes.slice(sizes.size() - 2);
-  ctx->saved_data["channels_last"] = is_channels_last(input);
-}
-
-struct AvgFunction : Function<AvgFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, IntArrayRef kernel, IntArrayRef stride,
-                        IntArrayRef padding, bool ceil_mode, bool count_include_pad, OptInt divisor) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    Tensor y = avg_op().call(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
-    save_size(ctx, input);
-    save_windows(ctx, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
-    return y;
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const SavedWindows w(ctx);
-    return {backward_op().call(grads[0], ctx->saved_data["size"].toSymIntVector(), w.part(0), w.part(1), w.part(2),
-                               w.ceil_mode, w.count_include_pad, w.divisor, ctx->saved_data["channels_last"].toBool()),
-            Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+struct AvgGrad {
+  static constexpr const char* kName = "avg_pool2d";
+  static constexpr size_t kTensors = 0;
+  static variable_list backward(const Saved& s, const Tensor& g) {
+    const c10::SymInt size[] = {s.data[0].toSymInt(), s.data[1].toSymInt()};
+    int64_t v[8];  // kernel, stride, padding, ceil_mode, count_include_pad
+    for (int i = 0; i < 8; ++i) v[i] = s.data[4 + i].toInt();
+    return {backward_op().call(g, size, IntArrayRef(v, 2), IntArrayRef(v + 2, 2), IntArrayRef(v + 4, 2), v[6], v[7],
+                               s.data[3].toOptional<int64_t>(), s.data[2].toBool())};
   }
 };
 
@@ -166,17 +156,12 @@ struct AvgBackwardFunction : Function<AvgBackwardFunction> {
   }
 };
 
-struct AdaptiveAvgFunction : Function<AdaptiveAvgFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, SymIntArrayRef output_size) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    Tensor y = adaptive_op().call(input, output_size);
-    save_size(ctx, input);
-    return y;
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return {adaptive_backward_op().call(grads[0], ctx->saved_data["size"].toSymIntVector(),
-                                        ctx->saved_data["channels_last"].toBool()),
-            Tensor()};
+struct AdaptiveAvgGrad {
+  static constexpr const char* kName = "adaptive_avg_pool2d";
+  static constexpr size_t kTensors = 0;
+  static variable_list backward(const Saved& s, const Tensor& g) {
+    const c10::SymInt size[] = {s.data[0].toSymInt(), s.data[1].toSymInt()};
+    return {adaptive_backward_op().call(g, size, s.data[2].toBool())};
   }
 };
 
@@ -196,10 +181,21 @@ Tensor avg_pool2d_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef 
                            bool ceil_mode, bool count_include_pad, OptInt divisor) {
   if (!native("avg_pool2d", {&input}, true))
     return at::avg_pool2d(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
-  if (needs_grad({&input}))
-    return AvgFunction::apply(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return avg_op().call(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
+  const bool differentiable = needs_grad({&input});
+  Tensor y;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    y = avg_op().call(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
+  }
+  if (differentiable) {
+    const auto sizes = input.sym_sizes();
+    const IntArrayRef step = stride.empty() ? kernel : stride;
+    const int64_t flags[] = {ceil_mode, count_include_pad};
+    attach(y, record<AvgGrad>({sizes[sizes.size() - 2], sizes.back(), is_channels_last(input), divisor, kernel[0],
+                               kernel.back(), step[0], step.back(), padding[0], padding.back(), flags[0], flags[1]},
+                              input));
+  }
+  return y;
 }
 
 Tensor backward_autograd(const Tensor& grad_output, SymIntArrayRef input_size, IntArrayRef kernel, IntArrayRef stride,
@@ -216,9 +212,17 @@ Tensor backward_autograd(const Tensor& grad_output, SymIntArrayRef input_size, I
 
 Tensor adaptive_autograd(const Tensor& input, SymIntArrayRef output_size) {
   if (!native("adaptive_avg_pool2d", {&input}, true)) return at::adaptive_avg_pool2d_symint(input, output_size);
-  if (needs_grad({&input})) return AdaptiveAvgFunction::apply(input, output_size);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return adaptive_op().call(input, output_size);
+  const bool differentiable = needs_grad({&input});
+  Tensor y;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    y = adaptive_op().call(input, output_size);
+  }
+  if (differentiable) {
+    const auto sizes = input.sym_sizes();
+    attach(y, record<AdaptiveAvgGrad>({sizes[sizes.size() - 2], sizes.back(), is_channels_last(input)}, input));
+  }
+  return y;
 }
 
 Tensor adaptive_backward_autograd(const Tensor& grad_output, SymIntArrayRef input_size, bool channels_last) {
@@ -267,15 +271,14 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
 }
 
 void bind(pybind11::module_& m) {
-  m.def("avg_pool2d", [](const Tensor& input, pybind11::handle kernel, pybind11::handle stride, pybind11::handle padding,
-                         bool ceil_mode, bool count_include_pad, OptInt divisor) {
+  def(m, "avg_pool2d", [](const Tensor& input, pybind11::handle kernel, pybind11::handle stride,
+                          pybind11::handle padding, bool ceil_mode, bool count_include_pad, OptInt divisor) {
     const Ints k(kernel), s(stride), p(padding);
     const pybind11::gil_scoped_release release;
     return avg_op().call(input, k, s, p, ceil_mode, count_include_pad, divisor);
   });
-  m.def("adaptive_avg_pool2d", [](const Tensor& input, int64_t h, int64_t w) {
+  def(m, "adaptive_avg_pool2d", [](const Tensor& input, int64_t h, int64_t w) {
     const c10::SymInt size[] = {h, w};
-    const pybind11::gil_scoped_release release;
     return adaptive_op().call(input, size);
   });
 }

@@ -11,6 +11,8 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "pool2d.h"
+#include "grad_node.h"
+#include "python_entry.h"
 
 namespace fastnn::ops {
 namespace {
@@ -19,7 +21,6 @@ using at::IntArrayRef;
 using c10::SymIntArrayRef;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
-using torch::autograd::variable_list;
 using Pair = std::tuple<Tensor, Tensor>;
 
 const auto& max_op() {
@@ -159,58 +160,27 @@ Tensor backward(const Tensor& grad_output, const Tensor& offsets, IntArrayRef in
 
 // ---- autograd ------------------------------------------------------------------------------------------------------
 
-// The windows as backward wants them, in one list: kernel, stride, padding, dilation; empty when adaptive.
-struct SavedWindows {
-  std::vector<int64_t> values;
-  IntArrayRef part(size_t i) const { return values.empty() ? IntArrayRef() : IntArrayRef(values).slice(2 * i, 2); }
+struct MaxGrad {
+  static constexpr const char* kName = "max_pool2d";
+  static constexpr size_t kTensors = 1;
+  static variable_list backward(const Saved& s, const Tensor& g) {
+    const c10::SymInt size[] = {s.data[0].toSymInt(), s.data[1].toSymInt()};
+    int64_t windows[8];  // kernel, stride, padding, dilation; none when adaptive
+    const size_t count = s.data.size() - 3;
+    for (size_t i = 0; i < count; ++i) windows[i] = s.data[3 + i].toInt();
+    const auto part = [&](size_t i) { return count ? IntArrayRef(windows + 2 * i, 2) : IntArrayRef(); };
+    return {backward_op().call(g, s.tensors[0], size, part(0), part(1), part(2), part(3), s.data[2].toBool())};
+  }
 };
 
-std::vector<int64_t> save_windows(IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation) {
-  const IntArrayRef step = stride.empty() ? kernel : stride;
-  return {kernel[0], kernel.back(), step[0], step.back(), padding[0], padding.back(), dilation[0], dilation.back()};
-}
-
-void save(AutogradContext* ctx, const Tensor& input, const Tensor& offsets, std::vector<int64_t> windows) {
-  ctx->save_for_backward({offsets});
-  ctx->mark_non_differentiable({offsets});
-  ctx->set_materialize_grads(false);
+// The node of a call that gave `pooled`, for a plane of the input's size.
+void record_max(const Tensor& input, const Pair& pooled, std::initializer_list<int64_t> windows) {
   const auto sizes = input.sym_sizes();
-  ctx->saved_data["size"] = sizes.slice(sizes.size() - 2);
-  ctx->saved_data["windows"] = std::move(windows);
-  ctx->saved_data["channels_last"] = is_channels_last(input);
+  const auto node = record<MaxGrad>({sizes[sizes.size() - 2], sizes.back(), is_channels_last(input)}, input);
+  node->data.append(windows.begin(), windows.end());
+  attach(std::get<0>(pooled), node);
+  node->keep(0, std::get<1>(pooled));
 }
-
-Tensor saved_backward(AutogradContext* ctx, const variable_list& grads) {
-  if (!grads[0].defined()) return {};
-  const SavedWindows w{ctx->saved_data["windows"].toIntVector()};
-  return backward_op().call(grads[0], ctx->get_saved_variables()[0], ctx->saved_data["size"].toSymIntVector(), w.part(0),
-                            w.part(1), w.part(2), w.part(3), ctx->saved_data["channels_last"].toBool());
-}
-
-struct MaxFunction : Function<MaxFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, IntArrayRef kernel, IntArrayRef stride,
-                               IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [y, offsets] = offsets_op().call(input, kernel, stride, padding, dilation, ceil_mode);
-    save(ctx, input, offsets, save_windows(kernel, stride, padding, dilation));
-    return {y, offsets};
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return {saved_backward(ctx, grads), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
-  }
-};
-
-struct AdaptiveMaxFunction : Function<AdaptiveMaxFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, IntArrayRef output_size) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [y, offsets] = adaptive_offsets_op().call(input, output_size);
-    save(ctx, input, offsets, {});
-    return {y, offsets};
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return {saved_backward(ctx, grads), Tensor()};
-  }
-};
 
 // Backward is linear in grad_output: its own backward picks the same elements out of the gradient's gradient.
 struct MaxBackwardFunction : Function<MaxBackwardFunction> {
@@ -229,31 +199,43 @@ struct MaxBackwardFunction : Function<MaxBackwardFunction> {
   }
 };
 
-Pair as_pair(const variable_list& list) { return {list[0], list[1]}; }
-
 Pair with_offsets_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                            IntArrayRef dilation, bool ceil_mode) {
-  if (needs_grad({&input})) return as_pair(MaxFunction::apply(input, kernel, stride, padding, dilation, ceil_mode));
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return offsets_op().call(input, kernel, stride, padding, dilation, ceil_mode);
+  const bool differentiable = needs_grad({&input});
+  Pair pooled;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    pooled = offsets_op().call(input, kernel, stride, padding, dilation, ceil_mode);
+  }
+  if (differentiable) {
+    const IntArrayRef step = stride.empty() ? kernel : stride;
+    record_max(input, pooled, {kernel[0], kernel.back(), step[0], step.back(), padding[0], padding.back(), dilation[0],
+                               dilation.back()});
+  }
+  return pooled;
 }
 Tensor max_pool2d_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                            IntArrayRef dilation, bool ceil_mode) {
   if (!native("max_pool2d", {&input}, true)) return at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);
-  if (needs_grad({&input})) return MaxFunction::apply(input, kernel, stride, padding, dilation, ceil_mode)[0];
+  if (needs_grad({&input})) return std::get<0>(with_offsets_autograd(input, kernel, stride, padding, dilation, ceil_mode));
   at::AutoDispatchBelowADInplaceOrView guard;
   return max_op().call(input, kernel, stride, padding, dilation, ceil_mode);
 }
 
 Pair adaptive_with_offsets_autograd(const Tensor& input, IntArrayRef output_size) {
-  if (needs_grad({&input})) return as_pair(AdaptiveMaxFunction::apply(input, output_size));
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return adaptive_offsets_op().call(input, output_size);
+  const bool differentiable = needs_grad({&input});
+  Pair pooled;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    pooled = adaptive_offsets_op().call(input, output_size);
+  }
+  if (differentiable) record_max(input, pooled, {});
+  return pooled;
 }
 Tensor adaptive_autograd(const Tensor& input, IntArrayRef output_size) {
   if (!native("adaptive_max_pool2d", {&input}, true))
     return std::get<0>(at::adaptive_max_pool2d(input, output_size));
-  if (needs_grad({&input})) return AdaptiveMaxFunction::apply(input, output_size)[0];
+  if (needs_grad({&input})) return std::get<0>(adaptive_with_offsets_autograd(input, output_size));
   at::AutoDispatchBelowADInplaceOrView guard;
   return adaptive_op().call(input, output_size);
 }
@@ -344,29 +326,29 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
   });
 }
 
-template <class Op>
-auto call_windows(const Op& op) {
-  return [&op](const Tensor& input, pybind11::handle kernel, pybind11::handle stride, pybind11::handle padding,
-               pybind11::handle dilation, bool ceil_mode) {
+// kOp: one of the handles above.
+template <const auto& (*kOp)()>
+auto call_windows() {
+  return [](const Tensor& input, pybind11::handle kernel, pybind11::handle stride, pybind11::handle padding,
+            pybind11::handle dilation, bool ceil_mode) {
     const Ints k(kernel), s(stride), p(padding), d(dilation);
     const pybind11::gil_scoped_release release;
-    return op.call(input, k, s, p, d, ceil_mode);
+    return kOp().call(input, k, s, p, d, ceil_mode);
   };
 }
-template <class Op>
-auto call_adaptive(const Op& op) {
-  return [&op](const Tensor& input, int64_t h, int64_t w) {
+template <const auto& (*kOp)()>
+auto call_adaptive() {
+  return [](const Tensor& input, int64_t h, int64_t w) {
     const int64_t size[] = {h, w};
-    const pybind11::gil_scoped_release release;
-    return op.call(input, size);
+    return kOp().call(input, size);
   };
 }
 
 void bind(pybind11::module_& m) {
-  m.def("max_pool2d", call_windows(max_op()));
-  m.def("max_pool2d_with_indices", call_windows(with_indices_op()));
-  m.def("adaptive_max_pool2d", call_adaptive(adaptive_op()));
-  m.def("adaptive_max_pool2d_with_indices", call_adaptive(adaptive_with_indices_op()));
+  def(m, "max_pool2d", call_windows<max_op>());
+  def(m, "max_pool2d_with_indices", call_windows<with_indices_op>());
+  def(m, "adaptive_max_pool2d", call_adaptive<adaptive_op>());
+  def(m, "adaptive_max_pool2d_with_indices", call_adaptive<adaptive_with_indices_op>());
 }
 const Bindings bindings(bind);
 

@@ -12,13 +12,14 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "common.h"
+#include "grad_node.h"
+#include "python_entry.h"
 
 namespace fastnn::ops {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
-using torch::autograd::variable_list;
 
 template <bool kLog>
 constexpr const char* kName = kLog ? "log_softmax" : "softmax";
@@ -101,17 +102,11 @@ Tensor backward(const Tensor& grad_output, const Tensor& result, int64_t dim) {
 // ---- autograd ------------------------------------------------------------------------------------------------------
 
 template <bool kLog>
-struct SoftmaxFunction : Function<SoftmaxFunction<kLog>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, int64_t dim) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    Tensor result = forward_op<kLog>().call(input, dim);
-    ctx->save_for_backward({result});
-    ctx->saved_data["dim"] = dim;
-    return result;
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const int64_t dim = ctx->saved_data["dim"].toInt();
-    return {backward_op<kLog>().call(grads[0], ctx->get_saved_variables()[0], dim), Tensor()};
+struct SoftmaxGrad {
+  static constexpr const char* kName = ops::kName<kLog>;
+  static constexpr size_t kTensors = 1;
+  static variable_list backward(const Saved& s, const Tensor& g) {
+    return {backward_op<kLog>().call(g, s.tensors[0], s.data[0].toInt())};
   }
 };
 
@@ -147,9 +142,18 @@ struct SoftmaxBackwardFunction : Function<SoftmaxBackwardFunction<kLog>> {
 template <bool kLog>
 Tensor forward_autograd(const Tensor& input, int64_t dim) {
   if (!valid_dim(input, dim) || !native(kName<kLog>, {&input}, true)) return aten_forward<kLog>(input, dim);
-  if (needs_grad({&input})) return SoftmaxFunction<kLog>::apply(input, dim);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return forward_op<kLog>().call(input, dim);
+  const bool differentiable = needs_grad({&input});
+  Tensor result;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    result = forward_op<kLog>().call(input, dim);
+  }
+  if (differentiable) {
+    const auto node = record<SoftmaxGrad<kLog>>({dim}, input);
+    attach(result, node);
+    node->keep(0, result, true);
+  }
+  return result;
 }
 
 template <bool kLog>
@@ -213,9 +217,8 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
 }
 
 void bind(pybind11::module_& m) {
-  using release_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
-  m.def("softmax", [](const Tensor& input, int64_t dim) { return forward_op<false>().call(input, dim); }, release_gil());
-  m.def("log_softmax", [](const Tensor& input, int64_t dim) { return forward_op<true>().call(input, dim); }, release_gil());
+  def(m, "softmax", [](const Tensor& input, int64_t dim) { return forward_op<false>().call(input, dim); });
+  def(m, "log_softmax", [](const Tensor& input, int64_t dim) { return forward_op<true>().call(input, dim); });
 }
 const Bindings bindings(bind);
 

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 
 from fastnn.functional._call import aten, handle_torch_function, has_torch_function, op
 
-_train = op("batch_norm_train")
-_eval = op("batch_norm_eval")
+_train = op("batch_norm_train", traced_result=0)
+_eval = op("batch_norm_eval", traced_result=0)
 
 
 def _call(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, relu):
@@ -18,10 +18,10 @@ def _call(input, running_mean, running_var, weight, bias, training, momentum, ep
             raise ValueError("eps")
         size = input.size()
         F._verify_batch_size(size)
-        return _train(input, weight, bias, running_mean, running_var, momentum, eps, residual, relu)[0]
+        return _train(input, weight, bias, running_mean, running_var, momentum, eps, residual, relu)
     if eps < 0.0 or running_mean is None or running_var is None:
         raise ValueError("eps or running statistics")
-    return _eval(input, weight, bias, running_mean, running_var, eps, residual, relu)[0]
+    return _eval(input, weight, bias, running_mean, running_var, eps, residual, relu)
 
 
 def batch_norm(
