@@ -25,7 +25,9 @@ constexpr int kHalf = 2;
 #endif
 constexpr int kRows = 2 * kHalf;
 
-constexpr int64_t kBlockBytes = 384 << 10;  // of pixels that stay in L2 while all panels pass
+constexpr int64_t kNear = 512;
+constexpr int64_t kAhead = (256 << 10) / sizeof(float);  // of a panel: two and the pixels share L2
+constexpr int64_t kBlockBytes = 384 << 10;               // of pixels that stay in L2 while all panels pass
 
 struct Plan {
   bool copies;                 // the image is copied: a border, pixels that a 1x1 kernel skips, channels that lie apart
@@ -71,6 +73,7 @@ struct Tile {
   const float *a0, *a1;
   int64_t step;
   const float* b;  // [run][length][NV * N]
+  int64_t ahead;   // from here to what the next panel will read: asked for during a panel's last tile
   const Plan* plan;
 };
 
@@ -89,7 +92,10 @@ FASTNN_INLINE void multiply(const Tile& t, Raw acc[M0 + M1][NV]) {
       for (; a0 != end; ++a0, ++a1, b += NV * N) {
         Raw w[NV];
 #pragma GCC unroll 2
-        for (int j = 0; j < NV; ++j) w[j] = V::load(b + j * N).v;
+        for (int j = 0; j < NV; ++j) {
+          w[j] = V::load(b + j * N).v;
+          __builtin_prefetch(b + t.ahead + j * N, 0, 2);
+        }
 #pragma GCC unroll 16
         for (int i = 0; i < M0 + M1; ++i) {
           const float* const a = i < M0 ? a0 : a1;
@@ -313,6 +319,7 @@ void packed_direct_run(const PackedConv2dParams& p) {
           from = own - column * p.C;
         }
         const int64_t xw = p.scale ? p.C : o.xw;
+        const int64_t panel_size = kPackedPanel * o.depth, next_panel = panel_size <= kAhead ? panel_size : kNear;
         for (int64_t panel = first; panel < last; ++panel) {
           const int64_t k0 = panel * kPackedPanel;
           const int lanes = int(min64(kPackedPanel, p.K - k0));
@@ -330,7 +337,8 @@ void packed_direct_run(const PackedConv2dParams& p) {
             const float* const r0 =
                 residual ? residual + row * p.residual_stride_h + column * p.residual_stride_w + k0 : nullptr;
             const int64_t r_second = g.pairs ? p.residual_stride_h : m0 * p.residual_stride_w;
-            const Tile job{a0, a1, x_step, p.packed + k0 * o.depth, &o};
+            const int64_t ahead = t + 1 == t1 && panel + 1 < last ? next_panel : kNear;
+            const Tile job{a0, a1, x_step, p.packed + k0 * o.depth, ahead, &o};
             const Out out{y0,        y0 + y_second, r0,      r0 + r_second, p.output_stride_w, p.residual_stride_w,
                           bias + k0, lanes,         Clamp(p)};
             (lanes > N ? find_tile<kHalf, 2>(m0, m1) : find_tile<kHalf, 1>(m0, m1))(job, out);

@@ -20,6 +20,9 @@ constexpr int kMaxRows = 14;
 constexpr int kMaxRows = 6;
 #endif
 
+constexpr int64_t kNear = 512;
+constexpr int64_t kAhead = (32 << 10) / sizeof(float);
+
 struct Plan {
   int64_t th, tw;                         // tiles per image
   int64_t tile_rows;                      // over the batch
@@ -104,7 +107,8 @@ void transform_row(const PackedConv2dParams& p, const Plan& o, const float* imag
 
 // M[group][tile][lane] = sum over c of V[c][tile] U[c][lanes], MR tiles by NV lane groups.
 template <int MR, int NV>
-void product(const float* v, int64_t v_group, const float* u, int64_t c_groups, float* m, int64_t m_group) {
+void product(const float* v, int64_t v_group, const float* u, int64_t ahead, int64_t c_groups, float* m,
+             int64_t m_group) {
   Raw acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
@@ -114,7 +118,10 @@ void product(const float* v, int64_t v_group, const float* u, int64_t c_groups, 
     for (int c = 0; c < N; ++c, u += NV * N) {
       Raw b[NV];
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) b[j] = V::load(u + j * N).v;
+      for (int j = 0; j < NV; ++j) {
+        b[j] = V::load(u + j * N).v;
+        __builtin_prefetch(u + ahead + j * N, 0, 2);
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) {
         const Raw a = V::set1(v[i * N + c]).v;
@@ -129,7 +136,7 @@ void product(const float* v, int64_t v_group, const float* u, int64_t c_groups, 
     for (int j = 0; j < NV; ++j) V{acc[i][j]}.store(m + j * m_group + i * N);
 }
 
-using ProductFn = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t);
+using ProductFn = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float*, int64_t);
 template <int MR, int NV>
 ProductFn find_product(int64_t rows) {
   if constexpr (MR == 0) return nullptr;
@@ -204,8 +211,9 @@ void run_block(const PackedConv2dParams& p, const Plan& o, int64_t block, int64_
       for (int64_t t = 0; t < tiles; t += mr) {
         const int64_t count = min64(mr, tiles - t);
         const ProductFn run = nv == 2 ? find_product<kMaxRows, 2>(count) : find_product<kMaxRows, 1>(count);
-        run(v + xi * v_xi + t * N, group_v, u + xi * o.c_groups * N * nv * N, o.c_groups, m + xi * m_xi + t * N,
-            group_v);
+        // During the last tiles, the next xi of U is asked for: it comes from memory. Larger ones displace V.
+        const int64_t u_size = o.c_groups * N * nv * N, ahead = t + mr >= tiles && u_size <= kAhead ? u_size : kNear;
+        run(v + xi * v_xi + t * N, group_v, u + xi * u_size, ahead, o.c_groups, m + xi * m_xi + t * N, group_v);
       }
     for (int j = 0; j < nv; ++j) {
       const int64_t k = (2 * pair + j) * N;
