@@ -22,12 +22,12 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def recorded(case):
+def recorded(case, layout="contiguous"):
     """The fastnn calls of a training step, and those of inference where they are others."""
     with Recorder() as recorder:
-        run(case.fast, case, torch.float32)
+        run(case.fast, case, torch.float32, layout)
         seen = {func for func, _, _ in recorder.calls}
-        args, kwargs = case.build(torch.float32)
+        args, kwargs = case.build(torch.float32, layout=layout)
         training = len(recorder.calls)
         with torch.no_grad():
             case.fast(*args, **kwargs)
@@ -68,6 +68,22 @@ def test_opcheck(case):
     assert calls, "the case reached no fastnn op"
     for func, args, kwargs in calls:
         torch.library.opcheck(func, *fresh_call(func, args, kwargs))
+
+
+IMAGE_OPS = sorted({c.op for c in SMALL if c.has_4d})
+
+
+@pytest.mark.parametrize("name", IMAGE_OPS)
+def test_opcheck_in_channels_last(name):
+    """Strides of fake results, and dynamic shapes, for the first calls of each op on channels_last tensors."""
+    seen = []
+    for case in (c for c in SMALL if c.op == name and c.has_4d):
+        for func, args, kwargs in recorded(case, "channels_last"):
+            if seen.count(func) < 2:
+                seen.append(func)
+                utils = "test_faketensor", "test_aot_dispatch_dynamic"
+                torch.library.opcheck(func, *fresh_call(func, args, kwargs), test_utils=utils)
+    assert seen
 
 
 def test_every_op_is_reached():

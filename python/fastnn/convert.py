@@ -117,8 +117,9 @@ def report(model, *, console=None):
         console: a rich Console to print to; None prints to standard output.
 
     Returns:
-        A list of LayerReport, one for every module without children, in named_modules() order. Calls that reached a
-        native layer but fell back for their arguments are in fastnn.fallbacks().
+        A list of LayerReport in named_modules() order, one for every layer: a module without children, or a subclass
+        of a layer that has a twin. Calls that reached a native layer but fell back for their arguments are in
+        fastnn.fallbacks().
     """
     rows, joined, inside = [], {}, ""
     for name, module in model.named_modules():
@@ -126,7 +127,8 @@ def report(model, *, console=None):
             text = " + ".join(names)
             joined.update((f"{name}.{one}".strip("."), f"fused: {text}") for one in names)
         frozen = isinstance(module, _frozen.Frozen)
-        if inside and name.startswith(inside) or (next(module.children(), None) is not None and not frozen):
+        container = next(module.children(), None) is not None and not frozen and not isinstance(module, tuple(TWINS))
+        if container or (inside and name.startswith(inside)):
             continue
         inside = f"{name}." if frozen else ""
         native = type(module).__module__.startswith("fastnn.")

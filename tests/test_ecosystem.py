@@ -1,0 +1,180 @@
+"""What torch offers around a model, on converted ones: checkpoints, parametrizations, precision, processes."""
+
+import io
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from rich.console import Console
+from systems import real_digits
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.checkpoint import checkpoint
+from vision import timm, torchvision
+from workers import run_and_change
+
+import fastnn
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pair():
+    return network(), fastnn.convert(network())
+
+
+x, y = real_digits(8)
+
+
+def step(model, call=None):
+    """Loss, gradients and buffers of one training step."""
+    model.zero_grad()
+    loss = nn.functional.cross_entropy((call or model)(x), y)
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in model.parameters()], list(model.buffers())
+
+
+def assert_same(ours, theirs, **tolerance):
+    torch.testing.assert_close(ours, theirs, **(tolerance or {"rtol": 1e-4, "atol": 1e-5}))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_activations(pair, reentrant):
+    plain, fast = pair
+
+    def call(model):
+        image = x.clone().requires_grad_()
+        return lambda _: model[4:](checkpoint(model[:4], image, use_reentrant=reentrant))
+
+    assert_same(step(fast, call(fast)), step(plain, call(plain)))
+
+
+def test_deterministic_algorithms_forbid_nothing(pair):
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = step(pair[1]), step(pair[1])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(map(torch.equal, first[1], second[1]))
+
+
+def test_inference_mode(pair):
+    plain, fast = (m.eval() for m in pair)
+    with torch.inference_mode():
+        assert_same(fast(x), plain(x))
+        assert fast(x).is_inference()
+    assert_same(step(fast)[1], step(plain)[1])  # nothing of it stays
+
+
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_parametrized_after_conversion(pair, name):
+    for model in pair:
+        torch.manual_seed(1)
+        for layer in (model[0], model[8]):
+            getattr(parametrizations, name)(layer)
+    plain, fast = pair
+    assert_same(step(fast), step(plain))
+    keys = list(plain.state_dict())
+    assert list(fast.state_dict()) == keys
+    for model in pair:
+        parametrize.remove_parametrizations(model[8], "weight")
+    assert type(fast[8]) is fastnn.Linear
+    assert_same(fast.eval()(x), plain.eval()(x))
+
+
+def halve(layer):
+    prune.l1_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+@pytest.mark.parametrize("apply", [nn.utils.weight_norm, nn.utils.spectral_norm, halve])
+def test_rebuilt_by_hooks_after_conversion(pair, apply):
+    for model in pair:
+        torch.manual_seed(1)
+        apply(model[0])
+    assert_same(step(pair[1]), step(pair[0]))
+
+
+def test_autocast_with_a_grad_scaler(pair):
+    losses = []
+    for model in pair:
+        optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=256.0)
+        for _ in range(5):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = nn.functional.cross_entropy(model(x), y)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+def test_settings_that_permit_less_precision_change_nothing(pair):
+    """They allow torch to round products to bfloat16; fastnn computes float32 in float32."""
+    expected = step(pair[1])[1]
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            assert all(map(torch.equal, step(pair[1])[1], expected))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_shared_memory_with_a_spawned_process(pair):
+    model = pair[1].eval()
+    expected, bias = model(x).detach(), model[8].bias.detach().clone()
+    model.share_memory()
+    result = torch.zeros(8, 10).share_memory_()
+    process = mp.get_context("spawn").Process(target=run_and_change, args=(model, x, result))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    assert_same(result, expected)
+    assert torch.equal(model[8].bias, bias + 1)
+
+
+def test_memory_profile_names_the_operators(pair):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step(pair[1])
+    allocated = {e.key: e.cpu_memory_usage for e in profile.key_averages()}
+    assert allocated["fastnn::conv2d"] > 0
+
+
+# ---- subclasses of layers that have a twin -------------------------------------------------------------------------
+
+SUBCLASSES = {
+    "BatchNormAct2d": lambda: timm.layers.BatchNormAct2d(4),
+    "Conv2dSame": lambda: timm.layers.Conv2dSame(4, 4, 3, stride=2),
+    "StdConv2d": lambda: timm.layers.StdConv2d(4, 4, 3),
+    "AvgPool2dSame": lambda: timm.layers.AvgPool2dSame(2, 2),
+    "LayerNorm2d": lambda: timm.layers.LayerNorm2d(4),
+    "FrozenBatchNorm2d": lambda: torchvision.ops.FrozenBatchNorm2d(4),
+    "Conv2dNormActivation": lambda: torchvision.ops.Conv2dNormActivation(4, 4),
+    "SqueezeExcitation": lambda: torchvision.ops.SqueezeExcitation(4, 2),
+}
+
+
+@pytest.mark.parametrize("build", SUBCLASSES.values(), ids=SUBCLASSES)
+def test_layers_of_timm_and_torchvision_run_unharmed(build):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), build(), nn.ReLU())
+    fast = fastnn.convert(plain, inplace=False)
+    left = type(plain[1])
+    assert type(fast[1]) is left and type(fast[0]) is fastnn.Conv2d
+    images = torch.randn(2, 3, 11, 11)
+    for mode in (True, False):
+        assert_same(fast.train(mode)(images), plain.train(mode)(images))
+    rows = {r.name: r for r in fastnn.report(fast, console=Console(file=io.StringIO()))}
+    assert rows["0"].native and rows["2"].native
+    if issubclass(left, (nn.Conv2d, nn.BatchNorm2d, nn.AvgPool2d)):
+        assert not rows["1"].native and "subclass" in rows["1"].reason
