@@ -6,7 +6,8 @@ torch._decomp.get_decompositions([...]).
 
 import torch
 import torch.nn.functional as F
-from torch._decomp import decomposition_table, register_decomposition
+import torch._meta_registrations  # noqa: F401  (reads meta_table once)
+from torch._decomp import decomposition_table, meta_table, register_decomposition
 
 _REDUCTIONS = ("none", "mean", "sum")
 _NOTHING = ()  # the shape of results that only backward needs
@@ -15,6 +16,9 @@ _NOTHING = ()  # the shape of results that only backward needs
 def _decomposition(name):
     """Registers a decomposition of fastnn::<name>, once per process."""
     op = getattr(torch.ops.fastnn, name).default
+    # Fake tensors with symbolic sizes prefer a decomposition to the op's fake kernel, whose shapes and strides are the
+    # right ones, unless the op stands here.
+    meta_table.setdefault(op, op)
     return register_decomposition(op) if op not in decomposition_table else lambda function: function
 
 
