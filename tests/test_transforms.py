@@ -1,4 +1,4 @@
-"""torch.func's transforms, forward-mode differentiation and batched gradients: fastnn hands them to torch's operators."""
+"""torch.func's transforms, forward-mode differentiation and batched gradients, which torch's operators compute."""
 
 import pytest
 import torch

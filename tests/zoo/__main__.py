@@ -8,6 +8,7 @@ from collections import Counter
 
 from rich.console import Console
 from rich.table import Table
+
 from zoo.check import examine
 from zoo.models import ALL
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 from rich.console import Console
-from zoo.models import CLASSES
 
 import fastnn
 from fastnn.convert import TWINS
+from zoo.models import CLASSES
 
 # A tensor's error is |ours - exact| / |exact|, in 2-norms, exact being torch.nn in float64.
 #
@@ -144,7 +144,8 @@ def assert_useful(errors, name):
 def assert_as_good(ours, theirs, factor, name):
     for what, value in ours.items():
         allowed = factor * theirs[what] + FLOOR[what]
-        assert value <= allowed, f"{name}, {what}: error {value:.2e}, torch.nn's {theirs[what]:.2e}, allowed {allowed:.2e}"
+        errors = f"error {value:.2e}, torch.nn's {theirs[what]:.2e}, allowed {allowed:.2e}"
+        assert value <= allowed, f"{name}, {what}: {errors}"
 
 
 def snapshot(model):
@@ -159,7 +160,7 @@ def examine(entry, strict=False):
     result = Outcome(str(entry))
     model = entry.model()
     enliven(model)
-    model.get_submodule(next(n for n, m in model.named_modules() if type(m) in TWINS)).register_forward_hook(lambda *a: None)
+    next(m for m in model.modules() if type(m) in TWINS).register_forward_hook(lambda *a: None)
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(entry.batch, 3, entry.size, entry.size, generator=generator)
     y = torch.randint(CLASSES, (entry.batch,), generator=generator)

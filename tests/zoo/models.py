@@ -1,4 +1,4 @@
-"""The zoo: every torchvision classification model, and timm architectures from many families, by name and image size."""
+"""The zoo: every torchvision classification model and timm architectures from many families, with image sizes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,8 +33,8 @@ class Entry:
 # The smallest image a model takes; 64 where any size will do, and more for the deepest, which batch norm over few
 # values makes too sensitive to compare anything.
 TORCHVISION_SIZES = {
-    "alexnet": 63, "googlenet": 128, "inception_v3": 107, "maxvit_t": 224, "vit_b_16": 32, "vit_l_16": 32, "vit_h_14": 28,
-    "vgg": 32, "squeezenet": 47, "swin": 32, "convnext": 32, "regnet_x": 96,
+    "alexnet": 63, "googlenet": 128, "inception_v3": 107, "maxvit_t": 224, "vit_b_16": 32, "vit_l_16": 32,
+    "vit_h_14": 28, "vgg": 32, "squeezenet": 47, "swin": 32, "convnext": 32, "regnet_x": 96,
 }  # fmt: skip
 
 
@@ -60,17 +60,17 @@ TIMM_SIZES = {
     "resnetv2_50x1_bit": 64, "skresnet18": 64, "resnest14d": 64, "res2net50_26w_4s": 64, "selecsls42b": 96,
     "tf_efficientnet_b0": 64, "efficientnet_es": 64, "mixnet_s": 64, "fbnetc_100": 64, "mnasnet_small": 64,
     "mobilenetv3_small_100": 64, "tf_mobilenetv3_small_minimal_100": 64, "mobilenetv4_conv_small": 64,
-    "ghostnet_100": 64, "lcnet_050": 64, "tinynet_e": 64, "hardcorenas_a": 64, "spnasnet_100": 64,
-    "regnetx_002": 64, "regnety_002": 64, "repvgg_a0": 64, "mobileone_s0": 64, "repghostnet_050": 64,
-    "repvit_m0_9": 64, "densenet121": 64, "dla34": 64, "dla46x_c": 64, "dpn48b": 64,
-    "inception_v4": 107, "inception_resnet_v2": 107, "xception41p": 64, "legacy_xception": 75, "nasnetalarge": 96,
-    "pnasnet5large": 96, "hrnet_w18_small": 64, "cspresnet50": 64, "cspdarknet53": 64, "darknet53": 64, "vovnet39a": 64,
-    "ese_vovnet19b_dw": 64, "rexnet_100": 64, "nf_regnet_b0": 64, "dm_nfnet_f0": 64, "eca_nfnet_l0": 64,
-    "gernet_s": 64, "bat_resnext26ts": 256, "eca_botnext26ts_256": (256, {}), "convnext_atto": 32, "convnextv2_atto": 32,
-    "inception_next_atto": 32, "convmixer_768_32": 56, "poolformer_s12": 64, "caformer_s18": 64, "edgenext_xx_small": 64,
-    "fasternet_t0": 64, "starnet_s1": 64, "hgnet_tiny": 64, "mambaout_femto": 64, "rdnet_tiny": 64, "lcnet_100": 64,
-    "mobilevit_xxs": 64, "mobilevitv2_050": 64, "efficientvit_b0": 64, "efficientvit_m0": (224, {}), "fastvit_t8": 64,
-    "swiftformer_xs": 64, "shvit_s1": 128, "efficientformer_l1": (224, {}), "efficientformerv2_s0": (224, {}),
+    "ghostnet_100": 64, "lcnet_050": 64, "tinynet_e": 64, "hardcorenas_a": 64, "spnasnet_100": 64, "regnetx_002": 64,
+    "regnety_002": 64, "repvgg_a0": 64, "mobileone_s0": 64, "repghostnet_050": 64, "repvit_m0_9": 64,
+    "densenet121": 64, "dla34": 64, "dla46x_c": 64, "dpn48b": 64, "inception_v4": 107, "inception_resnet_v2": 107,
+    "xception41p": 64, "legacy_xception": 75, "nasnetalarge": 96, "pnasnet5large": 96, "hrnet_w18_small": 64,
+    "cspresnet50": 64, "cspdarknet53": 64, "darknet53": 64, "vovnet39a": 64, "ese_vovnet19b_dw": 64, "rexnet_100": 64,
+    "nf_regnet_b0": 64, "dm_nfnet_f0": 64, "eca_nfnet_l0": 64, "gernet_s": 64, "bat_resnext26ts": 256,
+    "eca_botnext26ts_256": (256, {}), "convnext_atto": 32, "convnextv2_atto": 32, "inception_next_atto": 32,
+    "convmixer_768_32": 56, "poolformer_s12": 64, "caformer_s18": 64, "edgenext_xx_small": 64, "fasternet_t0": 64,
+    "starnet_s1": 64, "hgnet_tiny": 64, "mambaout_femto": 64, "rdnet_tiny": 64, "lcnet_100": 64, "mobilevit_xxs": 64,
+    "mobilevitv2_050": 64, "efficientvit_b0": 64, "efficientvit_m0": (224, {}), "fastvit_t8": 64, "swiftformer_xs": 64,
+    "shvit_s1": 128, "efficientformer_l1": (224, {}), "efficientformerv2_s0": (224, {}),
     "coat_tiny": (64, {"img_size": 64}), "levit_128s": (224, {}), "convit_tiny": (32, {"img_size": 32}),
     "pvt_v2_b0": 64, "visformer_tiny": (64, {"img_size": 64}), "twins_svt_small": (224, {}),
     "vit_tiny_patch16_224": (32, {"img_size": 32}), "vit_tiny_r_s16_p8_224": (64, {"img_size": 64}),
@@ -92,12 +92,13 @@ ALL = TORCHVISION + TIMM
 # Seconds each rather than fractions: left to `make zoo`, a smaller sister of each is in `make test`.
 LARGE = {
     "alexnet", "convnext_base", "convnext_large", "convnext_small", "densenet161", "densenet169", "densenet201",
-    "efficientnet_b2", "efficientnet_b3", "efficientnet_b4", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_l",
-    "efficientnet_v2_m", "efficientnet_v2_s", "maxvit_t", "mnasnet0_75", "mnasnet1_0", "regnet_x_16gf", "regnet_x_1_6gf",
-    "regnet_x_32gf", "regnet_x_3_2gf", "regnet_x_800mf", "regnet_x_8gf", "regnet_y_128gf", "regnet_y_16gf",
-    "regnet_y_1_6gf", "regnet_y_32gf", "regnet_y_3_2gf", "regnet_y_800mf", "regnet_y_8gf", "resnet101", "resnet152",
-    "resnet34", "resnext101_32x8d", "resnext101_64x4d", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "swin_b", "swin_s",
-    "swin_v2_b", "swin_v2_s", "vgg11", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16", "vit_h_14",
-    "vit_l_16", "vit_l_32", "wide_resnet101_2", "wide_resnet50_2", "dm_nfnet_f0", "eca_botnext26ts_256", "bat_resnext26ts",
-    "inception_resnet_v2", "nest_tiny", "nasnetalarge", "pnasnet5large", "twins_svt_small", "crossvit_tiny_240",
+    "efficientnet_b2", "efficientnet_b3", "efficientnet_b4", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7",
+    "efficientnet_v2_l", "efficientnet_v2_m", "efficientnet_v2_s", "maxvit_t", "mnasnet0_75", "mnasnet1_0",
+    "regnet_x_16gf", "regnet_x_1_6gf", "regnet_x_32gf", "regnet_x_3_2gf", "regnet_x_800mf", "regnet_x_8gf",
+    "regnet_y_128gf", "regnet_y_16gf", "regnet_y_1_6gf", "regnet_y_32gf", "regnet_y_3_2gf", "regnet_y_800mf",
+    "regnet_y_8gf", "resnet101", "resnet152", "resnet34", "resnext101_32x8d", "resnext101_64x4d", "shufflenet_v2_x1_5",
+    "shufflenet_v2_x2_0", "swin_b", "swin_s", "swin_v2_b", "swin_v2_s", "vgg11", "vgg13", "vgg13_bn", "vgg16",
+    "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16", "vit_h_14", "vit_l_16", "vit_l_32", "wide_resnet101_2",
+    "wide_resnet50_2", "dm_nfnet_f0", "eca_botnext26ts_256", "bat_resnext26ts", "inception_resnet_v2", "nest_tiny",
+    "nasnetalarge", "pnasnet5large", "twins_svt_small", "crossvit_tiny_240",
 }  # fmt: skip

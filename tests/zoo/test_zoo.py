@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from zoo.check import examine
 from zoo.models import ALL, LARGE
 
