@@ -58,7 +58,7 @@ Status avg_pool2d_backward(const Pool2dParams& p) {
   if (p.channels_last) return avg_pool2d_backward_nhwc(p);
   if (is_2x2(p)) return avg_pool2d_backward_2x2(p);
   if (is_global(p)) return avg_pool2d_backward_global(p);
-  if ((p.adaptive || p.w.stride > 2) && fits_table_backward(p)) return avg_pool2d_backward_table(p);
+  if ((p.adaptive || p.w.stride > 2 || p.w.in <= 32) && fits_table_backward(p)) return avg_pool2d_backward_table(p);
   return fits_rows_backward(p) ? avg_pool2d_backward_rows(p) : avg_pool2d_backward_any(p);
 }
 Status max_pool2d_indices(const Pool2dParams& p) {
