@@ -1,4 +1,4 @@
-"""A training step of whole networks under torch.compile: python benches/sweep_compile.py [name] [--size N] [--threads N].
+"""A training step of whole networks under torch.compile: python benches/sweep_compile.py [name] [--size N].
 
 Four ways side by side: torch.nn and fastnn, each eager and compiled with fullgraph=True. Loss and gradients of compiled
 fastnn are compared with eager fastnn before anything is timed, and twenty steps must not compile again.

@@ -1,4 +1,4 @@
-"""The blocks famous networks are made of, each in a small network: NiN, inception, residual, dense, depthwise, attention."""
+"""The blocks famous networks are made of, each in a small network: NiN, inception, residual, dense, attention."""
 
 import torch
 from common import batches, digits, show, train
@@ -36,7 +36,8 @@ class Inception(nn.Module):
 class Residual(nn.Module):
     def __init__(self, inputs, outputs):
         super().__init__()
-        self.body = nn.Sequential(conv(inputs, outputs), nn.Conv2d(outputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs))
+        last = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.body = nn.Sequential(conv(inputs, outputs), last, nn.BatchNorm2d(outputs))
         self.shortcut, self.relu = nn.Conv2d(inputs, outputs, 1), nn.ReLU(inplace=True)
 
     def forward(self, x):
@@ -119,7 +120,8 @@ def system(block):
 
 
 BLOCKS = {
-    "NiN": nin, "inception": Inception, "residual": Residual, "dense": Dense, "depthwise separable": depthwise_separable,
+    "NiN": nin, "inception": Inception, "residual": Residual, "dense": Dense,
+    "depthwise separable": depthwise_separable,
     "squeeze and excitation": SqueezeExcitation, "CBAM": Cbam, "highway": Highway,
 }  # fmt: skip
 SYSTEMS = {name: system(block) for name, block in BLOCKS.items()}

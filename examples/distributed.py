@@ -1,4 +1,4 @@
-"""Data-parallel training on the CPU with two processes: torchrun --standalone --nproc-per-node 2 examples/distributed.py
+"""Data-parallel training on the CPU: torchrun --standalone --nproc-per-node 2 examples/distributed.py
 
 Every process trains the MNIST CNN on its half of the digits; DDP (or FSDP, with --fsdp) averages the gradients over
 gloo. The model is plain torch.nn and fastnn.convert() is the only line of fastnn.

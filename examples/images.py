@@ -125,7 +125,8 @@ def large(prepare):
 
 
 SYSTEMS = {
-    "diabetes MLP": diabetes, "MNIST MLP": classifier(MnistMlp, 0.01, batch=64), "MNIST CNN": classifier(MnistCnn, 0.01, batch=64),
+    "diabetes MLP": diabetes, "MNIST MLP": classifier(MnistMlp, 0.01, batch=64),
+    "MNIST CNN": classifier(MnistCnn, 0.01, batch=64),
     "LeNet-5": classifier(lenet, 0.5), "CIFAR10 CNN": classifier(cifar10_cnn, 0.01, 96, 16, size=32, channels=3),
     "shared layers": classifier(SharedLayers, 0.001, 80, 8, 0.9, size=25, channels=3), "512 x 512 images": large,
 }  # fmt: skip

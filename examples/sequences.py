@@ -1,4 +1,4 @@
-"""Networks over sequences and boxes, whose layers fastnn has in part: language models, attention, ViT, word2vec, SSD."""
+"""Networks of which fastnn has some layers: language models, attention, ViT, word2vec, SSD."""
 
 import math
 
@@ -11,7 +11,8 @@ from torch import nn
 class LanguageModel(nn.Module):
     def __init__(self, cell, words=40, width=24):
         super().__init__()
-        self.embed, self.cell, self.out = nn.Embedding(words, width), cell(width, width, batch_first=True), nn.Linear(width, words)
+        self.embed, self.out = nn.Embedding(words, width), nn.Linear(width, words)
+        self.cell = cell(width, width, batch_first=True)
 
     def forward(self, tokens, state=None):
         y, state = self.cell(self.embed(tokens), state)
@@ -56,7 +57,8 @@ class Seq2Seq(nn.Module):
     def __init__(self, words=30, width=16):
         super().__init__()
         self.embed, self.encoder = nn.Embedding(words, width), nn.GRU(width, width, batch_first=True)
-        self.decoder, self.query, self.out = nn.GRU(width, width, batch_first=True), nn.Linear(width, width), nn.Linear(2 * width, words)
+        self.decoder = nn.GRU(width, width, batch_first=True)
+        self.query, self.out = nn.Linear(width, width), nn.Linear(2 * width, words)
         self.softmax = nn.Softmax(dim=-1)
 
     def forward(self, source, target):
@@ -73,7 +75,8 @@ def seq2seq(prepare):
 
 def transformer(prepare):
     model = prepare(nn.Transformer(16, 2, 1, 1, 32, dropout=0.0, batch_first=True))
-    source, target, mask = torch.randn(3, 6, 16), torch.randn(3, 5, 16), nn.Transformer.generate_square_subsequent_mask(5)
+    source, target = torch.randn(3, 6, 16), torch.randn(3, 5, 16)
+    mask = nn.Transformer.generate_square_subsequent_mask(5)
     return fit(model, lambda: model(source, target, tgt_mask=mask), torch.randn(3, 5, 16), criterion=F.mse_loss)
 
 
@@ -82,7 +85,9 @@ class ViT(nn.Module):
         super().__init__()
         self.patches, self.token = nn.Conv2d(1, width, 7, stride=7), nn.Parameter(torch.zeros(1, 1, width))
         self.places = nn.Parameter(0.02 * torch.randn(1, 17, width))
-        layer = nn.TransformerEncoderLayer(width, 4, 64, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 64, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(width, 10)
 
@@ -102,7 +107,8 @@ def word2vec(prepare):
     model = prepare(nn.ModuleList([nn.Embedding(50, 8), nn.Embedding(50, 8)]))
     centre, context = torch.randint(50, (16, 1)), torch.randint(50, (16, 6))
     labels = torch.tensor([1.0, 0, 0, 0, 0, 0]).repeat(16, 1)
-    return fit(model, lambda: (model[0](centre) @ model[1](context).mT)[:, 0], labels, criterion=F.binary_cross_entropy_with_logits)
+    criterion = F.binary_cross_entropy_with_logits
+    return fit(model, lambda: (model[0](centre) @ model[1](context).mT)[:, 0], labels, criterion=criterion)
 
 
 class Ssd(nn.Module):
@@ -111,7 +117,8 @@ class Ssd(nn.Module):
     def __init__(self):
         super().__init__()
         self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)) for a, b in ((1, 8), (8, 16))
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2))
+            for a, b in ((1, 8), (8, 16))
         )
         self.classes = nn.ModuleList(nn.Conv2d(c, 4 * 2, 3, padding=1) for c in (8, 16))
         self.boxes = nn.ModuleList(nn.Conv2d(c, 4 * 4, 3, padding=1) for c in (8, 16))

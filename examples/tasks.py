@@ -16,8 +16,9 @@ class Autoencoder(nn.Module):
             nn.ReLU(), nn.Conv2d(32, 16, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            nn.Upsample(scale_factor=4), nn.ConvTranspose2d(1, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 32, 3), nn.ReLU(),
-            nn.Upsample(scale_factor=3), nn.ConvTranspose2d(32, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 1, 3), nn.ReLU(),
+            nn.Upsample(scale_factor=4), nn.ConvTranspose2d(1, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 32, 3),
+            nn.ReLU(), nn.Upsample(scale_factor=3), nn.ConvTranspose2d(32, 16, 3), nn.ReLU(),
+            nn.ConvTranspose2d(16, 1, 3), nn.ReLU(),
         )  # fmt: skip
 
     def forward(self, x):

@@ -33,6 +33,6 @@ torchvision = _import_torchvision()
 
 import timm  # noqa: E402
 import timm.layers  # noqa: E402
-import torchvision.models  # noqa: E402
+import torchvision.models  # noqa: E402, F811
 
 __all__ = ["timm", "torchvision"]
