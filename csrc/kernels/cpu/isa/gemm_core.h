@@ -10,6 +10,8 @@
 //   pack_a(A* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb)
 //            writes dst[p * mr + i] = A[m0 + i, k0 + p] for i < mb, zero for mb <= i < mr. May write up to N elements
 //            (one vector) past dst[kb * mr].
+//            It may return a type of its own, made from {address of the packed block}: its overloads of gemm_micro() and
+//            next_rows() then compute the tiles (gemm_bf16.h).
 //            Or it takes (m0, k0) alone and returns the GemmRows of A to be read in place, where packing costs more than
 //            it saves (few columns).
 //   pack_b(A* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) -> GemmPanel<A>
@@ -264,7 +266,11 @@ void gemm_task(const GemmPlan& plan, A* a_block, A* b_panel, int64_t m0, int64_t
         if (m1 - rest > m0) gemm_strip_rows<A, kGemmMaxMr>(plan.mr, pack_a(m0, k), b, kb, m0, m1 - rest, n, nb, store, first, last);
         if (rest) gemm_strip_rows<A, kGemmMaxMr>(rest, pack_a(m1 - rest, k), b, kb, m1 - rest, m1, n, nb, store, first, last);
       } else {
-        gemm_strip_rows<A, kGemmMaxMr>(plan.mr, static_cast<const A*>(a_block), b, kb, m0, m1, n, nb, store, first, last);
+        using Packed = decltype(pack_a(a_block, 0, int64_t{}, 0, int64_t{}, int64_t{}));
+        if constexpr (__is_same(Packed, void))
+          gemm_strip_rows<A, kGemmMaxMr>(plan.mr, static_cast<const A*>(a_block), b, kb, m0, m1, n, nb, store, first, last);
+        else
+          gemm_strip_rows<A, kGemmMaxMr>(plan.mr, Packed{a_block}, b, kb, m0, m1, n, nb, store, first, last);
       }
     }
     k += plan.kc;
