@@ -160,6 +160,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias,
   set_strides(p, x, weight, y);
   if (!choose(p, Conv2dPass::forward, x)) {
     note_fallback(kName, vendor_wins(x));
+    y = Tensor();  // two large blocks at the heap's end would go back to the system with every call
     return aten_forward(x, weight, bias, stride, padding, dilation, groups).contiguous(dense_format(x));
   }
   const Tensor b = or_undefined(bias).defined() ? bias->contiguous() : Tensor();
@@ -211,6 +212,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
       run(p, x, kBackwardName);
     } else {
       note_fallback(kBackwardName, vendor_wins(x));
+      grad_input = Tensor();
       grad_input = std::get<0>(aten_backward(g, x, weight, stride, padding, dilation, groups, {true, false, false}))
                        .contiguous(format);
     }
