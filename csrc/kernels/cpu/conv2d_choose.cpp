@@ -130,7 +130,13 @@ Conv2dAlgorithm best_grad_weight(const Conv2dParams& p, const Shape& s) {
 
 Conv2dAlgorithm best(const Conv2dParams& p) {
   const Shape s = shape_of(p);
-  if (p.groups > 1 && takes(p, Conv2dAlgorithm::depthwise)) return Conv2dAlgorithm::depthwise;
+  if (p.groups > 1 && takes(p, Conv2dAlgorithm::depthwise)) {
+    // NHWC: torch reads and writes larger batches as fast as the caches go.
+    const bool unit = p.stride_h == 1 && p.stride_w == 1, small = p.N * p.H * p.W <= 28 * 28;
+    const bool own = p.pass == Conv2dPass::forward ? small : p.pass == Conv2dPass::grad_input && unit && small;
+    const bool vendor = s.together && p.dtype == DType::f32 && !own;
+    return vendor ? Conv2dAlgorithm::aten : Conv2dAlgorithm::depthwise;
+  }
   if (p.dtype == DType::f64) return Conv2dAlgorithm::shift;  // torch has no direct kernel for it
   if (p.dtype != DType::f32 && s.c >= 16 && s.k >= 16) return Conv2dAlgorithm::aten;
   switch (p.pass) {

@@ -6,6 +6,7 @@
 #include "../../parallel.h"
 #include "conv2d.h"
 #include "conv2d_problem.h"
+#include "packed_conv2d.h"
 #include "transpose.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
@@ -279,11 +280,50 @@ void run_grad_weight(const Conv2dParams& p, const Depthwise& o, int64_t workers)
   });
 }
 
+// Float32 images whose channels lie together need no band: the kernel of frozen models reads them in place, on a weight
+// packed for this call. Forward, and the gradient of the input of stride 1 (the same with the weight flipped).
+bool in_place(const Conv2dParams& p) {
+  return p.dtype == DType::f32 && p.input_stride_c == 1 && p.output_stride_k == 1 && p.C > 1 &&
+         (p.pass == Conv2dPass::forward ||
+          (p.pass == Conv2dPass::grad_input && p.stride_h == 1 && p.stride_w == 1 && (p.R - 1) * p.dilation_h >= p.pad_h &&
+           (p.S - 1) * p.dilation_w >= p.pad_w));
+}
+
+PackedConv2dParams as_packed(const Conv2dParams& p) {
+  PackedConv2dParams o{};
+  const bool forward = p.pass == Conv2dPass::forward;
+  o.N = p.N, o.C = o.K = o.groups = p.C, o.R = p.R, o.S = p.S;
+  o.stride_h = p.stride_h, o.stride_w = p.stride_w, o.dilation_h = p.dilation_h, o.dilation_w = p.dilation_w;
+  o.weight_stride_k = p.weight_stride_k, o.weight_stride_c = p.weight_stride_c;
+  o.input_stride_c = 1;
+  o.low = -__builtin_inff(), o.high = __builtin_inff();
+  const float* weight = static_cast<const float*>(p.weight);
+  if (forward) {
+    o.input = static_cast<const float*>(p.input), o.output = static_cast<float*>(p.output);
+    o.weight = weight, o.bias = static_cast<const float*>(p.bias);
+    o.H = p.H, o.W = p.W, o.P = p.P, o.Q = p.Q, o.pad_h = p.pad_h, o.pad_w = p.pad_w;
+    o.weight_stride_r = p.weight_stride_r, o.weight_stride_s = p.weight_stride_s;
+    o.input_stride_n = p.input_stride_n, o.input_stride_h = p.input_stride_h, o.input_stride_w = p.input_stride_w;
+    o.output_stride_n = p.output_stride_n, o.output_stride_h = p.output_stride_p, o.output_stride_w = p.output_stride_q;
+  } else {
+    o.input = static_cast<const float*>(p.grad_output), o.output = static_cast<float*>(p.grad_input);
+    o.weight = weight ? weight + (p.R - 1) * p.weight_stride_r + (p.S - 1) * p.weight_stride_s : nullptr;
+    o.H = p.P, o.W = p.Q, o.P = p.H, o.Q = p.W;
+    o.pad_h = (p.R - 1) * p.dilation_h - p.pad_h, o.pad_w = (p.S - 1) * p.dilation_w - p.pad_w;
+    o.weight_stride_r = -p.weight_stride_r, o.weight_stride_s = -p.weight_stride_s;
+    o.input_stride_n = p.output_stride_n, o.input_stride_h = p.output_stride_p, o.input_stride_w = p.output_stride_q;
+    o.output_stride_n = p.input_stride_n, o.output_stride_h = p.input_stride_h, o.output_stride_w = p.input_stride_w;
+  }
+  o.packed = static_cast<float*>(p.workspace);
+  return o;
+}
+
 }  // namespace
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
 int64_t conv2d_depthwise_workspace(const Conv2dParams& p) {
+  if (in_place(p)) return packed_depthwise_bytes(as_packed(p));
   int64_t bytes = 0;
   dispatch_dtype(p.dtype, [&](auto tag) {
     bytes = num_threads() * plan<typename decltype(tag)::type>(p).bytes;
@@ -293,6 +333,12 @@ int64_t conv2d_depthwise_workspace(const Conv2dParams& p) {
 }
 
 Status conv2d_depthwise(const Conv2dParams& p) {
+  if (in_place(p)) {
+    const PackedConv2dParams packed = as_packed(p);
+    packed_depthwise_pack(packed);
+    packed_depthwise_run(packed);
+    return Status::ok;
+  }
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     const Depthwise o = plan<S>(p);
