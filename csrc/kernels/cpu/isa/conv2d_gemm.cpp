@@ -218,7 +218,12 @@ GemmPanel<float> pack_tap_columns(const ConvProblem& d, float* dst, int nr, int6
 
 // Taps in the order (r, s, c) of an NHWC image: each pixel gives runs of channels.
 GemmPanel<float> pack_tap_runs(const ConvProblem& d, float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
-  if (is_pointwise(d) && nb == nr && d.xn == d.q * d.xw) return {static_cast<const float*>(d.x) + k0 * d.xw + n0, d.xw};
+  if (is_pointwise(d) && nb == nr && d.xn == d.q * d.xw) {
+    const float* from = static_cast<const float*>(d.x) + k0 * d.xw + n0;
+    if (d.xw % 64 != 0 || d.k <= 3 * kGemmMaxMr) return {from, d.xw};
+    gemm_pack_panel<float>(dst, nr, from, 1, d.xw, nb, kb);  // in place its rows would share a few sets of L1
+    return {dst, nr};
+  }
   const int64_t step = d.stride_w * d.xw;
   for (int done = 0; done < nb;) {
     const int64_t t = n0 + done, c = t % d.c, r = t / d.c / d.s * d.dil_h, s = t / d.c % d.s * d.dil_w;
