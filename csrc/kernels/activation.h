@@ -2,6 +2,8 @@
 #pragma once
 #include "common.h"
 
+struct CUstream_st;
+
 namespace fastnn {
 
 enum class Activation : uint8_t { relu, leaky_relu, sigmoid, tanh, gelu, gelu_tanh, silu };
@@ -22,5 +24,10 @@ namespace cpu {
 Status activation_forward(const ActivationParams& p);
 Status activation_backward(const ActivationParams& p);
 }  // namespace cpu
+
+namespace cuda {
+Status activation_forward(const ActivationParams& p, CUstream_st* stream);
+Status activation_backward(const ActivationParams& p, CUstream_st* stream);
+}  // namespace cuda
 
 }  // namespace fastnn

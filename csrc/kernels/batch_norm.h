@@ -2,6 +2,8 @@
 #pragma once
 #include "common.h"
 
+struct CUstream_st;
+
 namespace fastnn {
 
 // The input lies as [batch, channels, inner], or, with inner == 1, as rows of channels (channels_last: batch = N H W).
@@ -22,7 +24,7 @@ struct BatchNormParams {
   void* running_var;
   void* mean;               // [channels] of the accumulation type: forward writes, backward reads
   void* invstd;
-  void* workspace;          // batch_norm_workspace() bytes
+  void* workspace;          // batch_norm_workspace() bytes, 16-byte aligned
   int64_t batch;
   int64_t channels;
   int64_t inner;
@@ -50,5 +52,11 @@ namespace cpu {
 Status batch_norm_forward(const BatchNormParams& p);
 Status batch_norm_backward(const BatchNormParams& p);
 }  // namespace cpu
+
+namespace cuda {
+int64_t batch_norm_workspace(const BatchNormParams& p);
+Status batch_norm_forward(const BatchNormParams& p, CUstream_st* stream);
+Status batch_norm_backward(const BatchNormParams& p, CUstream_st* stream);
+}  // namespace cuda
 
 }  // namespace fastnn

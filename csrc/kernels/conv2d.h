@@ -42,6 +42,7 @@ struct Conv2dParams {
   DType dtype;
   Conv2dPass pass;
   Conv2dAlgorithm algorithm;
+  bool tf32;  // CUDA, float32: the operands may be rounded to tf32
 };
 
 // Workspace of any pass and algorithm stays below this, whatever the batch.
@@ -70,8 +71,8 @@ namespace cuda {
 int64_t conv2d_workspace(const Conv2dParams& p);
 Status conv2d(const Conv2dParams& p, CUstream_st* stream);
 Status conv2d_grad_bias(const Conv2dParams& p, CUstream_st* stream);
-// True where plain sums beat cuDNN's general kernels: few channels in a group, float32 or float64 (to be measured).
-bool conv2d_wins(const Conv2dParams& p);
+// True where a group has so few channels that plain sums run instead of tiles of a matrix product.
+bool conv2d_few_channels(const Conv2dParams& p);
 }  // namespace cuda
 
 }  // namespace fastnn

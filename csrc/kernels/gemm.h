@@ -19,6 +19,7 @@ struct GemmParams {
   int64_t d_stride_batch, d_stride_m, d_stride_n;
   double alpha, beta;
   bool relu;
+  bool tf32;  // CUDA, float32: the operands may be rounded to tf32
   DType dtype;
 };
 

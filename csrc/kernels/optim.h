@@ -38,6 +38,8 @@ struct OptimParams {
   bool nesterov;        // sgd
   bool first;           // sgd: the momentum buffer starts as the gradient
   bool serial;          // tensors share memory: keep torch's order of updates
+  // scale on CUDA: when given, one element of the tensors' dtype; the factor is min(1, step_size / (norm + 1e-6)).
+  const void* norm;
 };
 
 enum class NormKind : uint8_t { one, two, inf };
@@ -58,6 +60,8 @@ struct NormParams {
   double* partial;  // [chunks]
   int64_t chunks;
   NormKind kind;
+  void* total;  // CUDA: the norm of all tensors, one element of total_dtype
+  DType total_dtype;
 };
 
 namespace cpu {
@@ -67,6 +71,8 @@ Status partial_norms(const NormParams& p);
 
 namespace cuda {
 Status optim_step(const OptimParams& p, CUstream_st* stream);
+// partial_norms, and what they come to.
+Status total_norm(const NormParams& p, CUstream_st* stream);
 }  // namespace cuda
 
 }  // namespace fastnn

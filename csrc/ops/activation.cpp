@@ -154,21 +154,27 @@ ActivationParams params(Act kind, const Tensor& t, double slope) {
   return p;
 }
 
+void launch_forward(const char* op, const Tensor& x, const ActivationParams& p) {
+  launch(
+      op, x, [&] { return cpu::activation_forward(p); },
+      [&](auto stream) { return cuda::activation_forward(p, stream); });
+}
+
 template <Act K, class... A>
 Tensor forward(const Tensor& input, A... args) {
-  if (!native(Kind<K>::name, {&input})) return Kind<K>::aten(input, args...);
+  if (!native(Kind<K>::name, {&input}, true)) return Kind<K>::aten(input, args...);
   const Tensor x = gapless(input);
   Tensor y = at::empty_like(x);
   ActivationParams p = params(K, x, slope_of(args...));
   p.input = x.const_data_ptr();
   p.output = y.mutable_data_ptr();
-  check(cpu::activation_forward(p), Kind<K>::name);
+  launch_forward(Kind<K>::name, x, p);
   return y;
 }
 
 template <Act K, class... A>
 Tensor backward(const Tensor& grad_output, const Tensor& saved, A... args) {
-  if (grad_output.sizes() != saved.sizes() || !native(Kind<K>::name, {&grad_output, &saved}))
+  if (grad_output.sizes() != saved.sizes() || !native(Kind<K>::name, {&grad_output, &saved}, true))
     return Kind<K>::aten_backward(grad_output, saved, args...);
   const Tensor s = gapless(saved);
   const Tensor g = same_order(grad_output, s) ? grad_output : at::empty_like(s).copy_(grad_output);
@@ -177,16 +183,18 @@ Tensor backward(const Tensor& grad_output, const Tensor& saved, A... args) {
   p.grad_output = g.const_data_ptr();
   p.saved = s.const_data_ptr();
   p.grad_input = dx.mutable_data_ptr();
-  check(cpu::activation_backward(p), Kind<K>::name);
+  launch(
+      Kind<K>::name, s, [&] { return cpu::activation_backward(p); },
+      [&](auto stream) { return cuda::activation_backward(p, stream); });
   return dx;
 }
 
 Tensor& relu_inplace(Tensor& self) {
-  if (!native("relu_", {&self})) return at::relu_(self);
+  if (!native("relu_", {&self}, true)) return at::relu_(self);
   if (self.is_contiguous() || self.is_non_overlapping_and_dense()) {
     ActivationParams p = params(Act::relu, self, 0);
     p.input = p.output = self.mutable_data_ptr();
-    check(cpu::activation_forward(p), "relu_");
+    launch_forward("relu_", self, p);
     return self;
   }
   return self.copy_(forward<Act::relu>(self));  // copy_ refuses memory that overlaps itself, as torch does
@@ -250,7 +258,7 @@ struct ReluInplaceFunction : Function<ReluInplaceFunction> {
 
 template <Act K, class... A>
 Tensor forward_autograd(const Tensor& input, A... args) {
-  if (!native(Kind<K>::name, {&input})) return Kind<K>::aten(input, args...);
+  if (!native(Kind<K>::name, {&input}, true)) return Kind<K>::aten(input, args...);
   const bool differentiable = needs_grad({&input});
   Tensor output;
   {
@@ -276,7 +284,7 @@ Tensor backward_autograd(const Tensor& grad_output, const Tensor& saved, A... ar
 }
 
 Tensor& relu_inplace_autograd(Tensor& self) {
-  if (!native("relu_", {&self})) return at::relu_(self);
+  if (!native("relu_", {&self}, true)) return at::relu_(self);
   if (needs_grad({&self})) {
     torch::autograd::check_inplace(self, true);
     ReluInplaceFunction::apply(self);

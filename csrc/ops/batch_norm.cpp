@@ -65,7 +65,7 @@ bool takes(const Arguments& a) {
     if (!t->defined()) continue;
     if (t->dim() != 1 || t->sym_numel() != a.input.sym_size(1)) return false;
     if (!first) first = t;
-    if (t->scalar_type() != first->scalar_type() || t->device() != a.input.device() || why_not_native(*t)) return false;
+    if (t->scalar_type() != first->scalar_type() || t->device() != a.input.device() || why_not_native(*t, true)) return false;
   }
   if (first && first->scalar_type() != a.input.scalar_type() &&
       !(is_16_bit(a.input) && first->scalar_type() == at::kFloat))
@@ -75,7 +75,7 @@ bool takes(const Arguments& a) {
 }
 
 bool native_arguments(const Arguments& a) {
-  if (!native("batch_norm", {&a.input, &a.residual})) return false;
+  if (!native("batch_norm", {&a.input, &a.residual}, true)) return false;
   if (takes(a)) return true;
   note_fallback("batch_norm", "arguments");
   return false;
@@ -114,7 +114,11 @@ BatchNormParams shape_params(const Tensor& x, const Tensor& param) {
 }
 
 Tensor workspace(BatchNormParams& p, const Tensor& x) {
-  Tensor w = at::empty({batch_norm_workspace(p)}, x.options().dtype(at::kByte));
+  int64_t bytes = batch_norm_workspace(p);
+#ifdef FASTNN_CUDA
+  if (x.is_cuda()) bytes = cuda::batch_norm_workspace(p);
+#endif
+  Tensor w = at::empty({bytes}, x.options().dtype(at::kByte));
   p.workspace = w.mutable_data_ptr();
   return w;
 }
@@ -144,7 +148,9 @@ Three forward(const Arguments& a) {
   p.training = a.training;
   p.relu = a.relu;
   const Tensor keep = workspace(p, x);
-  check(cpu::batch_norm_forward(p), "batch_norm");
+  launch(
+      "batch_norm", x, [&] { return cpu::batch_norm_forward(p); },
+      [&](auto stream) { return cuda::batch_norm_forward(p, stream); });
   if (a.training && a.running_mean.defined()) {
     if (!running_mean.is_same(a.running_mean)) a.running_mean.copy_(running_mean);
     if (!running_var.is_same(a.running_var)) a.running_var.copy_(running_var);
@@ -175,7 +181,7 @@ Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& w
                   (!weight_given.defined() || weight_given.numel() == input.size(1)) &&
                   (!result.has_value() || !result->defined() || result->sizes() == input.sizes()),
               "fastnn::batch_norm_backward: arguments that batch_norm did not save");
-  TORCH_CHECK(native("batch_norm_backward", {&input, &grad_output, &or_undefined(result)}),
+  TORCH_CHECK(native("batch_norm_backward", {&input, &grad_output, &or_undefined(result)}, true),
               "fastnn::batch_norm_backward: not a tensor of the kernels");
   const at::MemoryFormat format = format_of(input);
   const Tensor x = input.contiguous(format), g = grad_output.contiguous(format);
@@ -204,7 +210,9 @@ Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& w
   if (mask[3] && y.defined()) p.grad_residual = dr.mutable_data_ptr();
   p.training = training;
   const Tensor keep = workspace(p, x);
-  check(cpu::batch_norm_backward(p), "batch_norm_backward");
+  launch(
+      "batch_norm_backward", x, [&] { return cpu::batch_norm_backward(p); },
+      [&](auto stream) { return cuda::batch_norm_backward(p, stream); });
   return {dx, dw, db, dr};
 }
 

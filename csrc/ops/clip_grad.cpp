@@ -1,7 +1,6 @@
 // fastnn::grads_total_norm and fastnn::scale_grads_: gradient clipping in one read and one read-and-write of all
 // gradients.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -49,28 +48,50 @@ Tensor grads_total_norm(TensorList grads, double norm_type) {
     tensors.push_back({data, g.numel(), chunks, dtype_of(g)});
     chunks += ceil_div(g.numel(), kNormChunk);
   }
-  std::vector<double> partial(chunks);
-  NormParams p{tensors.data(), int64_t(tensors.size()), partial.data(), chunks, *norm_kind(norm_type)};
-  check(cpu::partial_norms(p), "grads_total_norm");
-  double total = 0;
-  for (double x : partial) {
-    if (p.kind != NormKind::inf) total += x;
-    else if (!std::isnan(total) && !(x <= total)) total = x;
-  }
-  if (p.kind == NormKind::two) total = std::sqrt(total);
-  return at::scalar_tensor(total, grads[0].options());
+  NormParams p{};
+  p.tensors = tensors.data();
+  p.count = int64_t(tensors.size());
+  p.chunks = chunks;
+  p.kind = *norm_kind(norm_type);
+  p.total_dtype = dtype_of(grads[0]);
+  const Tensor partial = at::empty({chunks}, grads[0].options().dtype(at::kDouble));
+  p.partial = partial.mutable_data_ptr<double>();
+  Tensor result = at::empty({}, grads[0].options());
+  p.total = result.mutable_data_ptr();
+  const auto on_cpu = [&] {
+    const Status status = cpu::partial_norms(p);
+    double total = 0;
+    for (int64_t i = 0; i < chunks; ++i) {
+      const double x = p.partial[i];
+      if (p.kind != NormKind::inf) total += x;
+      else if (!std::isnan(total) && !(x <= total)) total = x;
+    }
+    result.fill_(p.kind == NormKind::two ? std::sqrt(total) : total);
+    return status;
+  };
+  launch("grads_total_norm", result, on_cpu, [&](auto stream) { return cuda::total_norm(p, stream); });
+  return result;
 }
 
-// Multiplies by min(1, max_norm / (total_norm + 1e-6)); NaN stays NaN.
+// Multiplies by min(1, max_norm / (total_norm + 1e-6)); NaN stays NaN. On CUDA the device reads the norm.
 void scale_grads_(TensorList grads, const Tensor& total_norm, double max_norm) {
   TORCH_CHECK(total_norm.numel() == 1, "fastnn::scale_grads_: total_norm must have one element");
-  double factor = max_norm / (total_norm.item<double>() + 1e-6);
-  if (factor > 1) factor = 1;
   StepTensors tensors("scale_grads_", grads, grads, {}, {});
   OptimParams p{};
   p.rule = OptimRule::scale;
+  double factor = max_norm;
+  const bool on_device = total_norm.is_cuda();
+  if (on_device) {
+    for (const Tensor& g : grads)
+      TORCH_CHECK(g.device() == total_norm.device() && g.scalar_type() == total_norm.scalar_type(),
+                  "fastnn::scale_grads_: total_norm must be of the gradients' device and dtype");
+    p.norm = total_norm.const_data_ptr();
+  } else {
+    factor = max_norm / (total_norm.item<double>() + 1e-6);
+    if (factor > 1) factor = 1;
+  }
   for (size_t i = 0; i < tensors.size(); ++i) tensors[i].step_size = factor;
-  if (factor != 1) tensors.run(p);
+  if (on_device || factor != 1) tensors.run(p);
 }
 
 const auto& norm_op() {
@@ -99,10 +120,12 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
   m.def("grads_total_norm(Tensor[] grads, float norm_type) -> Tensor");
   m.def("scale_grads_(Tensor(a!)[] grads, Tensor total_norm, float max_norm) -> ()");
 }
-TORCH_LIBRARY_IMPL(fastnn, CPU, m) {
+void register_kernels(torch::Library& m) {
   m.impl("grads_total_norm", grads_total_norm);
   m.impl("scale_grads_", scale_grads_);
 }
+TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
 TORCH_LIBRARY_IMPL(fastnn, Autograd, m) { m.impl("scale_grads_", scale_grads_autograd); }
 TORCH_LIBRARY_IMPL(fastnn, ADInplaceOrView, m) { m.impl("scale_grads_", scale_grads_inplace); }
 

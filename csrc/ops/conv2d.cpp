@@ -100,11 +100,20 @@ void set_strides(Conv2dParams& p, const Tensor& x, const Tensor& w, const Tensor
   p.output_stride_p = y.stride(2), p.output_stride_q = y.stride(3);
 }
 
+#ifdef FASTNN_CUDA
+CudaFamily family_of(const Conv2dParams& p) {
+  return cuda::conv2d_few_channels(p) && p.groups > 1 ? CudaFamily::depthwise_conv2d : CudaFamily::conv2d;
+}
+#endif
+
 // Chooses the algorithm of p.pass; false when it is torch's own.
 bool choose(Conv2dParams& p, Conv2dPass pass, const Tensor& like) {
   p.pass = pass;
 #ifdef FASTNN_CUDA
-  if (like.is_cuda()) return own_cuda_kernels() || cuda::conv2d_wins(p);
+  if (like.is_cuda()) {
+    p.tf32 = allows_tf32(CudaFamily::conv2d);
+    return own_cuda_kernel(family_of(p), p.dtype);
+  }
 #endif
   p.algorithm = cpu::conv2d_choose(p);
   return p.algorithm != Conv2dAlgorithm::aten;
@@ -137,7 +146,7 @@ Grads aten_backward(const Tensor& grad_output, const Tensor& input, const Tensor
 }
 
 const char* vendor_wins(const Tensor& t) {
-  return t.is_cuda() ? "CUDA: cuDNN, until measured" : "torch's kernel is faster on this shape";
+  return t.is_cuda() ? vendor_reason(CudaFamily::conv2d) : "torch's kernel is faster on this shape";
 }
 
 // ---- kernels -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "cuda_choice.h"
+
 namespace fastnn::ops {
 
 // ---- matrices ------------------------------------------------------------------------------------------------------
@@ -50,8 +52,21 @@ GemmParams Product::params() const {
   return p;
 }
 
-void Product::run(const char* op) const {
+bool native_product(const char* op, std::initializer_list<const Tensor*> tensors) {
+  if (!native(op, tensors, true)) return false;
+  const Tensor& first = **tensors.begin();
+  if (!first.is_cuda() || own_cuda_kernel(CudaFamily::matmul, dtype_of(first))) return true;
+  note_fallback(op, vendor_reason(CudaFamily::matmul));
+  return false;
+}
+
+void Product::run(const char* op, const Tensor& like) const {
   GemmParams p = params();
+  if (like.is_cuda()) {
+    p.tf32 = allows_tf32(CudaFamily::matmul);
+    const auto none = [] { return Status::invalid_argument; };
+    return launch(op, like, none, [&](auto stream) { return cuda::gemm(p, stream); });
+  }
   constexpr int64_t kOnStack = 1 << 14;  // an allocation costs as much as a small product
   const int64_t bytes = cpu::gemm_workspace(p);
   if (bytes <= kOnStack) {
@@ -105,7 +120,7 @@ const auto& op() {
 
 template <class Op>
 bool takes(const Tensor& a, const Tensor& b) {
-  if (!native(Op::name, {&a, &b})) return false;
+  if (!native_product(Op::name, {&a, &b})) return false;
   if (Op::valid(a, b)) return true;
   note_fallback(Op::name, "shapes");
   return false;
@@ -124,7 +139,7 @@ Tensor product(const char* name, const Tensor& a, const Tensor& b) {
     if (out.numel() == 0) return out;
     const Matrix right = b.dim() == 2 ? matrix_of(b) : Matrix{b.const_data_ptr(), k, 1, k == 1 ? 1 : b.stride(0), 1};
     const Matrix left = a.dim() == 2 ? matrix_of(a) : rows_of(a, keep);
-    Product{left, right, out.mutable_data_ptr(), dtype}.run(name);
+    Product{left, right, out.mutable_data_ptr(), dtype}.run(name, a);
     return out;
   }
   const Tensor left = a.dim() == 1 ? a.unsqueeze(0) : a;
@@ -146,7 +161,7 @@ Tensor product(const char* name, const Tensor& a, const Tensor& b) {
   const Tensor x = flatten(left), y = flatten(b);
   Product p{matrix_of(x), matrix_of(y), out.mutable_data_ptr(), dtype};
   p.batch = count, p.a_batch_stride = x.stride(0), p.b_batch_stride = y.stride(0);
-  p.run(name);
+  p.run(name, a);
   return out;
 }
 
@@ -212,7 +227,7 @@ const auto& addmm_op() {
 }
 
 bool takes_addmm(const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta, const Scalar& alpha) {
-  if (!native("addmm", {&input, &a, &b})) return false;
+  if (!native_product("addmm", {&input, &a, &b})) return false;
   const auto real = [](const Scalar& s) { return s.isFloatingPoint() || s.isIntegral(false); };
   bool ok = Mm::valid(a, b) && input.dim() <= 2 && real(beta) && real(alpha);
   if (ok && input.dim() >= 1) ok = input.sym_size(-1) == 1 || input.sym_size(-1) == b.sym_size(1);
@@ -232,7 +247,7 @@ Tensor addmm(const Tensor& input, const Tensor& a, const Tensor& b, const Scalar
     if (input.dim() >= 1 && input.size(-1) == b.size(1)) p.d_col_stride = b.size(1) == 1 ? 1 : input.stride(-1);
     if (input.dim() == 2 && input.size(0) > 1) p.d_row_stride = input.stride(0);
   }
-  p.run("addmm");
+  p.run("addmm", a);
   return out;
 }
 

@@ -28,8 +28,12 @@ struct Product {
   int64_t d_row_stride = 0, d_col_stride = 0;
   double alpha = 1, beta = 1;
 
-  void run(const char* op) const;
+  // On the device of `like`.
+  void run(const char* op, const Tensor& like) const;
   GemmParams params() const;
 };
+
+// native() for products: false also where cuBLAS is the choice.
+bool native_product(const char* op, std::initializer_list<const Tensor*> tensors);
 
 }  // namespace fastnn::ops

@@ -37,7 +37,7 @@ bool valid(const Tensor& input, const Tensor& weight, const Tensor& bias) {
 }
 
 bool takes(const Tensor& input, const Tensor& weight, const Tensor& bias) {
-  if (!native("linear", {&input, &weight, &bias})) return false;
+  if (!native_product("linear", {&input, &weight, &bias})) return false;
   if (valid(input, weight, bias)) return true;
   note_fallback("linear", "shapes");
   return false;
@@ -61,7 +61,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias_
     p.d = bias.const_data_ptr();
     p.d_col_stride = bias.size(0) == 1 ? 1 : bias.stride(0);
   }
-  p.run("linear");
+  p.run("linear", input);
   return output;
 }
 
@@ -71,7 +71,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   TORCH_CHECK(valid(input, weight, {}) && grad_output.dim() == input.dim() && grad_output.size(-1) == weight.size(0) &&
                   grad_output.sizes().slice(0, grad_output.dim() - 1) == input.sizes().slice(0, input.dim() - 1),
               "linear_backward: shapes do not match");
-  if (!native("linear_backward", {&grad_output, &input, &weight})) {
+  if (!native_product("linear_backward", {&grad_output, &input, &weight})) {
     const Tensor g = grad_output.dim() == 1 ? grad_output.unsqueeze(0) : grad_output.flatten(0, -2);
     const Tensor x = input.dim() == 1 ? input.unsqueeze(0) : input.flatten(0, -2);
     if (mask[0]) grad_input = grad_output.matmul(weight);
@@ -84,17 +84,18 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   const Matrix g = rows_of(grad_output, keep_g);
   if (mask[0]) {
     grad_input = empty_rows(grad_output, weight.size(1));
-    if (grad_input.numel()) Product{g, matrix_of(weight), grad_input.mutable_data_ptr(), dtype}.run("linear_backward");
+    if (grad_input.numel()) Product{g, matrix_of(weight), grad_input.mutable_data_ptr(), dtype}.run("linear_backward", input);
   }
   if (mask[1]) {
     grad_weight = at::empty(weight.sizes(), weight.options());
     if (grad_weight.numel())
-      Product{g.t(), rows_of(input, keep_x), grad_weight.mutable_data_ptr(), dtype}.run("linear_backward");
+      Product{g.t(), rows_of(input, keep_x), grad_weight.mutable_data_ptr(), dtype}.run("linear_backward", input);
   }
   if (mask[2]) {
     grad_bias = at::empty({weight.size(0)}, weight.options());
     const ColumnSumParams p{g.data, grad_bias.mutable_data_ptr(), g.rows, g.cols, g.row_stride, g.col_stride, dtype};
-    if (g.cols) check(cpu::column_sum(p), "linear_backward");
+    if (g.cols)
+      launch("linear_backward", weight, [&] { return cpu::column_sum(p); }, [&](auto s) { return cuda::column_sum(p, s); });
   }
   return grads;
 }

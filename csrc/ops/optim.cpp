@@ -27,15 +27,14 @@ bool overlaps_itself(const Tensor& t) {
 
 }  // namespace
 
-const char* why_not_steppable(TensorList params, TensorList grads, StateLists states, TensorList steps,
-                              bool has_cuda_kernels) {
+const char* why_not_steppable(TensorList params, TensorList grads, StateLists states, TensorList steps) {
   const size_t n = params.size();
   if (grads.size() != n || (!steps.empty() && steps.size() != n)) return "lists of different lengths";
   for (const TensorList& state : states)
     if (!state.empty() && state.size() != n) return "lists of different lengths";
   for (size_t i = 0; i < n; ++i) {
     const Tensor& param = params[i];
-    if (const char* reason = why_not_native(param, has_cuda_kernels)) return reason;
+    if (const char* reason = why_not_native(param, true)) return reason;
     if (param.device() != params[0].device()) return "mixed devices";
     if (const char* reason = why_not_like(grads[i], param)) return reason;
     if (overlaps_itself(param)) return "overlapping memory";
@@ -67,10 +66,9 @@ bool same_memory_order(const Tensor& a, const Tensor& b) {
 
 }  // namespace
 
-StepTensors::StepTensors(const char* op, TensorList params, TensorList grads, StateLists states, TensorList steps,
-                         bool has_cuda_kernels)
+StepTensors::StepTensors(const char* op, TensorList params, TensorList grads, StateLists states, TensorList steps)
     : op_(op), params_(params), steps_(steps), tensors_(params.size()) {
-  const char* reason = why_not_steppable(params, grads, states, steps, has_cuda_kernels);
+  const char* reason = why_not_steppable(params, grads, states, steps);
   TORCH_CHECK(!reason, "fastnn::", op, ": cannot step these tensors (", reason, ")");
   int64_t begin = 0;
   for (size_t i = 0; i < params.size(); ++i) {

@@ -15,17 +15,15 @@ using at::TensorList;
 using StateLists = std::initializer_list<TensorList>;
 
 // Why the kernels cannot step these parameters, or null when they can: dense tensors of one native dtype and shape per
-// parameter, all on one device (a CUDA device only for rules with a CUDA kernel), states of `states` empty or as long as
+// parameter, all on one device (a CUDA device in a build with CUDA kernels), states of `states` empty or as long as
 // `params`, counters of one float element on the CPU. Sparse gradients and overlapping memory are reasons.
-const char* why_not_steppable(TensorList params, TensorList grads, StateLists states, TensorList steps,
-                              bool has_cuda_kernels = false);
+const char* why_not_steppable(TensorList params, TensorList grads, StateLists states, TensorList steps);
 
 // Fills the kernel's list: pointers into the tensors, or into copies where a gradient or state does not lie in memory
 // as its parameter does; finish() copies what the kernel wrote back.
 class StepTensors {
  public:
-  StepTensors(const char* op, TensorList params, TensorList grads, StateLists states, TensorList steps,
-              bool has_cuda_kernels = false);
+  StepTensors(const char* op, TensorList params, TensorList grads, StateLists states, TensorList steps);
 
   // Adds 1 to the i-th counter, in its dtype, and returns it.
   double next_step(size_t i) const;

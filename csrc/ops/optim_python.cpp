@@ -159,9 +159,9 @@ struct Group {
 };
 
 // Reads all groups before the first is stepped: a reason is given while nothing has changed. `read` takes the options
-// that are not common and returns the names of the state, the counter's first. `on_cuda`: the rule has a CUDA kernel.
+// that are not common and returns the names of the state, the counter's first.
 template <class Read, class Step>
-Reason step_groups(const py::list& groups, const py::dict& state, bool on_cuda, const Read& read, const Step& step) {
+Reason step_groups(const py::list& groups, const py::dict& state, const Read& read, const Step& step) {
   if (!enabled()) return kDisabled;
   std::vector<Group> ready(groups.size());
   for (size_t i = 0; i < ready.size(); ++i) {
@@ -179,7 +179,7 @@ Reason step_groups(const py::list& groups, const py::dict& state, bool on_cuda, 
     if (!options.ok()) return kOptions;
     Tensors& t = g.tensors;
     if (Reason reason = gather(params, state.ptr(), names, t)) return reason;
-    if (Reason reason = why_not_steppable(t.params, t.grads, {t.state[1], t.state[2], t.state[3]}, t.state[0], on_cuda))
+    if (Reason reason = why_not_steppable(t.params, t.grads, {t.state[1], t.state[2], t.state[3]}, t.state[0]))
       return reason;
   }
   for (const Group& g : ready) step(g, g.tensors.params, g.tensors.grads, g.tensors.state);
@@ -197,7 +197,7 @@ const Key& step_key() {
 Reason adam_step(const py::list& groups, const py::dict& state) {
   static const Key exp_avg("exp_avg"), exp_avg_sq("exp_avg_sq"), max_exp_avg_sq("max_exp_avg_sq");
   return step_groups(
-      groups, state, true,
+      groups, state,
       [](Options& options, Group& g) {
         std::tie(g.a, g.b) = options.pair("betas");
         g.flag = options.flag("decoupled_weight_decay");
@@ -212,7 +212,7 @@ Reason adam_step(const py::list& groups, const py::dict& state) {
 Reason yogi_step(const py::list& groups, const py::dict& state) {
   static const Key exp_avg("exp_avg"), exp_avg_sq("exp_avg_sq");
   return step_groups(
-      groups, state, false,
+      groups, state,
       [](Options& options, Group& g) {
         std::tie(g.a, g.b) = options.pair("betas");
         return Names{&step_key(), &exp_avg, &exp_avg_sq};
@@ -225,7 +225,7 @@ Reason yogi_step(const py::list& groups, const py::dict& state) {
 Reason adagrad_step(const py::list& groups, const py::dict& state) {
   static const Key sum("sum");
   return step_groups(
-      groups, state, false,
+      groups, state,
       [](Options& options, Group& g) {
         g.a = options.number("lr_decay");
         return Names{&step_key(), &sum};
@@ -238,7 +238,7 @@ Reason adagrad_step(const py::list& groups, const py::dict& state) {
 Reason rmsprop_step(const py::list& groups, const py::dict& state) {
   static const Key square_avg("square_avg"), momentum_buffer("momentum_buffer"), grad_avg("grad_avg");
   return step_groups(
-      groups, state, false,
+      groups, state,
       [](Options& options, Group& g) {
         g.a = options.number("alpha");
         g.b = options.number("momentum");
@@ -253,7 +253,7 @@ Reason rmsprop_step(const py::list& groups, const py::dict& state) {
 Reason adadelta_step(const py::list& groups, const py::dict& state) {
   static const Key square_avg("square_avg"), acc_delta("acc_delta");
   return step_groups(
-      groups, state, false,
+      groups, state,
       [](Options& options, Group& g) {
         g.a = options.number("rho");
         return Names{&step_key(), &square_avg, &acc_delta};
@@ -290,7 +290,7 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
     if (!options.ok()) return kOptions;
     Tensors all;
     if (Reason reason = gather(params, state.ptr(), Names{}, all)) return reason;
-    if (Reason reason = why_not_steppable(all.params, all.grads, {}, {}, true)) return reason;
+    if (Reason reason = why_not_steppable(all.params, all.grads, {}, {})) return reason;
     if (g.momentum == 0) {
       g.old = std::move(all);
       continue;
@@ -312,7 +312,7 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
       if (first) g.owners.push_back(object);
       ++at;
     }
-    if (Reason reason = why_not_steppable(g.old.params, g.old.grads, {g.old.state[0]}, {}, true)) return reason;
+    if (Reason reason = why_not_steppable(g.old.params, g.old.grads, {g.old.state[0]}, {})) return reason;
   }
   for (const SgdGroup& g : ready) {
     for (const Tensors* t : {&g.old, &g.first})

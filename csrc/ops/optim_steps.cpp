@@ -48,7 +48,7 @@ void adam_like(StepTensors& tensors, OptimParams p, double lr, double beta1, dou
 void adam_step_(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
                 TensorList max_exp_avg_sqs, TensorList steps, double lr, double beta1, double beta2, double eps,
                 double weight_decay, bool decoupled_weight_decay, bool maximize) {
-  StepTensors tensors("adam_step_", params, grads, {exp_avgs, exp_avg_sqs, max_exp_avg_sqs}, steps, true);
+  StepTensors tensors("adam_step_", params, grads, {exp_avgs, exp_avg_sqs, max_exp_avg_sqs}, steps);
   OptimParams p = common(OptimRule::adam, eps, decoupled_weight_decay ? 0 : weight_decay, maximize);
   if (decoupled_weight_decay) p.param_scale = 1 - lr * weight_decay;
   adam_like(tensors, p, lr, beta1, beta2);
@@ -64,7 +64,7 @@ void yogi_step_(TensorList params, TensorList grads, TensorList exp_avgs, Tensor
 
 void sgd_step_(TensorList params, TensorList grads, TensorList momentum_buffers, double lr, double momentum,
                double dampening, double weight_decay, bool nesterov, bool maximize, bool first) {
-  StepTensors tensors("sgd_step_", params, grads, {momentum_buffers}, {}, true);
+  StepTensors tensors("sgd_step_", params, grads, {momentum_buffers}, {});
   OptimParams p = common(OptimRule::sgd, 0, weight_decay, maximize);
   p.beta1 = momentum;
   p.beta2 = 1 - dampening;
@@ -126,7 +126,7 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
       "Tensor(d!)[] steps, float lr, float rho, float eps, float weight_decay, bool maximize) -> ()");
 }
 
-TORCH_LIBRARY_IMPL(fastnn, CPU, m) {
+void register_kernels(torch::Library& m) {
   m.impl("adam_step_", adam_step_);
   m.impl("yogi_step_", yogi_step_);
   m.impl("sgd_step_", sgd_step_);
@@ -134,10 +134,8 @@ TORCH_LIBRARY_IMPL(fastnn, CPU, m) {
   m.impl("rmsprop_step_", rmsprop_step_);
   m.impl("adadelta_step_", adadelta_step_);
 }
-TORCH_LIBRARY_IMPL(fastnn, CUDA, m) {
-  m.impl("adam_step_", adam_step_);
-  m.impl("sgd_step_", sgd_step_);
-}
+TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
 TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
   m.impl("adam_step_", AdamStep::autograd);
   m.impl("yogi_step_", YogiStep::autograd);

@@ -26,8 +26,11 @@ constexpr Shape kShapes[] = {
 void run() {
   for (DType dtype : kDTypes)
     for (const Shape& s : kShapes)
-      for (bool channels_last : {false, true}) {
+      for (int variant : {0, 1, 2, 3}) {
+        const bool channels_last = variant & 1, tf32 = variant & 2;
+        if (tf32 && dtype != DType::f32) continue;
         Conv2dParams p{};
+        p.tf32 = tf32;
         p.N = s.N, p.C = s.C, p.H = s.H, p.W = s.W, p.K = s.K, p.R = s.R, p.S = s.S;
         p.stride_h = p.stride_w = s.stride, p.pad_h = p.pad_w = s.pad, p.dilation_h = p.dilation_w = s.dilation;
         p.groups = s.groups, p.dtype = dtype, p.algorithm = Conv2dAlgorithm::reference;
@@ -47,10 +50,10 @@ void run() {
         Array y = output(dtype, outputs), dx = output(dtype, inputs), dw = output(dtype, weights);
         Array db = output(dtype, p.K);
         // The CPU kernel sums in double.
-        for (Array* a : {&y, &dx, &dw, &db}) a->tolerance = 16;
+        for (Array* a : {&y, &dx, &dw, &db}) a->tolerance = tf32 ? 1 << 13 : 16;  // tf32: ten bits
         p.input = x.data(), p.weight = w.data(), p.bias = bias.data(), p.grad_output = g.data();
         p.output = y.data(), p.grad_input = dx.data(), p.grad_weight = dw.data(), p.grad_bias = db.data();
-        const std::string name = std::string("conv2d ") + name_of(dtype) + (channels_last ? " NHWC " : " NCHW ") +
+        const std::string name = std::string("conv2d ") + name_of(dtype) + (tf32 ? " tf32" : "") + (channels_last ? " NHWC " : " NCHW ") +
                                  std::to_string(&s - kShapes);
         const auto pass = [&](Conv2dPass which, const char* suffix, const std::vector<Array*>& written) {
           p.pass = which;

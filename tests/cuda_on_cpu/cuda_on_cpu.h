@@ -70,6 +70,12 @@ inline uint16_t float_to_bfloat(float x) {
   return x != x ? 0x7fff : uint16_t((b + 0x7fffu + (b >> 16 & 1)) >> 16);
 }
 
+// Ten bits of mantissa; halves away from zero, as cvt.rna does.
+inline uint32_t float_to_tf32(float x) {
+  const uint32_t b = __builtin_bit_cast(uint32_t, x);
+  return x != x ? 0x7fffffff : (b & 0x7f800000) == 0x7f800000 ? b : (b + 0x1000) & ~0x1fffu;
+}
+
 // ---- warp operations -------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -78,6 +84,28 @@ T read_lane(unsigned mask, T x, unsigned from) {
   T y;
   std::memcpy(&y, warp_exchange(&x, sizeof(T)) + (from % 32) * kSlot, sizeof(T));
   return y;
+}
+
+// The scalar model of mma.m16n8k8 and mma.m16n8k16: every lane brings its words of A and B and computes its elements of
+// C. value(word, i) is the i-th of the `per_word` numbers in a word.
+template <class Value>
+void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int per_word, const Value& value) {
+  struct Words {
+    uint32_t a[4], b[2];
+  };
+  Words mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const char* const all = warp_exchange(&mine, sizeof(mine));
+  const auto of_lane = [&](int lane) -> const Words& { return *reinterpret_cast<const Words*>(all + lane * kSlot); };
+  const int me = int(lane());
+  for (int i = 0; i < 4; ++i) {
+    const int row = me / 4 + 8 * (i / 2), column = me % 4 * 2 + i % 2;
+    double sum = c[i];
+    for (int w = 0; w < 8; ++w)  // words of k
+      for (int e = 0; e < per_word; ++e)
+        sum += double(value(of_lane(row % 8 * 4 + w % 4).a[row / 8 + w / 4 * 2], e)) *
+               double(value(of_lane(column * 4 + w % 4).b[w / 4], e));
+    c[i] = float(sum);
+  }
 }
 
 }  // namespace cuda_on_cpu

@@ -13,13 +13,14 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{1, 1, 1, 1}, {1, 5, 7, 3}, {2, 64, 64, 16}, {3, 17, 70, 33}, {1, 130, 65, 100}, {2, 4, 3, 0}};
 
-void run_gemm(DType dtype, const Shape& s, int variant) {
+void run_gemm(DType dtype, const Shape& s, int variant, bool tf32 = false) {
   const bool a_transposed = variant & 1, b_transposed = variant & 2, c_transposed = variant & 4;
   const Array a = normal(dtype, s.batch * s.m * s.k), b = normal(dtype, s.batch * s.k * s.n);
   const Array d = normal(dtype, s.batch * s.m * s.n);
   Array c = output(dtype, s.batch * s.m * s.n);
-  c.tolerance = 32;
+  c.tolerance = tf32 ? 1 << 15 : 32;  // tf32: operands of ten bits, sums that cancel
   GemmParams p{};
+  p.tf32 = tf32;
   p.a = a.data(), p.b = b.data(), p.c = c.data();
   p.batch = s.batch, p.m = s.m, p.n = s.n, p.k = s.k, p.dtype = dtype, p.alpha = 1, p.beta = 1;
   p.a_stride_batch = s.m * s.k, p.a_stride_m = a_transposed ? 1 : s.k, p.a_stride_k = a_transposed ? s.m : 1;
@@ -33,7 +34,7 @@ void run_gemm(DType dtype, const Shape& s, int variant) {
     on_cpu.workspace = reinterpret_cast<void*>((uintptr_t(workspace.data()) + 63) / 64 * 64);
     return cpu::gemm(on_cpu);
   };
-  check(std::string("gemm ") + name_of(dtype) + " " + std::to_string(s.m) + "x" + std::to_string(s.n) + "x" +
+  check(std::string("gemm ") + name_of(dtype) + (tf32 ? " tf32" : "") + " " + std::to_string(s.m) + "x" + std::to_string(s.n) + "x" +
             std::to_string(s.k) + " variant " + std::to_string(variant),
         {&c}, cpu, [&] { return cuda::gemm(p, nullptr); });
 }
@@ -41,7 +42,10 @@ void run_gemm(DType dtype, const Shape& s, int variant) {
 void run() {
   for (DType dtype : kDTypes) {
     for (const Shape& s : kShapes)
-      for (int variant = 0; variant < 16; ++variant) run_gemm(dtype, s, variant);
+      for (int variant = 0; variant < 16; ++variant) {
+        run_gemm(dtype, s, variant);
+        if (dtype == DType::f32 && variant % 5 == 0) run_gemm(dtype, s, variant, true);
+      }
     for (bool tall : {false, true})
       for (auto [rows, columns] : {std::pair<int64_t, int64_t>{1, 1}, {300, 5}, {7, 70}, {0, 3}}) {
         const Array x = normal(dtype, rows * columns);

@@ -154,7 +154,7 @@ struct Pixels {
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
-template <class S>
+template <class S, bool kTf32>
 __global__ void __launch_bounds__(kTileThreads)
     conv2d_forward_kernel(Weights<S> a, Windows<S> b, const __grid_constant__ Conv2dParams p, Positions outputs) {
   const int group_k = int(p.K / p.groups), group_c = int(p.C / p.groups);
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const int64_t k0 = at.other * group_k;
   const S* const bias = static_cast<const S*>(p.bias);
   S* const y = static_cast<S*>(p.output) + k0 * p.output_stride_k;
-  tile_product<acc_t<S>>(a, b, group_k, positions, at.row0, at.column0, 0, int(group_c * p.R * p.S),
+  product<S, kTf32>(a, b, group_k, positions, at.row0, at.column0, 0, int(group_c * p.R * p.S),
                          p.output_stride_k == 1, [&](int k, int i, acc_t<S> sum) {
                            int n, o, q;
                            outputs.split(i, n, o, q);
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kTileThreads)
                          });
 }
 
-template <class S>
+template <class S, bool kTf32>
 __global__ void __launch_bounds__(kTileThreads)
     conv2d_grad_input_kernel(Weights<S> a, Covers<S> b, const __grid_constant__ Conv2dParams p, Positions inputs) {
   const int group_k = int(p.K / p.groups), group_c = int(p.C / p.groups);
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kTileThreads)
   a.w += at.other * group_k * p.weight_stride_k;
   b.g += at.other * group_k * p.output_stride_k;
   S* const dx = static_cast<S*>(p.grad_input) + at.other * group_c * p.input_stride_c;
-  tile_product<acc_t<S>>(a, b, group_c, positions, at.row0, at.column0, 0, int(group_k * p.R * p.S),
+  product<S, kTf32>(a, b, group_c, positions, at.row0, at.column0, 0, int(group_k * p.R * p.S),
                          p.input_stride_c == 1, [&](int c, int i, acc_t<S> sum) {
                            int n, h, w;
                            inputs.split(i, n, h, w);
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kTileThreads)
 
 // Block `other` is (split, group); each split sums its own images into its own slice of `partial`, or writes the
 // gradient itself when there is one split.
-template <class S>
+template <class S, bool kTf32>
 __global__ void __launch_bounds__(kTileThreads)
     conv2d_grad_weight_kernel(GradOutputs<S> a, Pixels<S> b, const __grid_constant__ Conv2dParams p, int splits,
                               int images, acc_t<S>* partial) {
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kTileThreads)
   a.g += n0 * p.output_stride_n + group * group_k * p.output_stride_k;
   b.x += n0 * p.input_stride_n + group * (p.C / p.groups) * p.input_stride_c;
   S* const dw = static_cast<S*>(p.grad_weight);
-  tile_product<acc_t<S>>(a, b, group_k, columns, at.row0, at.column0, 0, int(count * p.P * p.Q), false,
+  product<S, kTf32>(a, b, group_k, columns, at.row0, at.column0, 0, int(count * p.P * p.Q), false,
                          [&](int row, int column, acc_t<S> sum) {
                            const int64_t k = group * group_k + row;
                            if (splits > 1) {
@@ -268,7 +268,7 @@ Status for_images(const Conv2dParams& p, int64_t positions, const F& f) {
   return Status::ok;
 }
 
-template <class S>
+template <class S, bool kTf32>
 Status forward(const Conv2dParams& whole, CUstream_st* stream) {
   return for_images<S>(whole, whole.P * whole.Q, [&](const Conv2dParams& p) {
     const bool channels_last = p.input_stride_c == 1;
@@ -277,12 +277,12 @@ Status forward(const Conv2dParams& whole, CUstream_st* stream) {
     const Weights<S> a{static_cast<const S*>(p.weight), taps, p.weight_stride_k, p.weight_stride_c, p.weight_stride_r,
                        p.weight_stride_s, true};
     const Windows<S> b{static_cast<const S*>(p.input), taps, outputs, p, channels_last};
-    return launch(conv2d_forward_kernel<S>, grid_of(tiles_of(p.K / p.groups, p.N * p.P * p.Q) * p.groups),
+    return launch(conv2d_forward_kernel<S, kTf32>, grid_of(tiles_of(p.K / p.groups, p.N * p.P * p.Q) * p.groups),
                   dim3(kTileThreads), 0, stream, a, b, p, outputs);
   });
 }
 
-template <class S>
+template <class S, bool kTf32>
 Status grad_input(const Conv2dParams& whole, CUstream_st* stream) {
   return for_images<S>(whole, whole.H * whole.W, [&](const Conv2dParams& p) {
     const bool channels_last = p.output_stride_k == 1;
@@ -292,12 +292,12 @@ Status grad_input(const Conv2dParams& whole, CUstream_st* stream) {
                        p.weight_stride_s, false};
     const Covers<S> b{static_cast<const S*>(p.grad_output), taps, inputs, Divisor(p.stride_h), Divisor(p.stride_w), p,
                       channels_last};
-    return launch(conv2d_grad_input_kernel<S>, grid_of(tiles_of(p.C / p.groups, p.N * p.H * p.W) * p.groups),
+    return launch(conv2d_grad_input_kernel<S, kTf32>, grid_of(tiles_of(p.C / p.groups, p.N * p.H * p.W) * p.groups),
                   dim3(kTileThreads), 0, stream, a, b, p, inputs);
   });
 }
 
-template <class S>
+template <class S, bool kTf32>
 Status grad_weight(const Conv2dParams& p, CUstream_st* stream) {
   const int64_t columns = p.C / p.groups * p.R * p.S, images = images_per_split(p), splits = ceil_div(p.N, images);
   const bool channels_last = p.input_stride_c == 1;
@@ -307,17 +307,11 @@ Status grad_weight(const Conv2dParams& p, CUstream_st* stream) {
   const Pixels<S> b{static_cast<const S*>(p.input), taps, outputs, p, !channels_last};
   auto* partial = static_cast<acc_t<S>*>(p.workspace);
   const Status status =
-      launch(conv2d_grad_weight_kernel<S>, grid_of(tiles_of(p.K / p.groups, columns) * p.groups * splits),
+      launch(conv2d_grad_weight_kernel<S, kTf32>, grid_of(tiles_of(p.K / p.groups, columns) * p.groups * splits),
              dim3(kTileThreads), 0, stream, a, b, p, int(splits), int(images), partial);
   if (status != Status::ok || splits == 1) return status;
   return launch(conv2d_add_splits_kernel<S>, strided_grid_of(p.K * columns, 256), dim3(256), 0, stream, partial,
                 int(splits), p, taps);
-}
-
-// The matrix product works in tiles of 64 channels; a group of few channels is better off with plain sums.
-bool few_channels(const Conv2dParams& p) {
-  constexpr int64_t kFew = 4;
-  return p.C / p.groups <= kFew && p.K / p.groups <= kFew;
 }
 
 bool indexable(const Conv2dParams& p) {
@@ -328,8 +322,9 @@ bool indexable(const Conv2dParams& p) {
 
 }  // namespace
 
-bool conv2d_wins(const Conv2dParams& p) {
-  return few_channels(p) && p.groups > 1 && (p.dtype == DType::f32 || p.dtype == DType::f64);
+bool conv2d_few_channels(const Conv2dParams& p) {
+  constexpr int64_t kFew = 4;  // tiles have 64
+  return p.C / p.groups <= kFew && p.K / p.groups <= kFew;
 }
 
 Status conv2d_grad_bias(const Conv2dParams& p, CUstream_st* stream) {
@@ -337,23 +332,24 @@ Status conv2d_grad_bias(const Conv2dParams& p, CUstream_st* stream) {
 }
 
 int64_t conv2d_workspace(const Conv2dParams& p) {
-  if (p.pass != Conv2dPass::grad_weight || few_channels(p)) return 0;
+  if (p.pass != Conv2dPass::grad_weight || conv2d_few_channels(p)) return 0;
   const int64_t splits = ceil_div(p.N, images_per_split(p));
   return splits == 1 ? 0 : splits * p.K * (p.C / p.groups) * p.R * p.S * (p.dtype == DType::f64 ? 8 : 4);
 }
 
 Status conv2d(const Conv2dParams& p, CUstream_st* stream) {
   if (!indexable(p)) return Status::invalid_argument;
-  return dispatch_dtype(p.dtype, [&](auto tag) {
+  return dispatch_product(p.dtype, p.tf32, [&](auto tag, auto tf32) {
     using S = typename decltype(tag)::type;
+    constexpr bool kTf32 = decltype(tf32)::value;
     Status status = Status::ok;
     if (p.pass == Conv2dPass::grad_weight && p.grad_bias) status = direct_grad_bias<S>(p, stream);
     if (status != Status::ok) return status;
-    if (few_channels(p)) return direct<S>(p, stream);
+    if (conv2d_few_channels(p)) return direct<S>(p, stream);
     switch (p.pass) {
-      case Conv2dPass::forward: return forward<S>(p, stream);
-      case Conv2dPass::grad_input: return grad_input<S>(p, stream);
-      case Conv2dPass::grad_weight: return grad_weight<S>(p, stream);
+      case Conv2dPass::forward: return forward<S, kTf32>(p, stream);
+      case Conv2dPass::grad_input: return grad_input<S, kTf32>(p, stream);
+      case Conv2dPass::grad_weight: return grad_weight<S, kTf32>(p, stream);
     }
     return Status::invalid_argument;
   });

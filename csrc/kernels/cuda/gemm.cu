@@ -21,7 +21,7 @@ struct Strided {
   __device__ __forceinline__ acc_t<S> at(Row row, int k) const { return to_acc(row[k * stride_k]); }
 };
 
-template <class S>
+template <class S, bool kTf32>
 __global__ void __launch_bounds__(kTileThreads)
     gemm_kernel(Strided<S> a, Strided<S> b, const __grid_constant__ GemmParams p) {
   using A = acc_t<S>;
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kTileThreads)
   S* const c = static_cast<S*>(p.c) + at.other * p.c_stride_batch;
   const S* const d = p.d ? static_cast<const S*>(p.d) + at.other * p.d_stride_batch : nullptr;
   const A alpha = A(p.alpha), beta = A(p.beta);
-  tile_product<A>(a, b, int(p.m), int(p.n), at.row0, at.column0, 0, int(p.k), p.c_stride_m == 1 && p.c_stride_n != 1,
+  product<S, kTf32>(a, b, int(p.m), int(p.n), at.row0, at.column0, 0, int(p.k), p.c_stride_m == 1 && p.c_stride_n != 1,
                   [&](int m, int n, A sum) {
                     A y = alpha * sum;
                     if (d) y += beta * to_acc(d[m * p.d_stride_m + n * p.d_stride_n]);
@@ -83,11 +83,11 @@ int64_t gemm_workspace(const GemmParams&) { return 0; }
 Status gemm(const GemmParams& p, CUstream_st* stream) {
   if (max64(max64(p.m, p.n), p.k) > kMaxIndex - kTile) return Status::invalid_argument;
   if (p.batch * p.m * p.n == 0) return Status::ok;
-  return dispatch_dtype(p.dtype, [&](auto tag) {
+  return dispatch_product(p.dtype, p.tf32, [&](auto tag, auto tf32) {
     using S = typename decltype(tag)::type;
     const Strided<S> a{static_cast<const S*>(p.a), p.a_stride_m, p.a_stride_k, p.a_stride_m != 1};
     const Strided<S> b{static_cast<const S*>(p.b), p.b_stride_n, p.b_stride_k, p.b_stride_n != 1};
-    return launch(gemm_kernel<S>, grid_of(tiles_of(p.m, p.n) * p.batch), dim3(kTileThreads), 0, stream, a, b, p);
+    return launch(gemm_kernel<S, tf32.value>, grid_of(tiles_of(p.m, p.n) * p.batch), dim3(kTileThreads), 0, stream, a, b, p);
   });
 }
 

@@ -1,8 +1,8 @@
 // A block's tile of a matrix product, out of registers and shared memory, whatever the operands look like in memory: an
 // operand is an object that fetches element (row, k), so that a strided matrix, an image seen as im2col rows and a
-// gradient are all the same to it.
+// gradient are all the same to it. Float32 and float64 arithmetic, or tensor cores.
 #pragma once
-#include "dtype.h"
+#include "mma.h"
 
 namespace fastnn::cuda {
 
@@ -91,6 +91,81 @@ __device__ __forceinline__ void tile_product(const OperandA& a, const OperandB& 
       const int row = row0 + my_row + i, column = column0 + my_column + j;
       if (row < rows && column < columns) store(row, column, sum[i][j]);
     }
+}
+
+// The same on tensor cores, with float32 sums: S is the operands' type (float32 is rounded to tf32).
+template <class S, class OperandA, class OperandB, class Store>
+__device__ __forceinline__ void mma_tile_product(const OperandA& a, const OperandB& b, int rows, int columns, int row0,
+                                                 int column0, int k_begin, int k_end, const Store& store) {
+  constexpr int kStride = kTileK + 16 / int(sizeof(S));  // the words of a fragment fall into 32 different banks
+  constexpr int kWarpRows = 16, kWarpColumns = 32, kMmas = kWarpColumns / 8, kLoads = TileLoads::kCount;
+  static_assert(kTileThreads / kWarp * kWarpRows * kWarpColumns == kTile * kTile);
+  FASTNN_SHARED(as, S[kTile][kStride]);
+  FASTNN_SHARED(bs, S[kTile][kStride]);
+  const TileLoads la{a.along_k}, lb{b.along_k};
+  typename OperandA::Row ra[kLoads];
+  typename OperandB::Row rb[kLoads];
+#pragma unroll
+  for (int i = 0; i < kLoads; ++i) {
+    ra[i] = a.row(min(row0 + la.row(i), rows - 1));
+    rb[i] = b.row(min(column0 + lb.row(i), columns - 1));
+  }
+  S next_a[kLoads], next_b[kLoads];
+  const auto fetch = [&](int k0) {
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      next_a[i] = from_acc<S>(k0 + la.k(i) < k_end ? a.at(ra[i], k0 + la.k(i)) : 0.f);
+      next_b[i] = from_acc<S>(k0 + lb.k(i) < k_end ? b.at(rb[i], k0 + lb.k(i)) : 0.f);
+    }
+  };
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int warp_row = warp % (kTile / kWarpRows) * kWarpRows, warp_column = warp / (kTile / kWarpRows) * kWarpColumns;
+  float sum[kMmas][4] = {};
+  fetch(k_begin);
+  for (int k0 = k_begin; k0 < k_end; k0 += kTileK) {
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      as[la.row(i)][la.k(i)] = next_a[i];
+      bs[lb.row(i)][lb.k(i)] = next_b[i];
+    }
+    __syncthreads();
+    if (k0 + kTileK < k_end) fetch(k0 + kTileK);
+#pragma unroll
+    for (int k = 0; k < kTileK; k += kMmaK<S>) {
+      const FragmentA x = load_a(&as[warp_row][k], kStride);
+#pragma unroll
+      for (int j = 0; j < kMmas; ++j) mma<S>(sum[j], x, load_b(&bs[warp_column + 8 * j][k], kStride));
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int j = 0; j < kMmas; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = row0 + warp_row + lane / 4 + 8 * (i / 2), column = column0 + warp_column + 8 * j + lane % 4 * 2 + i % 2;
+      if (row < rows && column < columns) store(row, column, sum[j][i]);
+    }
+}
+
+// The product of operands of type S: 16-bit types and, where kTf32 allows it, float32 go to tensor cores.
+template <class S, bool kTf32, class OperandA, class OperandB, class Store>
+__device__ __forceinline__ void product(const OperandA& a, const OperandB& b, int rows, int columns, int row0,
+                                        int column0, int k_begin, int k_end, bool along_rows, const Store& store) {
+  if constexpr (sizeof(S) == 2 || kTf32)
+    mma_tile_product<S>(a, b, rows, columns, row0, column0, k_begin, k_end, store);
+  else
+    tile_product<acc_t<S>>(a, b, rows, columns, row0, column0, k_begin, k_end, along_rows, store);
+}
+
+// Calls f(Tag<S>, Tf32<bool>) for the kernels of a dtype.
+template <bool V>
+struct Tf32 {
+  static constexpr bool value = V;
+};
+template <class F>
+Status dispatch_product(DType dtype, bool tf32, const F& f) {
+  if (dtype == DType::f32 && tf32) return f(Tag<float>{}, Tf32<true>{});
+  return dispatch_dtype(dtype, [&](auto tag) { return f(tag, Tf32<false>{}); });
 }
 
 // The tile of this block among `tiles` x `others` tiles: rows vary fastest.
