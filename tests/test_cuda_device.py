@@ -63,10 +63,31 @@ if "cuda" in DEVICES:
         side.synchronize()
         torch.testing.assert_close(ours, expected)
 
-    @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+    EXTRA = {
+        "SGD": {"momentum": 0.9},
+        "Adam": {"amsgrad": True},
+        "AdamW": {"amsgrad": True},
+        "RMSprop": {"momentum": 0.9, "centered": True},
+    }
+
+    def test_clip_grad_norm_without_synchronisation():
+        grads = [torch.randn(s, device="cuda") for s in ((3,), (400, 400), (0, 4))]
+        ours, torchs = ([torch.nn.Parameter(torch.zeros_like(g)) for g in grads] for _ in "ab")
+        for g, p, q in zip(grads, ours, torchs, strict=True):
+            p.grad, q.grad = g.clone(), g.clone()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            norm = fastnn.clip_grad_norm_(ours, 1.0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(torchs, 1.0))
+        for p, q in zip(ours, torchs, strict=True):
+            torch.testing.assert_close(p.grad, q.grad)
+
+    @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad", "RMSprop", "Adadelta"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
     def test_optimizer(name, dtype):
-        options = {"lr": 1e-2, "weight_decay": 0.1, **({"momentum": 0.9} if name == "SGD" else {"amsgrad": True})}
+        options = {"lr": 1e-2, "weight_decay": 0.1, **EXTRA.get(name, {})}
         shapes = [(3,), (17, 5), (4, 3, 3, 3), (), (0, 4), (10000,)]
         ours, torchs = ([torch.nn.Parameter(torch.ones(s, device="cuda", dtype=dtype)) for s in shapes] for _ in "ab")
         a = getattr(fastnn.optim, name)(ours, **options)
