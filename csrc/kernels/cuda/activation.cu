@@ -6,7 +6,7 @@
 namespace fastnn::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256;  // at least two blocks: the bound under which no call of a division spills registers
 
 // ---- formulas ------------------------------------------------------------------------------------------------------
 
@@ -67,50 +67,55 @@ __device__ __forceinline__ A derivative(A g, A s, A slope) {
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
-// Elements of `size` by N; the last ones, size % N, one by one. `a` is the input, or grad_output; `saved` is null in the
-// forward pass.
-template <class S, Activation K, int N>
-__global__ void __launch_bounds__(kThreads)
+// Elements of `size` by N; the last ones, size % N, one by one. `a` is the input, or grad_output beside `saved`.
+template <class S, Activation K, int N, bool kBackward>
+__global__ void __launch_bounds__(kThreads, 2)
     activation_kernel(const S* a, const S* saved, S* out, int64_t size, acc_t<S> slope) {
   const auto apply = [&](S x, S s) {
-    return from_acc<S>(saved ? derivative<K>(to_acc(x), to_acc(s), slope) : value<K>(to_acc(x), slope));
+    if constexpr (kBackward) return from_acc<S>(derivative<K>(to_acc(x), to_acc(s), slope));
+    else return from_acc<S>(value<K>(to_acc(x), slope));
   };
   const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x, threads = int64_t(gridDim.x) * kThreads;
   const int64_t packs = size / N;
   for (int64_t i = thread; i < packs; i += threads) {
     Pack<S, N> x = load_pack<N>(a + i * N);
-    const Pack<S, N> s = saved ? load_pack<N>(saved + i * N) : x;
+    Pack<S, N> s = x;
+    if constexpr (kBackward) s = load_pack<N>(saved + i * N);
 #pragma unroll
     for (int n = 0; n < N; ++n) x.at[n] = apply(x.at[n], s.at[n]);
     store_pack(out + i * N, x);
   }
-  for (int64_t i = packs * N + thread; i < size; i += threads) out[i] = apply(a[i], saved ? saved[i] : a[i]);
+  for (int64_t i = packs * N + thread; i < size; i += threads) out[i] = apply(a[i], kBackward ? saved[i] : a[i]);
 }
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-template <Activation K>
-Status run(const ActivationParams& p, const void* a, const void* saved, void* out, CUstream_st* stream) {
+template <Activation K, bool kBackward>
+Status run(const ActivationParams& p, CUstream_st* stream) {
+  const void* const a = kBackward ? p.grad_output : p.input;
+  const void* const saved = kBackward ? p.saved : nullptr;
+  void* const out = kBackward ? p.grad_input : p.output;
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     constexpr int N = kPack<S>;
     const bool packed = aligned16(a, saved, out);
-    auto* kernel = packed ? activation_kernel<S, K, N> : activation_kernel<S, K, 1>;
+    auto* kernel = packed ? activation_kernel<S, K, N, kBackward> : activation_kernel<S, K, 1, kBackward>;
     return launch(kernel, strided_grid_of(ceil_div(p.size, packed ? N : 1), kThreads), dim3(kThreads), 0, stream,
                   static_cast<const S*>(a), static_cast<const S*>(saved), static_cast<S*>(out), p.size,
                   acc_t<S>(p.slope));
   });
 }
 
-Status run_kind(const ActivationParams& p, const void* a, const void* saved, void* out, CUstream_st* stream) {
+template <bool kBackward>
+Status run_kind(const ActivationParams& p, CUstream_st* stream) {
   switch (p.kind) {
-    case Activation::relu: return run<Activation::relu>(p, a, saved, out, stream);
-    case Activation::leaky_relu: return run<Activation::leaky_relu>(p, a, saved, out, stream);
-    case Activation::sigmoid: return run<Activation::sigmoid>(p, a, saved, out, stream);
-    case Activation::tanh: return run<Activation::tanh>(p, a, saved, out, stream);
-    case Activation::gelu: return run<Activation::gelu>(p, a, saved, out, stream);
-    case Activation::gelu_tanh: return run<Activation::gelu_tanh>(p, a, saved, out, stream);
-    case Activation::silu: return run<Activation::silu>(p, a, saved, out, stream);
+    case Activation::relu: return run<Activation::relu, kBackward>(p, stream);
+    case Activation::leaky_relu: return run<Activation::leaky_relu, kBackward>(p, stream);
+    case Activation::sigmoid: return run<Activation::sigmoid, kBackward>(p, stream);
+    case Activation::tanh: return run<Activation::tanh, kBackward>(p, stream);
+    case Activation::gelu: return run<Activation::gelu, kBackward>(p, stream);
+    case Activation::gelu_tanh: return run<Activation::gelu_tanh, kBackward>(p, stream);
+    case Activation::silu: return run<Activation::silu, kBackward>(p, stream);
     default: return Status::invalid_argument;
   }
 }
@@ -118,11 +123,11 @@ Status run_kind(const ActivationParams& p, const void* a, const void* saved, voi
 }  // namespace
 
 Status activation_forward(const ActivationParams& p, CUstream_st* stream) {
-  return run_kind(p, p.input, nullptr, p.output, stream);
+  return run_kind<false>(p, stream);
 }
 
 Status activation_backward(const ActivationParams& p, CUstream_st* stream) {
-  return run_kind(p, p.grad_output, p.saved, p.grad_input, stream);
+  return run_kind<true>(p, stream);
 }
 
 }  // namespace fastnn::cuda

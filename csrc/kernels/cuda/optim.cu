@@ -7,7 +7,7 @@
 namespace fastnn::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256;  // at least two blocks: the bound under which no call of a division spills registers
 constexpr int64_t kPiece = 4096;  // elements of one block
 
 // One tensor of a launch. `packed`: all its arrays can be accessed 16 bytes at a time.
@@ -189,7 +189,7 @@ __device__ __forceinline__ void step_piece(const OptimParams& o, const Item& t, 
 }
 
 template <class S, class Rule, int kItems>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     optim_kernel(const __grid_constant__ ItemList<kItems> list, const __grid_constant__ OptimParams o) {
   const int at = item_of_block(list.first_block, list.count);
   const Item& t = list.items[at];
@@ -232,7 +232,7 @@ __device__ __forceinline__ double join_norms(double sum, NormKind kind) {
 
 // A block per chunk of one tensor.
 template <class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     partial_norm_kernel(const __grid_constant__ NormList list, double* partial, NormKind kind) {
   using A = acc_t<S>;
   constexpr int N = kPack<S>;
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // One block joins the chunks.
 template <class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     total_norm_kernel(const double* partial, int64_t chunks, NormKind kind, S* total) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < chunks; i += kThreads)
