@@ -72,7 +72,7 @@ bench: install ## the pytest-benchmark suites
 	@$(PY) -m pytest -p no:cacheprovider benches
 
 tools: env
-	@$(PY) -c "import pybind11" 2>/dev/null || $(PIP) install scikit-build-core pybind11 ninja cmake pytest pytest-benchmark hypothesis expecttest rich matplotlib scikit-learn
+	@$(PY) -c "import pybind11" 2>/dev/null || $(PIP) install scikit-build-core pybind11 ninja cmake pytest pytest-benchmark hypothesis expecttest rich matplotlib scikit-learn onnx onnxscript
 
 CONFIGURE = PATH=$(VENV)/bin:$$PATH cmake -S . -G Ninja -DPython_EXECUTABLE=$(PY) \
   -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir)

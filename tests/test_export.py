@@ -1,14 +1,20 @@
-"""torch.export, AOTInductor, TorchScript traces and what ONNX needs, all with a dynamic batch."""
+"""torch.export, AOTInductor, TorchScript traces and ONNX, all with a dynamic batch."""
 
 import copy
 import io
+import os
+import subprocess
+import sys
+import textwrap
 
+import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import nn
-from torch._decomp import get_decompositions
 
 import fastnn
+from fastnn.train.model import MnistCnn
 
 BATCH = torch.export.Dim("batch", min=1, max=64)
 
@@ -82,9 +88,8 @@ FORWARD_OPS = (
 
 
 def test_decomposed_into_torchs_operators(model):
-    """What torch.onnx.export(dynamo=True) does: it takes the decompositions registered with torch."""
-    table = get_decompositions([getattr(torch.ops.fastnn, name).default for name in FORWARD_OPS.split()])
-    assert len(table) == len(FORWARD_OPS.split())
+    table = fastnn.decompositions()
+    assert {op.name() for op in table} == {f"fastnn::{name}" for name in FORWARD_OPS.split()}
     program = torch.export.export(model, (images(4),), dynamic_shapes=({0: BATCH},)).run_decompositions(table)
     assert "fastnn" not in program.graph_module.code
     assert_same(program.module(), model)
@@ -110,3 +115,105 @@ def test_aot_inductor_package(tmp_path):
     program = torch.export.export(model, (images(4),), dynamic_shapes=({0: BATCH},))
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
     assert_same(torch._inductor.aoti_load_package(package), model)
+
+
+def test_inductor_keeps_the_ops_under_ci():
+    """With CI in its environment inductor refuses to call an op for which torch's table has a decomposition."""
+    code = """
+        import torch, fastnn
+        from torch._inductor.utils import run_and_get_code
+
+        layer = fastnn.Conv2d(1, 4, 3)
+        x = torch.randn(2, 1, 8, 8)
+
+        def step(x):
+            loss = torch.compile(layer, fullgraph=True)(x).square().sum()
+            loss.backward()
+            return loss
+
+        loss, code = run_and_get_code(step, x)
+        assert "fastnn.conv2d.default" in code[0] and "fastnn.conv2d_backward.default" in code[1], code
+        torch.testing.assert_close(loss, layer(x).square().sum())
+        program = torch.export.export(layer.eval(), (x,))
+        package = torch._inductor.aoti_load_package(torch._inductor.aoti_compile_and_package(program))
+        torch.testing.assert_close(package(x), layer(x))
+    """
+    environment = {**os.environ, "CI": "1"}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, check=True, timeout=300)
+
+
+# ---- ONNX ----------------------------------------------------------------------------------------------------------
+
+
+def run_onnx(program):
+    """A function that computes an ONNX model in numpy."""
+    evaluator, name = ReferenceEvaluator(program), program.graph.input[0].name
+    return lambda x: torch.from_numpy(evaluator.run(None, {name: x.numpy()})[0])
+
+
+def assert_torchs(program):
+    """All operators are of ONNX's own set."""
+    assert {o.domain for o in program.opset_import} == {""} and not program.functions
+
+
+def without_adaptive_max(model):
+    """ONNX has no such operator, for torch's layer neither."""
+    return nn.Sequential(*(m for m in model if not isinstance(m, nn.AdaptiveMaxPool2d))).eval()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fused", [False, True], ids=["converted", "fused"])
+def test_onnx_computes_the_same(model, fused):
+    model = without_adaptive_max(model)
+    model = fastnn.fuse(model) if fused else model
+    shapes = (({0: BATCH},),) if fused else ({0: BATCH},)
+    program = torch.onnx.export(model, (images(4),), dynamo=True, dynamic_shapes=shapes, verbose=False).model_proto
+    assert_torchs(program)
+    assert_same(run_onnx(program), model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_by_torchscript_computes_the_same(model):
+    model = without_adaptive_max(model)
+    axes = {"input_names": ["x"], "dynamic_axes": {"x": {0: "batch"}}}
+    torch.onnx.export(model, (images(4),), file := io.BytesIO(), dynamo=False, **axes)
+    program = onnx.load_from_string(file.getvalue())
+    assert_torchs(program)
+    assert_same(run_onnx(program), model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_of_the_mnist_network():
+    model = MnistCnn(fastnn).eval()
+    x = torch.randn(3, 1, 28, 28)
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False).model_proto
+    assert_torchs(program)
+    torch.testing.assert_close(run_onnx(program)(x), model(x))
+
+
+class Products(nn.Module):
+    """Every matrix product, and the losses."""
+
+    def forward(self, a):
+        f = fastnn.functional
+        b = f.addmm(f.mm(a, a), a, a, beta=2, alpha=0.5) + f.bmm(a[None], a[None])[0] + f.matmul(a, a)
+        target = torch.zeros(len(a), dtype=torch.int64)
+        return f.cross_entropy(b, target) + f.nll_loss(f.log_softmax(b, 1), target)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_of_functions():
+    a = torch.randn(4, 4)
+    program = torch.onnx.export(Products(), (a,), dynamo=True, verbose=False).model_proto
+    assert_torchs(program)
+    torch.testing.assert_close(run_onnx(program)(a), Products()(a))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_is_left_of_an_onnx_export(model):
+    torch.onnx.export(without_adaptive_max(model), (images(4),), dynamo=True, verbose=False)
+    fastnn.fallbacks(clear=True)
+    model(images(2))
+    assert not fastnn.fallbacks()
+    program = torch.export.export(model, (images(4),))
+    assert program.graph_module.code.count("torch.ops.fastnn.") == len(model) - 1

@@ -9,9 +9,9 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include "cuda_choice.h"
+#include "python_entry.h"
 
 namespace fastnn::ops {
 
@@ -348,22 +348,13 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
   });
 }
 
-template <class Op>
-Tensor call(const Tensor& a, const Tensor& b) {
-  return op<Op>().call(a, b);
-}
-
 void bind(pybind11::module_& m) {
-  using release_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
-  m.def("mm", call<Mm>, release_gil());
-  m.def("bmm", call<Bmm>, release_gil());
-  m.def("matmul", call<Matmul>, release_gil());
-  m.def(
-      "addmm",
-      [](const Tensor& input, const Tensor& a, const Tensor& b, double beta, double alpha) {
-        return addmm_op().call(input, a, b, beta, alpha);
-      },
-      release_gil());
+  def(m, "mm", [](const Tensor& a, const Tensor& b) { return op<Mm>().call(a, b); });
+  def(m, "bmm", [](const Tensor& a, const Tensor& b) { return op<Bmm>().call(a, b); });
+  def(m, "matmul", [](const Tensor& a, const Tensor& b) { return op<Matmul>().call(a, b); });
+  def(m, "addmm", [](const Tensor& input, const Tensor& a, const Tensor& b, double beta, double alpha) {
+    return addmm_op().call(input, a, b, beta, alpha);
+  });
   m.def("gemm_algorithm", [](const Tensor& a, const Tensor& b) {
     return std::string(cpu::gemm_algorithm(Product{matrix_of(a), matrix_of(b), nullptr, dtype_of(a)}.params()));
   });

@@ -27,6 +27,15 @@ inline OptTensor from_python<OptTensor>(PyObject* o) {
   return o == Py_None ? std::nullopt : OptTensor(from_python<const Tensor&>(o));
 }
 
+// Whether torch.onnx.export records this call: it knows torch's operators alone. Outside of tracers one read of a word.
+inline bool exports_onnx() {
+  constexpr c10::DispatchKeySet kTracers(
+      {c10::DispatchKey::Tracer, c10::DispatchKey::Python, c10::DispatchKey::PreDispatch,
+       c10::DispatchKey::PythonDispatcher});
+  if ((c10::impl::tls_local_dispatch_key_set().included_ & kTracers).empty()) return false;
+  return pybind11::module_::import("torch.onnx").attr("is_in_onnx_export")().cast<bool>();
+}
+
 template <class F, class Signature>
 struct PythonEntry;
 
@@ -50,6 +59,7 @@ struct PythonEntry<F, R (*)(Args...)> {
     HANDLE_TH_ERRORS
     if (count != Py_ssize_t(sizeof...(Args))) throw torch::TypeError("another number of arguments");
     try {
+      if (exports_onnx()) throw torch::TypeError("torch.onnx.export takes torch's own operators");
       R result = run(args, std::index_sequence_for<Args...>());
       if constexpr (std::is_same_v<R, Tensor>) return THPVariable_Wrap(std::move(result));
       else return pybind11::cast(std::move(result)).release().ptr();

@@ -4,7 +4,8 @@ from fastnn._load import load as _load
 
 _C = _load()
 
-from fastnn import _decompositions, _fake, _flops, functional, optim  # noqa: E402
+from fastnn import _fake, _flops, functional, optim  # noqa: E402
+from fastnn._decompositions import decompositions  # noqa: E402
 from fastnn._fuse import fuse  # noqa: E402
 from fastnn.convert import convert, disabled, report, revert  # noqa: E402
 from fastnn.info import fallbacks  # noqa: E402
@@ -15,8 +16,8 @@ from fastnn.optim import clip_grad_norm_  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
-    "clip_grad_norm_", "convert", "disabled", "fallbacks", "functional", "fuse", "optim", "report", "revert",
-    "set_strict_conv", *_module_names,
+    "clip_grad_norm_", "convert", "decompositions", "disabled", "fallbacks", "functional", "fuse", "optim", "report",
+    "revert", "set_strict_conv", *_module_names,
 ]  # fmt: skip
 
-del _decompositions, _fake, _flops
+del _fake, _flops

@@ -1,25 +1,34 @@
-"""Every forward op written in torch's own operators, for exporters that know only those.
-
-torch.onnx.export(..., dynamo=True) finds these by itself; elsewhere pass them to ExportedProgram.run_decompositions:
-torch._decomp.get_decompositions([...]).
-"""
+"""Every forward op written in torch's own operators, for compilers that know only those."""
 
 import torch
 import torch.nn.functional as F
-import torch._meta_registrations  # noqa: F401  (reads meta_table once)
-from torch._decomp import decomposition_table, meta_table, register_decomposition
 
 _REDUCTIONS = ("none", "mean", "sum")
 _NOTHING = ()  # the shape of results that only backward needs
+_TABLE = {}
+
+
+def decompositions():
+    """Every forward op of fastnn in torch's own operators: {op: function}.
+
+    For an exported program that has to hold torch's operators alone:
+    `torch.export.export(model, ...).run_decompositions(fastnn.decompositions())`. The table is nobody's but the
+    caller's; torch.compile and AOTInductor keep fastnn's ops. torch.onnx.export(model, ...) needs none.
+
+    Returns:
+        A new dict. Source: torch.export.ExportedProgram.run_decompositions.
+    """
+    return dict(_TABLE)
 
 
 def _decomposition(name):
-    """Registers a decomposition of fastnn::<name>, once per process."""
-    op = getattr(torch.ops.fastnn, name).default
-    # Fake tensors with symbolic sizes prefer a decomposition to the op's fake kernel, whose shapes and strides are the
-    # right ones, unless the op stands here.
-    meta_table.setdefault(op, op)
-    return register_decomposition(op) if op not in decomposition_table else lambda function: function
+    """Puts a function into the table as fastnn::<name>."""
+
+    def put(function):
+        _TABLE[getattr(torch.ops.fastnn, name).default] = function
+        return function
+
+    return put
 
 
 _SAME = {
