@@ -41,6 +41,7 @@ Status max_pool2d_forward(const Pool2dParams& p) {
 }
 Status max_pool2d_backward(const Pool2dParams& p) {
   if (is_narrow_2x2(p)) return max_pool2d_backward_narrow(p);
+  if (fits_tiles(p)) return max_pool2d_backward_tiles(p);
   if (p.channels_last) return max_pool2d_backward_nhwc(p);
   if (is_2x2(p) && (kMaskedTails || !fits_scatter(p) || p.w.out % 8 == 0)) return max_pool2d_backward_2x2(p);
   if (fits_gather(p)) return max_pool2d_backward_gather(p);

@@ -13,48 +13,62 @@ constexpr int64_t kGrain = 1 << 14;  // input elements per thread at least
 
 // Up to 16 outputs and the four vectors of inputs under them: which output each lane belongs to, and as which tap.
 struct Block {
-  __m512i index[4], code[4];
+  __m512i index[4];
+  __m128i index_byte[4], code[4];
 
   template <class F>
   explicit Block(const F& locate) {  // locate(vector, lane, &output, &tap)
     for (int v = 0; v < 4; ++v) {
-      i32v at{}, tap{};
+      int32_t at[16];
+      uint8_t bytes[16], taps[16];
       for (int lane = 0; lane < 16; ++lane) {
         int32_t o, t;
         locate(v, lane, o, t);
-        at[lane] = o, tap[lane] = t;
+        at[lane] = o & 15, bytes[lane] = uint8_t(at[lane]), taps[lane] = uint8_t(t);
       }
-      index[v] = (__m512i)at, code[v] = (__m512i)tap;
+      index[v] = _mm512_loadu_si512(at);
+      index_byte[v] = _mm_loadu_si128((const __m128i*)bytes);
+      code[v] = _mm_loadu_si128((const __m128i*)taps);
     }
   }
+  // kWhole: 16 outputs may be read and whole vectors written, which masks would make twice as slow.
+  template <bool kWhole>
   FASTNN_VEC_FN void write(const float* g, const uint8_t* taps, int64_t outputs, float* const* to, const int64_t* lanes) const {
     const __mmask16 here = __mmask16((1u << outputs) - 1);
-    const __m512 values = _mm512_maskz_loadu_ps(here, g);
-    const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(here, taps));
+    const __m512 values = kWhole ? _mm512_loadu_ps(g) : _mm512_maskz_loadu_ps(here, g);
+    const __m128i codes = kWhole ? _mm_loadu_si128((const __m128i*)taps) : _mm_maskz_loadu_epi8(here, taps);
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
-      const __mmask16 hit = _mm512_cmpeq_epi32_mask(_mm512_permutexvar_epi32(index[v], codes), code[v]);
-      store_upto(Vec<float>{_mm512_maskz_permutexvar_ps(hit, index[v], values)}, to[v], lanes[v]);
+      const __mmask16 hit = _mm_cmpeq_epi8_mask(_mm_shuffle_epi8(codes, index_byte[v]), code[v]);
+      const __m512 mine = _mm512_maskz_permutexvar_ps(hit, index[v], values);
+      if (!kWhole) store_upto(Vec<float>{mine}, to[v], lanes[v]);
+      else if (v < 3 || lanes[v] > 0) _mm512_storeu_ps(to[v], mine);
     }
   }
 };
 
-// [rows of outputs], two rows of inputs under each, all of it one piece: rows of several planes may share a block.
+// [rows of outputs], two rows of inputs under each, all of it one piece: rows of several planes may share a block. What a
+// block writes past its end the next one overwrites.
 void narrow_planes(const Pool2dParams& p) {
   const int64_t width = p.w.out, rows = p.batch * p.channels * p.h.out, per_block = 16 / width;
-  const Block block([&](int v, int lane, int32_t& o, int32_t& t) {
+  const Block spread([&](int v, int lane, int32_t& o, int32_t& t) {
     const int x = 16 * v + lane, w = int(width), in = x % (4 * w), column = in % (2 * w);
     o = x / (4 * w) * w + column / 2;
     t = in / (2 * w) * 2 + column % 2;
   });
   parallel_for(0, ceil_div(rows, per_block), kGrain / 64, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t first = b * per_block, outputs = min64(per_block, rows - first) * width;
-      float* dx = static_cast<float*>(p.grad_input) + first * 4 * width;
+    const Block block = spread;  // a copy: read once, not after every store
+    const int64_t step = per_block * width;
+    const float* g = static_cast<const float*>(p.grad_output) + begin * step;
+    const uint8_t* taps = static_cast<const uint8_t*>(p.offsets) + begin * step;
+    float* dx = static_cast<float*>(p.grad_input) + begin * step * 4;
+    for (int64_t left = min64(end * step, rows * width) - begin * step; left > 0; left -= step) {
+      const int64_t outputs = min64(step, left);
       float* const to[] = {dx, dx + 16, dx + 32, dx + 48};
       const int64_t lanes[] = {4 * outputs, 4 * outputs - 16, 4 * outputs - 32, 4 * outputs - 48};
-      block.write(static_cast<const float*>(p.grad_output) + first * width,
-                  static_cast<const uint8_t*>(p.offsets) + first * width, outputs, to, lanes);
+      if (left >= 16) block.write<true>(g, taps, outputs, to, lanes);
+      else block.write<false>(g, taps, outputs, to, lanes);
+      g += step, taps += step, dx += 4 * step;
     }
   });
 }
@@ -79,7 +93,7 @@ void narrow_pixels(const Pool2dParams& p) {
         const int64_t outputs = min64(per_block * channels, row_out - o);
         float* const to[] = {top + 2 * o, top + 2 * o + 16, bottom + 2 * o, bottom + 2 * o + 16};
         const int64_t lanes[] = {2 * outputs, 2 * outputs - 16, 2 * outputs, 2 * outputs - 16};
-        block.write(g + o, taps + o, outputs, to, lanes);
+        block.write<false>(g + o, taps + o, outputs, to, lanes);
       }
       __builtin_memset(top + covered, 0, size_t(row_in - covered) * sizeof(float));
       __builtin_memset(bottom + covered, 0, size_t(row_in - covered) * sizeof(float));
