@@ -9,6 +9,9 @@ Status conv2d_reference(const Conv2dParams& p);
 
 int64_t conv2d_depthwise_workspace(const Conv2dParams& p);
 Status conv2d_depthwise(const Conv2dParams& p);
+// The kernels of conv2d_depthwise_rows.cpp, where they take the shape.
+bool depthwise_rows_take(const Conv2dParams& p);
+void depthwise_rows(const Conv2dParams& p);
 
 // grad_input of NCHW images in float32, d being the forward problem with y = grad_output.
 int64_t col2im_workspace(const ConvProblem& d, int64_t workers);

@@ -323,6 +323,7 @@ PackedConv2dParams as_packed(const Conv2dParams& p) {
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
 int64_t conv2d_depthwise_workspace(const Conv2dParams& p) {
+  if (depthwise_rows_take(p)) return 0;
   if (in_place(p)) return packed_depthwise_bytes(as_packed(p));
   int64_t bytes = 0;
   dispatch_dtype(p.dtype, [&](auto tag) {
@@ -333,6 +334,7 @@ int64_t conv2d_depthwise_workspace(const Conv2dParams& p) {
 }
 
 Status conv2d_depthwise(const Conv2dParams& p) {
+  if (depthwise_rows_take(p)) return depthwise_rows(p), Status::ok;
   if (in_place(p)) {
     const PackedConv2dParams packed = as_packed(p);
     packed_depthwise_pack(packed);

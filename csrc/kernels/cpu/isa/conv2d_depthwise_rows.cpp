@@ -1,0 +1,462 @@
+// Depthwise convolution of NCHW float32 images, 3x3 and 5x5, where the CPU has masked loads: one channel at a time,
+// columns in the vector lanes, the image read in place.
+//
+// A tile is up to four vectors of outputs, one below the other. Every input row it meets is loaded once per column of
+// the kernel (for stride 2: split into even and odd columns), lanes outside the image masked off, rows outside it
+// replaced by zeros. Images so narrow that two output rows fill one vector have them side by side, put in place by
+// permutations. Nothing is copied or transposed.
+#include "../../parallel.h"
+#include "conv2d.h"
+#include "pool2d_lanes.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+#if defined(__AVX2__)
+namespace {
+
+using V = Vec<float>;
+using Raw = V::Raw;
+constexpr int N = V::N;
+constexpr int kMaxWidth = 4096;
+constexpr int kMasks = 6;  // per block of columns
+
+// The pass as a convolution of `x` to `y`; for the gradient of the weight, y is grad_output.
+struct Rows {
+  const float* x;
+  float* y;
+  int64_t n, c, h, w, p, q, pad_h, pad_w;
+  int64_t xn, xc, xh, yn, yc, yh;
+  const float* weight;  // tap (0, 0) of channel 0; negative strides turn it round
+  int64_t wk, wr, ws;
+  const float* bias;
+  int64_t taps, stride;
+  bool spread;  // the gradient of the input of stride 2: y is written in pairs of rows and columns
+  bool pairs;   // two rows in a vector
+};
+
+Rows plan(const Conv2dParams& p) {
+  Rows o{};
+  o.n = p.N, o.c = p.C, o.taps = p.R, o.stride = p.stride_h;
+  o.weight = static_cast<const float*>(p.weight);
+  o.wk = p.weight_stride_k, o.wr = p.weight_stride_r, o.ws = p.weight_stride_s;
+  if (p.pass == Conv2dPass::grad_input) {
+    o.x = static_cast<const float*>(p.grad_output), o.y = static_cast<float*>(p.grad_input);
+    o.h = p.P, o.w = p.Q, o.p = p.H, o.q = p.W;
+    o.xn = p.output_stride_n, o.xc = p.output_stride_k, o.xh = p.output_stride_p;
+    o.yn = p.input_stride_n, o.yc = p.input_stride_c, o.yh = p.input_stride_h;
+    o.spread = p.stride_h == 2;
+    o.stride = 1;
+    if (!o.spread) {
+      o.weight += (o.taps - 1) * (o.wr + o.ws);
+      o.wr = -o.wr, o.ws = -o.ws;
+      o.pad_h = o.taps - 1 - p.pad_h, o.pad_w = o.taps - 1 - p.pad_w;
+    }
+  } else {
+    const bool forward = p.pass == Conv2dPass::forward;
+    o.x = static_cast<const float*>(p.input);
+    o.y = static_cast<float*>(forward ? p.output : const_cast<void*>(p.grad_output));
+    o.h = p.H, o.w = p.W, o.p = p.P, o.q = p.Q, o.pad_h = p.pad_h, o.pad_w = p.pad_w;
+    o.xn = p.input_stride_n, o.xc = p.input_stride_c, o.xh = p.input_stride_h;
+    o.yn = p.output_stride_n, o.yc = p.output_stride_k, o.yh = p.output_stride_p;
+    o.bias = forward ? static_cast<const float*>(p.bias) : nullptr;
+  }
+#if defined(__AVX512F__)
+  o.pairs = !o.spread && o.q <= N / 2 && o.w <= (o.stride == 1 ? N / 2 : N) && o.xh == o.w && o.yh == o.q;
+#endif
+  return o;
+}
+
+// ---- masks -----------------------------------------------------------------------------------------------------------
+
+// Lanes [begin, end) of a vector.
+FASTNN_INLINE uint16_t lanes_between(int64_t begin, int64_t end) {
+  begin = max64(0, min64(N, begin)), end = max64(begin, min64(N, end));
+  return uint16_t(((1u << end) - 1) & ~((1u << begin) - 1));
+}
+
+#if defined(__AVX512F__)
+using Mask = __mmask16;
+FASTNN_INLINE Mask mask_of(uint16_t bits) { return bits; }
+FASTNN_INLINE Raw load_masked(const float* p, Mask m) { return _mm512_maskz_loadu_ps(m, p); }
+#else
+using Mask = __m256i;
+FASTNN_INLINE Mask mask_of(uint16_t bits) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits), lane), lane);
+}
+FASTNN_INLINE Raw load_masked(const float* p, Mask m) { return (Raw)_mm256_maskload_ps(p, m); }
+#endif
+
+// Loaded here, not again at every use: most of these loads cross a cache line.
+FASTNN_INLINE Raw in_register(Raw v) {
+  asm("" : "+v"(v));
+  return v;
+}
+
+// Of a block of N output columns: which lanes of its loads lie inside the image. Load k is that of tap k, or for stride
+// 2 begins (k / 2) * 2 + (k % 2) * N columns after the first tap's.
+struct Block {
+  uint16_t bits[kMasks];
+  bool whole;
+};
+template <int TAPS, int STRIDE>
+void make_blocks(const Rows& o, Block* blocks) {
+  constexpr int kLoads = STRIDE == 1 ? TAPS : TAPS / 2 * 2 + 2;
+  for (int64_t q = 0; q < o.q; q += N) {
+    Block& b = blocks[q / N];
+    b.whole = q + N <= o.q;
+    for (int k = 0; k < kLoads; ++k) {
+      const int64_t at = q * STRIDE - o.pad_w + (STRIDE == 1 ? k : k / 2 * 2 + k % 2 * N);
+      // Lanes that meet no output stay zero: the gradient of the weight must not see what lies there.
+      const int64_t end = STRIDE == 1 ? o.q - q : N;
+      b.bits[k] = lanes_between(-at, min64(o.w - at, end));
+      b.whole &= b.bits[k] == uint16_t((1u << N) - 1);
+    }
+  }
+}
+
+// ---- the taps of a tile ----------------------------------------------------------------------------------------------
+
+alignas(64) constexpr float kZeros[4 * N] = {};
+
+// An image, and of a narrow one how its rows pair up: lane l of tap column s is lane from[s][l] of what is loaded.
+struct Image {
+  const float* x;
+  int64_t h, w, xh, pad_h, pad_w;
+#if defined(__AVX512F__)
+  const __m512i* from;
+  const uint16_t* inside;
+  FASTNN_VEC_FN unsigned row_bits(int64_t i) const { return uint64_t(i) < uint64_t(h) ? (1u << w) - 1 : 0; }
+#endif
+};
+
+// What of a tile's input may lie outside the image: nothing, columns, or columns and rows.
+enum class Edge { none, columns, rows };
+FASTNN_INLINE Edge edge_of(const Image& o, const Block& block, int64_t first, int64_t count) {
+  if (first < 0 || first + count > o.h) return Edge::rows;
+  return block.whole ? Edge::none : Edge::columns;
+}
+
+// Calls f(value, t, tap) for every meeting of the vectors t < T of the tile at output (row, q) with a tap.
+template <int TAPS, int STRIDE, int M, int T, Edge EDGE, class F>
+FASTNN_INLINE void for_taps(const Image& o, int64_t row, int64_t q, const Block& block, const F& f) {
+  const int64_t first = row * STRIDE - o.pad_h;
+  const float* const corner = o.x + first * o.xh + q * STRIDE - o.pad_w;
+#if defined(__AVX512F__)
+  if constexpr (M == 2 && STRIDE == 1) {
+#pragma GCC unroll 16
+    for (int u = 0; u < 2 * (T - 1) + TAPS; ++u) {
+      const int64_t i = first + u;
+      const Raw v = load_masked(o.x + i * o.w, Mask(o.row_bits(i) | o.row_bits(i + 1) << o.w));
+#pragma GCC unroll 8
+      for (int s = 0; s < TAPS; ++s) {
+        const Raw moved = _mm512_maskz_permutexvar_ps(o.inside[s], o.from[s], v);
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t)
+          if (u >= 2 * t && u - 2 * t < TAPS) f(moved, t, (u - 2 * t) * TAPS + s);
+      }
+    }
+    return;
+  } else if constexpr (M == 2) {
+    Raw before[2] = {};
+#pragma GCC unroll 32
+    for (int u = 0; u < 4 * (T - 1) + TAPS + 2; ++u) {
+      const int64_t i = first + u;
+      const Raw v = load_masked(o.x + i * o.w, Mask(o.row_bits(i)));
+#pragma GCC unroll 8
+      for (int s = 0; s < TAPS; ++s)
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t) {
+          const int r = u - 2 - 4 * t;
+          if (r >= 0 && r < TAPS) f(Raw(_mm512_maskz_permutex2var_ps(o.inside[s], before[u % 2], o.from[s], v)), t, r * TAPS + s);
+        }
+      before[u % 2] = v;
+    }
+    return;
+  }
+#endif
+  Mask masks[kMasks];
+#pragma GCC unroll 8
+  for (int k = 0; k < (STRIDE == 1 ? TAPS : TAPS / 2 * 2 + 2); ++k) masks[k] = mask_of(block.bits[k]);
+  const auto load = [&](const float* at, int k) __attribute__((always_inline)) {
+    return EDGE == Edge::none ? V::load(at).v : load_masked(at, masks[k]);
+  };
+#pragma GCC unroll 16
+  for (int u = 0; u < STRIDE * (T - 1) + TAPS; ++u) {
+    const float* from = corner + u * o.xh;
+    if (EDGE == Edge::rows && uint64_t(first + u) >= uint64_t(o.h)) from = kZeros;
+    const auto use = [&](Raw v, int s) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t)
+        if (u >= STRIDE * t && u - STRIDE * t < TAPS) f(v, t, (u - STRIDE * t) * TAPS + s);
+    };
+#pragma GCC unroll 8
+    for (int s = 0; s < TAPS; s += STRIDE) {
+      if constexpr (STRIDE == 1) {
+        use(in_register(load(from + s, s)), s);
+      } else {
+        const V one{load(from + s, s)}, two{load(from + s + N, s + 1)};
+        use(evens(one, two).v, s);
+        if (s + 1 < TAPS) use(odds(one, two).v, s + 1);
+      }
+    }
+  }
+}
+
+// ---- two rows in a vector --------------------------------------------------------------------------------------------
+
+FASTNN_INLINE uint16_t pair_bits(int64_t q) { return uint16_t(((1u << q) - 1) * 0x101u); }
+
+// `count` <= M rows of q columns.
+template <int M>
+FASTNN_INLINE Raw load_rows(const float* y, [[maybe_unused]] int64_t count, int64_t q) {
+#if defined(__AVX512F__)
+  if (M == 2) return _mm512_maskz_expand_ps(pair_bits(q), V::load_n(y, count * q).v);
+#endif
+  return load_upto(y, q).v;
+}
+template <int M>
+FASTNN_INLINE void store_rows(Raw v, float* y, [[maybe_unused]] int64_t count, int64_t q) {
+#if defined(__AVX512F__)
+  if (M == 2) return V{_mm512_maskz_compress_ps(pair_bits(q), v)}.store_n(y, count * q);
+#endif
+  store_upto(V{v}, y, q);
+}
+
+struct Pairing {
+  alignas(64) int32_t from[8][16];
+  uint16_t inside[8];
+  explicit Pairing(const Rows& o) {
+    if (!o.pairs) return;
+    for (int s = 0; s < o.taps; ++s) {
+      inside[s] = 0;
+      for (int lane = 0; lane < 16; ++lane) {
+        const int64_t column = lane % 8 * o.stride + s - o.pad_w;
+        const bool in = lane % 8 < o.q && column >= 0 && column < o.w;
+        from[s][lane] = in ? int32_t(column + lane / 8 * (o.stride == 1 ? o.w : 16)) : 0;
+        inside[s] |= uint16_t(in << lane);
+      }
+    }
+  }
+};
+
+Image image_of(const Rows& o, const Pairing& pairing, const float* x) {
+#if defined(__AVX512F__)
+  return {x, o.h, o.w, o.xh, o.pad_h, o.pad_w, reinterpret_cast<const __m512i*>(pairing.from), pairing.inside};
+#else
+  (void)pairing;
+  return {x, o.h, o.w, o.xh, o.pad_h, o.pad_w};
+#endif
+}
+
+// ---- forward, and the gradient of the input of stride 1 ----------------------------------------------------------------
+
+template <int TAPS>
+FASTNN_INLINE void spread_weight(const Rows& o, int64_t c, Raw* w) {
+  const float* const from = o.weight + c * o.wk;
+#pragma GCC unroll 8
+  for (int r = 0; r < TAPS; ++r)
+#pragma GCC unroll 8
+    for (int s = 0; s < TAPS; ++s) w[r * TAPS + s] = V::set1(from[r * o.wr + s * o.ws]).v;
+}
+
+template <int TAPS, int STRIDE, int M, int T, Edge EDGE>
+FASTNN_INLINE void forward_tile(const Image& image, int64_t row, int64_t q, const Block& block, const Raw* w, Raw bias,
+                                float* y, int64_t yh, int64_t rows, int64_t columns) {
+  Raw acc[T];
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t) acc[t] = bias;
+  for_taps<TAPS, STRIDE, M, T, EDGE>(image, row, q, block, [&](Raw v, int t, int tap) __attribute__((always_inline)) {
+    acc[t] = acc[t] + w[tap] * v;
+  });
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t) {
+    if (M == 2 && t * M >= rows) break;
+    if (EDGE != Edge::none) store_rows<M>(acc[t], y + t * M * yh, min64(M, rows - t * M), columns);
+    else V{acc[t]}.store(y + t * yh);
+  }
+}
+
+template <int TAPS, int STRIDE, int M, int T>
+FASTNN_INLINE void forward_rows(const Rows& o, const Image& image, const Block* blocks, int64_t row, const Raw* w, Raw bias,
+                                float* y) {
+  const int64_t q_end = M == 2 ? 1 : o.q, yh = o.yh;
+  for (int64_t q = 0; q < q_end; q += N) {
+    const Block& block = blocks[q / N];
+    float* const to = y + row * yh + q;
+    const Edge edge = M == 2 ? Edge::rows : edge_of(image, block, row * STRIDE - o.pad_h, STRIDE * (T - 1) + TAPS);
+    if (edge == Edge::none) forward_tile<TAPS, STRIDE, M, T, Edge::none>(image, row, q, block, w, bias, to, yh, T, N);
+    else if (edge == Edge::columns) forward_tile<TAPS, STRIDE, M, T, Edge::columns>(image, row, q, block, w, bias, to, yh, T, o.q - q);
+    else forward_tile<TAPS, STRIDE, M, T, Edge::rows>(image, row, q, block, w, bias, to, yh, o.p - row, o.q - q);
+  }
+}
+
+template <int TAPS, int STRIDE, int M>
+void forward_image(const Rows& o, const Pairing& pairing, const Block* blocks, int64_t n, int64_t c) {
+  Raw w[TAPS * TAPS];
+  spread_weight<TAPS>(o, c, w);
+  const Raw bias = V::set1(o.bias ? o.bias[c] : 0.f).v;
+  const Image image = image_of(o, pairing, o.x + n * o.xn + c * o.xc);
+  float* const y = o.y + n * o.yn + c * o.yc;
+  for (int64_t row = 0; row < o.p;) {
+    const int64_t vectors = ceil_div(o.p - row, M);
+    if (vectors >= (M == 1 ? 4 : 3)) forward_rows<TAPS, STRIDE, M, 4>(o, image, blocks, row, w, bias, y), row += 4 * M;
+    else if (vectors >= 2) forward_rows<TAPS, STRIDE, M, 2>(o, image, blocks, row, w, bias, y), row += 2 * M;
+    else forward_rows<TAPS, STRIDE, M, 1>(o, image, blocks, row, w, bias, y), row += M;
+  }
+}
+
+// ---- the gradient of the input of stride 2 ---------------------------------------------------------------------------
+
+// Outputs (2i + a, 2j + b): the taps of their parities, on grad_output's rows around i and columns around j.
+template <int TAPS, bool MASKED>
+FASTNN_INLINE void spread_tile(const Rows& o, const float* x, int64_t i, int64_t j, const Block& block, const Raw* w, float* y) {
+  constexpr int kPad = (TAPS - 1) / 2;
+  Raw acc[4] = {};
+#pragma GCC unroll 3
+  for (int di = -1; di <= 1; ++di) {
+    const float* const from = uint64_t(i + di) < uint64_t(o.h) ? x + (i + di) * o.xh + j - 1 : kZeros;
+#pragma GCC unroll 3
+    for (int dj = -1; dj <= 1; ++dj) {
+      if (TAPS == 3 && (di < 0 || dj < 0)) continue;
+      const Raw v = in_register(MASKED ? load_masked(from + dj + 1, mask_of(block.bits[dj + 1])) : V::load(from + dj + 1).v);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const int r = k / 2 + kPad - 2 * di, s = k % 2 + kPad - 2 * dj;
+        if (r >= 0 && r < TAPS && s >= 0 && s < TAPS) acc[k] = acc[k] + w[r * TAPS + s] * v;
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int a = 0; a < 2; ++a) {
+    if (2 * i + a >= o.p) break;
+    float* const to = y + (2 * i + a) * o.yh + 2 * j;
+    store_upto(interleave_low(V{acc[2 * a]}, V{acc[2 * a + 1]}), to, o.q - 2 * j);
+    store_upto(interleave_high(V{acc[2 * a]}, V{acc[2 * a + 1]}), to + N, o.q - 2 * j - N);
+  }
+}
+
+template <int TAPS>
+void spread_image(const Rows& o, const Block* blocks, int64_t n, int64_t c) {
+  Raw w[TAPS * TAPS];
+  spread_weight<TAPS>(o, c, w);
+  const float* const x = o.x + n * o.xn + c * o.xc;
+  float* const y = o.y + n * o.yn + c * o.yc;
+  for (int64_t i = 0; 2 * i < o.p; ++i)
+    for (int64_t j = 0; 2 * j < o.q; j += N) {
+      const Block& block = blocks[j / N];
+      if (block.whole) spread_tile<TAPS, false>(o, x, i, j, block, w, y);
+      else spread_tile<TAPS, true>(o, x, i, j, block, w, y);
+    }
+}
+
+// ---- the gradient of the weight --------------------------------------------------------------------------------------
+
+template <int TAPS, int STRIDE, int M, int T, Edge EDGE>
+FASTNN_INLINE void grad_tile(const Image& image, int64_t row, int64_t q, const Block& block, const float* y, int64_t yh,
+                             int64_t rows, int64_t columns, Raw* acc) {
+  Raw g[T];
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t)
+    g[t] = EDGE == Edge::none ? V::load(y + t * yh).v : M == 1 || t * M < rows ? load_rows<M>(y + t * M * yh, min64(M, rows - t * M), columns) : Raw{};
+  for_taps<TAPS, STRIDE, M, T, EDGE>(image, row, q, block, [&](Raw v, int t, int tap) __attribute__((always_inline)) {
+    acc[tap] = acc[tap] + g[t] * v;
+  });
+}
+
+template <int TAPS, int STRIDE, int M, int T>
+FASTNN_INLINE void grad_rows(const Rows& o, const Image& image, const Block* blocks, int64_t row, const float* y, Raw* acc) {
+  const int64_t q_end = M == 2 ? 1 : o.q, yh = o.yh;
+  for (int64_t q = 0; q < q_end; q += N) {
+    const Block& block = blocks[q / N];
+    const float* const from = y + row * yh + q;
+    const Edge edge = M == 2 ? Edge::rows : edge_of(image, block, row * STRIDE - o.pad_h, STRIDE * (T - 1) + TAPS);
+    if (edge == Edge::none) grad_tile<TAPS, STRIDE, M, T, Edge::none>(image, row, q, block, from, yh, T, N, acc);
+    else if (edge == Edge::columns) grad_tile<TAPS, STRIDE, M, T, Edge::columns>(image, row, q, block, from, yh, T, o.q - q, acc);
+    else grad_tile<TAPS, STRIDE, M, T, Edge::rows>(image, row, q, block, from, yh, o.p - row, o.q - q, acc);
+  }
+}
+
+// sums[tap] += the image's part, lane by lane.
+template <int TAPS, int STRIDE, int M>
+void grad_image(const Rows& o, const Pairing& pairing, const Block* blocks, int64_t n, int64_t c, float* sums) {
+  constexpr int T = TAPS == 3 ? 4 : 2;  // vectors of grad_output beside the sums in registers
+  Raw acc[TAPS * TAPS];
+#pragma GCC unroll 32
+  for (int i = 0; i < TAPS * TAPS; ++i) acc[i] = Raw{};
+  const Image image = image_of(o, pairing, o.x + n * o.xn + c * o.xc);
+  const float* const y = o.y + n * o.yn + c * o.yc;
+  int64_t row = 0;
+  for (; ceil_div(o.p - row, M) >= T; row += T * M) grad_rows<TAPS, STRIDE, M, T>(o, image, blocks, row, y, acc);
+  for (; row < o.p; row += M) grad_rows<TAPS, STRIDE, M, 1>(o, image, blocks, row, y, acc);
+#pragma GCC unroll 32
+  for (int i = 0; i < TAPS * TAPS; ++i) V{V::load(sums + i * N).v + acc[i]}.store(sums + i * N);
+}
+
+// ---- loops over images and channels ----------------------------------------------------------------------------------
+
+template <int TAPS, int STRIDE, int M>
+void run_rows(const Conv2dParams& p, const Rows& o) {
+  const int64_t grain = max64(1, (1 << 15) / (o.p * o.q));
+  Block blocks[kMaxWidth / N];
+  make_blocks<TAPS, STRIDE>(o, blocks);
+  const Pairing pairing(o);
+  if (p.pass == Conv2dPass::grad_weight) {
+    parallel_for(0, o.c, max64(1, grain / max64(1, o.n)), [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        alignas(64) float sums[TAPS * TAPS * N] = {};
+        for (int64_t n = 0; n < o.n; ++n) grad_image<TAPS, STRIDE, M>(o, pairing, blocks, n, c, sums);
+        float* const to = static_cast<float*>(p.grad_weight) + c * o.wk;
+        for (int r = 0; r < TAPS; ++r)
+          for (int s = 0; s < TAPS; ++s) to[r * o.wr + s * o.ws] = reduce_add(V::load(sums + (r * TAPS + s) * N));
+      }
+    });
+  } else {
+    parallel_for(0, o.n * o.c, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin / o.c, c = begin % o.c, item = begin; item < end; ++item) {
+        forward_image<TAPS, STRIDE, M>(o, pairing, blocks, n, c);
+        if (++c == o.c) c = 0, ++n;
+      }
+    });
+  }
+}
+
+template <int TAPS>
+void run_spread(const Rows& o) {
+  Rows around = o;  // the columns j - 1, j, j + 1 as a convolution of 3 taps
+  around.q = ceil_div(o.q, 2), around.pad_w = 1;
+  Block blocks[kMaxWidth / N];
+  make_blocks<3, 1>(around, blocks);
+  parallel_for(0, o.n * o.c, max64(1, (1 << 15) / (o.p * o.q)), [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) spread_image<TAPS>(o, blocks, item / o.c, item % o.c);
+  });
+}
+
+template <int TAPS>
+void run(const Conv2dParams& p) {
+  const Rows o = plan(p);
+  if (o.spread) return run_spread<TAPS>(o);
+#if defined(__AVX512F__)
+  if (o.pairs) return o.stride == 1 ? run_rows<TAPS, 1, 2>(p, o) : run_rows<TAPS, 2, 2>(p, o);
+#endif
+  if (o.stride == 1) run_rows<TAPS, 1, 1>(p, o);
+  else run_rows<TAPS, 2, 1>(p, o);
+}
+
+}  // namespace
+
+bool depthwise_rows_take(const Conv2dParams& p) {
+  const int64_t middle = (p.R - 1) / 2;
+  return p.dtype == DType::f32 && p.input_stride_w == 1 && p.output_stride_q == 1 && (p.R == 3 || p.R == 5) && p.S == p.R &&
+         p.dilation_h == 1 && p.dilation_w == 1 && p.stride_h == p.stride_w && p.stride_h <= 2 && p.pad_h < p.R && p.pad_w < p.S &&
+         (p.pass != Conv2dPass::grad_input || p.stride_h == 1 || (p.pad_h == middle && p.pad_w == middle)) &&
+         max64(p.W, p.Q) <= kMaxWidth;
+}
+
+void depthwise_rows(const Conv2dParams& p) { p.R == 3 ? run<3>(p) : run<5>(p); }
+#else
+bool depthwise_rows_take(const Conv2dParams&) { return false; }
+void depthwise_rows(const Conv2dParams&) {}
+#endif
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS
