@@ -26,6 +26,45 @@ def test_plain_sums(case, layout, algorithm, forced):
     compare(case, torch.float32, layout)
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+def test_depthwise_on_random_shapes(isa, forced):
+    """Images of every width below and around a vector's, all paddings, strides 1 and 2; an infinite pixel stays in its place."""
+    assert fastnn._C.set_isa(isa) and forced("depthwise")
+    generator = torch.Generator().manual_seed(5)
+
+    def pick(*values):
+        return values[int(torch.randint(len(values), (), generator=generator))]
+
+    sizes = (1, 2, 3, 5, 7, 8, 9, 13, 14, 15, 16, 17, 31, 32, 33, 50)
+    for _ in range(150):
+        kernel, stride, c = pick(3, 5), pick(1, 2), pick(2, 3, 9, 17)
+        padding = (kernel // 2,) * 2 if pick(0, 1) else (pick(*range(kernel)), pick(*range(kernel)))
+        n, h, w = pick(1, 2), max(pick(*sizes), kernel - 2 * padding[0]), max(pick(*sizes), kernel - 2 * padding[1])
+        x = torch.randn(n, c, h, w, generator=generator)
+        weight = torch.randn(c, 1, kernel, kernel, generator=generator)
+        inputs = [t.requires_grad_() for t in (x, weight.mT if pick(0, 1) else weight, torch.randn(c, generator=generator))]
+        doubles = [t.detach().double().requires_grad_() for t in inputs]
+        y = fastnn.functional.conv2d(*inputs, stride, padding, groups=c)
+        expected = torch_conv2d(*doubles, stride, padding, groups=c)
+        g = torch.randn(y.shape, generator=generator)
+        ours = [y, *torch.autograd.grad(y, inputs, g)]
+        theirs = [expected, *torch.autograd.grad(expected, doubles, g.double())]
+        for a, e in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5 * float(e.detach().abs().max()))
+
+
+def test_depthwise_weight_gradient_sees_no_pixel_of_another_window(forced):
+    """grad_weight[r][s] is finite where tap (r, s) never meets the one infinite pixel, in the last column."""
+    assert forced("depthwise")
+    for size in (7, 14, 20, 40):
+        x = torch.zeros(1, 2, size, size)
+        x[0, 0, size // 2, -1] = float("inf")
+        weight = torch.zeros(2, 1, 3, 3, requires_grad=True)
+        y = fastnn.functional.conv2d(x, weight, None, 1, 1, groups=2)
+        (grad,) = torch.autograd.grad(y, weight, torch.ones_like(y))
+        assert torch.isfinite(grad[0, 0, :, 0]).all() and torch.isinf(grad[0, 0, :, 1:]).all() and torch.isfinite(grad[1]).all()
+
+
 def test_unknown_algorithm_is_refused(forced):
     assert not forced("wavelet")
 
