@@ -21,7 +21,10 @@ SHAPES = [((3, 5, 8, 8), (2,)), ((2, 3, 24, 24), (2,)), ((2, 3, 13, 37), (3, 2))
           # Windows that tile the plane, whole vectors written past the end of a row: remainders of every kind.
           ((3, 2, 13, 37), (3, 3, 0, 1, True)), ((2, 3, 33, 70), ((2, 3),)), ((2, 3, 33, 70), ((3, 2), None, 0, 1, True)),
           ((3, 3, 17, 34), (2,)), ((2, 3, 17, 33), (2, 2, 0, 1, True)), ((1, 3, 21, 66), (4,)), ((1, 2, 31, 46), (15,)),
-          ((4, 3, 6, 24), (2,)), ((5, 3, 9, 9), (3,)), ((2, 2, 4, 64), (2,))]  # fmt: skip
+          ((4, 3, 6, 24), (2,)), ((5, 3, 9, 9), (3,)), ((2, 2, 4, 64), (2,)),
+          # The same for 3x3 by 2: two narrow planes to a vector, one to four strips of a row, more.
+          ((5, 5, 13, 13), (3, 2)), ((3, 5, 14, 16), (3, 2, 1)), ((3, 6, 12, 9), (3, 2, 1, 1, True)), ((3, 5, 9, 27), (3, 2)),
+          ((3, 2, 9, 55), (3, 2)), ((3, 2, 10, 90), (3, 2, 1)), ((3, 2, 9, 113), (3, 2)), ((2, 3, 7, 200), (3, 2, 1))]  # fmt: skip
 ADAPTIVE = [((2, 5, 12, 24), 1), ((2, 5, 12, 24), (3, 5)), ((2, 5, 12, 24), (6, 12)), ((3, 6, 13, 13), 6), ((1, 2, 30, 70), (7, 33)),
             ((1, 3, 5, 4), (7, 9)), ((5, 1, 37, 18), (2, 17)), ((1, 2, 18, 17), (1, 1))]  # fmt: skip
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -216,11 +219,12 @@ def test_backward_refuses_what_does_not_fit():
             backward(*bad)
 
 
-def test_gradient_past_the_caches():
+@pytest.mark.parametrize("windows", [(2,), (3, 2, 1)], ids=str)
+def test_gradient_past_the_caches(windows):
     """A gradient of 28 MB, which is written past the caches."""
     x = torch.randn(2, 32, 336, 336)
     ours, torchs = (x.clone().requires_grad_() for _ in range(2))
-    g = torch.randn(2, 32, 168, 168)
-    fastnn.functional.max_pool2d(ours, 2).backward(g)
-    F.max_pool2d(torchs, 2).backward(g)
+    g = torch.randint(-8, 8, (2, 32, 168, 168)).float()  # sums exactly, in any order
+    fastnn.functional.max_pool2d(ours, *windows).backward(g)
+    F.max_pool2d(torchs, *windows).backward(g)
     assert torch.equal(ours.grad, torchs.grad)

@@ -89,50 +89,101 @@ FASTNN_INLINE Pair pair_of(__mmask16 here, __mmask16 next, __m512 g, __m512 ng, 
   return {_mm512_mask_add_ps(sum, neighbour, sum, ng), _mm512_maskz_mov_ps(one, g)};
 }
 
-constexpr int64_t kStrips = 16;  // of 32 input columns
+constexpr int kMostStrips = 16;  // of 32 input columns
+
+// Masked loads and stores take twice as long as whole ones. kWhole: what surrounds the plane's rows may be read, and what
+// follows written, since it is written later: the end of each row before its beginning. kTwo: two planes of up to 8
+// outputs and 16 inputs a row, the second in the upper lanes. kStream: as kWhole, rows of whole vectors past the caches.
+enum class How { kMasked, kWhole, kTwo, kStream };
 
 // One plane, downwards: two input rows for each output row, and what its third tap row sends on kept for the next.
-template <bool kPadded, bool kOneStrip>
-FASTNN_INLINE void stride2_plane(const Pool2dParams& p, const float* g, const uint8_t* taps, float* dx) {
+template <bool kPadded, int kStrips, How kHow>
+__attribute__((noinline)) void stride2_plane(const Pool2dParams& p, const float* g, const uint8_t* taps, float* dx) {
   constexpr int kNext = kPadded ? 1 : -1;
   const __m512 zero = _mm512_setzero_ps();
-  const int64_t width = p.w.in, strips = kOneStrip ? 1 : ceil_div(width, 32);
-  Pair above[kOneStrip ? 1 : kStrips];
-  for (int64_t s = 0; s < strips; ++s) above[s] = {zero, zero};
+  const int64_t width = p.w.in, height = p.h.in, out = p.w.out, strips = kStrips ? kStrips : ceil_div(width, 32);
+  constexpr int kRoom = kStrips ? kStrips : kMostStrips;
+  const int64_t plane_in = height * width, plane_out = p.h.out * out;
+  Pair above[kRoom];
+  __mmask16 here[kRoom], next[kRoom];
+#pragma GCC unroll 4
+  for (int64_t s = 0, q = 0; s < strips; ++s, q += 16) {
+    above[s] = {zero, zero};
+    here[s] = lanes_within(0, out - q), next[s] = lanes_within(q + kNext < 0, out - q - kNext);
+    if (kHow == How::kTwo) here[s] |= __mmask16(here[s] << 8), next[s] = __mmask16((next[s] & 0xff) | next[s] << 8);
+  }
   const auto store = [&](int64_t row, int64_t s, Pair v) __attribute__((always_inline)) {
-    if (uint64_t(row) >= uint64_t(p.h.in)) return;
     const Vec<float> even{kPadded ? v.one : v.two}, odd{kPadded ? v.two : v.one};
+    const Vec<float> low = interleave_low(even, odd), high = interleave_high(even, odd);
     float* const to = dx + row * width + 32 * s;
-    store_upto(interleave_low(even, odd), to, width - 32 * s);
-    store_upto(interleave_high(even, odd), to + 16, width - 32 * s - 16);
+    if constexpr (kHow == How::kTwo) {
+      if (row * width + 16 <= plane_in) low.store(to);
+      else store_upto(low, to, width);  // the second plane has begun
+      high.store(to + plane_in);
+    } else if constexpr (kHow == How::kStream) {
+      _mm512_stream_ps(to, low.v);
+      if (width - 32 * s > 16) _mm512_stream_ps(to + 16, high.v);
+    } else if constexpr (kHow == How::kWhole) {
+      low.store(to);
+      if (width - 32 * s > 16) high.store(to + 16);
+    } else {
+      store_upto(low, to, width - 32 * s);
+      store_upto(high, to + 16, width - 32 * s - 16);
+    }
+  };
+  const auto values = [&](const float* from, __mmask16 lanes) __attribute__((always_inline)) {
+    if constexpr (kHow == How::kTwo) return Vec<float>::load_halves(from, from + plane_out).v;
+    else if constexpr (kHow != How::kMasked) return _mm512_loadu_ps(from);
+    else return _mm512_maskz_loadu_ps(lanes, from);
+  };
+  const auto codes = [&](const uint8_t* from, __mmask16 lanes) __attribute__((always_inline)) {
+    if constexpr (kHow == How::kTwo)
+      return _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i*)from), _mm_loadl_epi64((const __m128i*)(from + plane_out)));
+    else if constexpr (kHow != How::kMasked) return _mm_loadu_si128((const __m128i*)from);
+    else return _mm_maskz_loadu_epi8(lanes, from);
   };
   int64_t row = -p.h.padding;
-  for (int64_t oh = 0; oh < p.h.out; ++oh, row += 2, g += p.w.out, taps += p.w.out)
-    for (int64_t s = 0; s < strips; ++s) {
-      const int64_t q = 16 * s;
-      const __mmask16 here = lanes_within(0, p.w.out - q), next = lanes_within(q + kNext < 0, p.w.out - q - kNext);
-      const __m512 v = _mm512_maskz_loadu_ps(here, g + q), nv = _mm512_maskz_loadu_ps(next, g + q + kNext);
-      const __m128i t = _mm_maskz_loadu_epi8(here, taps + q), nt = _mm_maskz_loadu_epi8(next, taps + q + kNext);
-      const Pair top = pair_of<kPadded, 0>(here, next, v, nv, t, nt);
-      store(row, s, {_mm512_add_ps(above[s].two, top.two), _mm512_add_ps(above[s].one, top.one)});
-      store(row + 1, s, pair_of<kPadded, 1>(here, next, v, nv, t, nt));
-      above[s] = pair_of<kPadded, 2>(here, next, v, nv, t, nt);
+  for (const float* const stop = g + plane_out; g < stop; row += 2, g += out, taps += out)
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < strips; ++k) {
+      const int64_t s = k == 0 ? strips - 1 : k - 1, q = 16 * s;
+      const __m512 v = values(g + q, here[s]), nv = values(g + q + kNext, next[s]);
+      const __m128i t = codes(taps + q, here[s]), nt = codes(taps + q + kNext, next[s]);
+      const Pair top = pair_of<kPadded, 0>(here[s], next[s], v, nv, t, nt);
+      if (row >= 0) store(row, s, {_mm512_add_ps(above[s].two, top.two), _mm512_add_ps(above[s].one, top.one)});
+      if (row + 1 < height) store(row + 1, s, pair_of<kPadded, 1>(here[s], next[s], v, nv, t, nt));
+      above[s] = pair_of<kPadded, 2>(here[s], next[s], v, nv, t, nt);
     }
-  for (bool last = true; row < p.h.in; ++row, last = false)
-    for (int64_t s = 0; s < strips; ++s) store(row, s, last ? above[s] : Pair{zero, zero});
+  for (bool last = true; row < height; ++row, last = false)
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < strips; ++k) {
+      const int64_t s = k == 0 ? strips - 1 : k - 1;
+      store(row, s, last ? above[s] : Pair{zero, zero});
+    }
 }
 
 template <bool kPadded>
 void stride2_backward(const Pool2dParams& p) {
   const int64_t plane_in = p.h.in * p.w.in, plane_out = p.h.out * p.w.out;
+  const bool stream = leaves_caches(p) && p.w.in % 16 == 0;
   parallel_for(0, p.batch * p.channels, max64(1, kGrain / plane_in), [&](int64_t begin, int64_t end) {
-    for (int64_t plane = begin; plane < end; ++plane) {
+    for (int64_t plane = begin, count; plane < end; plane += count) {
       const float* g = static_cast<const float*>(p.grad_output) + plane * plane_out;
       const uint8_t* taps = static_cast<const uint8_t*>(p.offsets) + plane * plane_out;
       float* dx = static_cast<float*>(p.grad_input) + plane * plane_in;
-      if (p.w.in <= 32) stride2_plane<kPadded, true>(p, g, taps, dx);
-      else stride2_plane<kPadded, false>(p, g, taps, dx);
+      const bool narrow = p.w.in <= 16 && p.w.out <= 8;
+      count = narrow && plane + 1 < end ? 2 : 1;
+      // Something before, and enough after, that is this call's to read and this thread's to write.
+      const bool whole = plane > 0 && (end - plane - count) * plane_out >= 32;
+      if (!whole) count = 1, stride2_plane<kPadded, 0, How::kMasked>(p, g, taps, dx);
+      else if (count == 2) stride2_plane<kPadded, 1, How::kTwo>(p, g, taps, dx);
+      else if (stream) stride2_plane<kPadded, 0, How::kStream>(p, g, taps, dx);
+      else if (p.w.in <= 32) stride2_plane<kPadded, 1, How::kWhole>(p, g, taps, dx);
+      else if (p.w.in <= 64) stride2_plane<kPadded, 2, How::kWhole>(p, g, taps, dx);
+      else if (p.w.in > 96 && p.w.in <= 128) stride2_plane<kPadded, 4, How::kWhole>(p, g, taps, dx);
+      else stride2_plane<kPadded, 0, How::kWhole>(p, g, taps, dx);
     }
+    if (stream) _mm_sfence();
   });
 }
 #else

@@ -11,9 +11,6 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // input elements per thread at least
 constexpr int64_t kWidest = 15;      // window columns, one vector of inputs for each 16 windows
-// Bytes of gradient that leave the caches anyway: there past them from the start, 1.5 times as fast. Yet blocks of 32 MB
-// and more come fresh from the system at every call (glibc), each page cleared in the cache first: 27 instead of 21 ms.
-constexpr int64_t kStreamed = int64_t(24) << 20, kFresh = int64_t(32) << 20;
 
 // For each of the vectors of inputs under 16 windows: the window over each lane, and the lane's tap in the first row.
 struct Spread {
@@ -99,9 +96,7 @@ template <int kKernel>
 void tiles_backward(const Pool2dParams& p) {
   const Spread spread(p.w.kernel);
   const int64_t kernel = p.h.kernel, whole = min64(p.h.out, p.h.in / kernel), width = p.w.in;  // rows of whole windows
-  const int64_t bytes = p.batch * p.channels * p.h.in * width * int64_t(sizeof(float));
-  const bool stream = bytes > kStreamed && bytes < kFresh && width % 16 == 0 && p.w.out * p.w.kernel >= width &&
-                      uintptr_t(p.grad_input) % 64 == 0;
+  const bool stream = leaves_caches(p) && width % 16 == 0 && p.w.out * p.w.kernel >= width;
   // Planes without a remainder are one long plane.
   const bool seamless = p.h.in == p.h.out * kernel;
   const int64_t planes = seamless ? 1 : p.batch * p.channels, plane_rows = seamless ? p.batch * p.channels * p.h.out : p.h.out;
