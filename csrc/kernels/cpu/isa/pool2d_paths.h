@@ -38,6 +38,10 @@ bool is_global(const Pool2dParams& p);
 Status avg_pool2d_forward_global(const Pool2dParams& p);
 Status avg_pool2d_backward_global(const Pool2dParams& p);
 
+// AVX-512, float32, contiguous: 3x3 with stride 1, the plane's size kept.
+bool fits_same(const Pool2dParams& p);
+Status max_pool2d_backward_same(const Pool2dParams& p);
+
 // Contiguous: stride 1 with the plane's size kept, 3x3 with stride 2.
 bool fits_gather(const Pool2dParams& p);
 Status max_pool2d_backward_gather(const Pool2dParams& p);

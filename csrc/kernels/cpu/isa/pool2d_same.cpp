@@ -1,0 +1,99 @@
+// Backward of 3x3 max pooling with stride 1 that keeps the plane's size: each row of gradients is read once, its three tap
+// rows added up in registers, and what they send to the rows below is kept for those.
+#include "../../parallel.h"
+#include "pool2d_lanes.h"
+#include "pool2d_paths.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+#if defined(__AVX512F__)
+namespace {
+
+constexpr int64_t kGrain = 1 << 14;  // input elements per thread at least
+constexpr int kMostStrips = 16;      // of 16 columns
+
+FASTNN_INLINE __mmask16 lanes_from(int64_t at, int64_t total) {  // those of at, at + 1 ... that are in [0, total)
+  const int64_t from = min64(16, max64(0, -at)), to = max64(from, min64(16, total - at));
+  return __mmask16((1u << to) - (1u << from));
+}
+
+// One plane. Output o's tap (i, j) is input o + (i - 1) * width + j - 1 all through the tensor: a window has no taps
+// outside its plane, so no offset points across an edge, and lanes past a row's end do no harm. kWhole: 16 elements before
+// and 32 after the plane may be read, and 16 after it written, since they are written later: the end of each row first.
+template <int kStrips, bool kWhole>
+__attribute__((noinline)) void same_plane(const Pool2dParams& p, int64_t plane) {
+  constexpr int kRoom = kStrips ? kStrips : kMostStrips;
+  const int64_t width = p.w.in, height = p.h.in, strips = kStrips ? kStrips : ceil_div(width, 16);
+  const int64_t total = p.batch * p.channels * height * width, first = plane * height * width;
+  const float* const g = static_cast<const float*>(p.grad_output);
+  const uint8_t* const taps = static_cast<const uint8_t*>(p.offsets);
+  float* const dx = static_cast<float*>(p.grad_input);
+  const __m512 zero = _mm512_setzero_ps();
+  __m512 next[kRoom], after[kRoom];  // sums for the row of the present outputs, and for the one below
+  for (int64_t s = 0; s < strips; ++s) next[s] = after[s] = zero;
+  const auto store = [&](int64_t at, int64_t left, __m512 v) __attribute__((always_inline)) {
+    if constexpr (kWhole) _mm512_storeu_ps(dx + at, v);
+    else store_upto(Vec<float>{v}, dx + at, left);
+  };
+  for (int64_t row = 0, at = first; row < height; ++row, at += width)
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < strips; ++k) {
+      const int64_t s = k == 0 ? strips - 1 : k - 1, q = 16 * s;
+      __m512 sum[3];
+#pragma GCC unroll 3
+      for (int j = 0; j < 3; ++j) {
+        const int64_t from = at + q + 1 - j;
+        __m512 v;
+        __m128i t;
+        if constexpr (kWhole) {
+          v = _mm512_loadu_ps(g + from);
+          t = _mm_loadu_si128((const __m128i*)(taps + from));
+        } else {
+          const __mmask16 here = lanes_from(from, total);
+          v = _mm512_maskz_loadu_ps(here, g + from);
+          t = _mm_maskz_loadu_epi8(here, taps + from);
+        }
+#pragma GCC unroll 3
+        for (int i = 0; i < 3; ++i) {
+          const __mmask16 hit = _mm_cmpeq_epi8_mask(t, _mm_set1_epi8(char(3 * i + j)));
+          sum[i] = j == 0 ? _mm512_maskz_mov_ps(hit, v) : _mm512_mask_add_ps(sum[i], hit, sum[i], v);
+        }
+      }
+      if (row > 0) store(at - width + q, width - q, _mm512_add_ps(next[s], sum[0]));
+      next[s] = _mm512_add_ps(after[s], sum[1]);
+      after[s] = sum[2];
+    }
+  for (int64_t k = 0; k < strips; ++k) {
+    const int64_t s = k == 0 ? strips - 1 : k - 1;
+    store(first + (height - 1) * width + 16 * s, width - 16 * s, next[s]);
+  }
+}
+
+FASTNN_INLINE bool keeps_size(const PoolAxis& a) {
+  return a.kernel == 3 && a.stride == 1 && a.padding == 1 && a.dilation == 1;
+}
+
+}  // namespace
+
+bool fits_same(const Pool2dParams& p) {
+  return !p.channels_last && !p.adaptive && p.dtype == DType::f32 && keeps_size(p.h) && keeps_size(p.w) &&
+         p.w.in <= 16 * kMostStrips;
+}
+Status max_pool2d_backward_same(const Pool2dParams& p) {
+  const int64_t size = p.h.in * p.w.in;
+  parallel_for(0, p.batch * p.channels, max64(1, kGrain / size), [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      if (plane * size < 16 || (end - plane - 1) * size < 32) same_plane<0, false>(p, plane);
+      else if (p.w.in <= 16) same_plane<1, true>(p, plane);
+      else if (p.w.in <= 32) same_plane<2, true>(p, plane);
+      else same_plane<0, true>(p, plane);
+    }
+  });
+  return Status::ok;
+}
+#else
+bool fits_same(const Pool2dParams&) { return false; }
+Status max_pool2d_backward_same(const Pool2dParams&) { return Status::invalid_argument; }
+#endif
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS
