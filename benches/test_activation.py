@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import check_then_time
 
-OPS = ["relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
+OPS = ["relu", "relu6", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
 SHAPES = [(16,), (64, 512), (4, 64, 56, 56)]
 
 

@@ -117,6 +117,7 @@ ACTIVATION = [
     case(op, *args, **kwargs)
     for op, kwargs in [
         ("relu", {}),
+        ("relu6", {}),
         ("leaky_relu", {}),
         ("leaky_relu", {"negative_slope": -0.3}),
         ("sigmoid", {}),

@@ -121,6 +121,52 @@ def test_what_is_left_alone_and_why():
     assert "layers run on fastnn" in text.getvalue()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_layers_stay_and_compute_the_same():
+    torch.backends.quantized.engine = torch.backends.quantized.supported_engines[-1]
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8), nn.Linear(8, 5)).eval()
+    model = torch.ao.quantization.quantize_dynamic(model, {"3"}, dtype=torch.qint8)
+    model[4].qconfig = torch.ao.quantization.get_default_qat_qconfig(torch.backends.quantized.engine)
+    model[4] = torch.ao.nn.qat.Linear.from_float(model[4].train()).eval()
+    x, types = torch.randn(2, 1, 8, 8), [type(m) for m in model]
+    expected = model(x)
+    fastnn.convert(model)
+    assert [type(m) for m in model] == [fastnn.Conv2d, fastnn.ReLU, *types[2:]]
+    torch.testing.assert_close(model(x), expected)
+    fastnn.revert(model)
+    assert [type(m) for m in model] == types and torch.equal(model(x), expected)
+
+
+def test_an_optimizer_of_before_goes_on_after():
+    models = small_net(), small_net()
+    models[1].load_state_dict(models[0].state_dict())
+    x, target = torch.randn(3, 1, 12, 12), torch.tensor([0, 4, 2])
+    for model in models:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        for change in (lambda m: m, fastnn.convert, fastnn.revert):
+            if model is models[1]:
+                change(model)
+            for _ in range(2):
+                optimizer.zero_grad()
+                nn.functional.nll_loss(model(x), target).backward()
+                optimizer.step()
+    for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_torch_itself_is_not_touched():
+    """The classes and functions that others hold are the ones that torch defined."""
+    names = [name for name in dir(nn) + dir(nn.functional) if not name.startswith("_")]
+    before = [getattr(nn, name, None) or getattr(nn.functional, name) for name in names]
+    forwards = [original.forward for original in TWINS]
+    model = fastnn.fuse(fastnn.convert(small_net()))
+    model(torch.randn(3, 1, 12, 12)).sum().backward()
+    fastnn.revert(model)
+    assert all(a is (getattr(nn, n, None) or getattr(nn.functional, n)) for n, a in zip(names, before, strict=True))
+    assert all(original.forward is f for original, f in zip(TWINS, forwards, strict=True))
+    assert not any("fastnn" in f.__module__ for f in forwards)
+
+
 def test_disabled_runs_torch_kernels_bit_for_bit():
     model, x, target = small_net(), torch.randn(3, 1, 12, 12), torch.tensor([0, 4, 2])
     converted = fastnn.convert(model, inplace=False)

@@ -128,6 +128,30 @@ def test_settings_that_permit_less_precision_change_nothing(pair):
             assert all(map(torch.equal, step(pair[1])[1], expected))
     finally:
         torch.set_float32_matmul_precision(before)
+    for backend in (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv):
+        before = backend.fp32_precision
+        try:
+            for precision in ("bf16", "tf32"):
+                backend.fp32_precision = precision
+                assert all(map(torch.equal, step(pair[1])[1], expected))
+        finally:
+            backend.fp32_precision = before
+
+
+LOWERED = "linear mm bmm matmul addmm conv2d".split()
+RAISED = "cross_entropy nll_loss".split()
+RAISED_ON_CUDA = "softmax log_softmax".split()
+
+
+def test_autocast_kernels_stand_where_torch_has_policies():
+    """Products run in the lower precision, losses in float32, softmax on CUDA alone; nothing else is cast."""
+    names = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if "fastnn::" in name}
+
+    def with_kernel(key):
+        return {n for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastnn::{n}", key)}
+
+    assert with_kernel("AutocastCPU") == {*LOWERED, *RAISED}
+    assert with_kernel("AutocastCUDA") == {*LOWERED, *RAISED, *RAISED_ON_CUDA}
 
 
 def test_shared_memory_with_a_spawned_process(pair):

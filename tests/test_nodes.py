@@ -8,6 +8,7 @@ import fastnn
 
 CALLS = {
     "relu": lambda f, x, w: f.relu(x),
+    "relu6": lambda f, x, w: f.relu6(x),
     "leaky_relu": lambda f, x, w: f.leaky_relu(x, 0.2),
     "gelu": lambda f, x, w: f.gelu(x),
     "softmax": lambda f, x, w: f.softmax(x, 1),

@@ -102,5 +102,5 @@ def test_every_op_is_reached():
 TESTED_ELSEWHERE = {
     *(f"fastnn::{name}_step_" for name in ("adam", "yogi", "sgd", "adagrad", "rmsprop", "adadelta")),  # test_optim_usage.py
     "fastnn::grads_total_norm", "fastnn::scale_grads_",  # test_clip_grad.py
-    "fastnn::relu_",  # test_activation.py
+    "fastnn::relu_", "fastnn::relu6_",  # test_activation.py
 }

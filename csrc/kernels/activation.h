@@ -6,13 +6,13 @@ struct CUstream_st;
 
 namespace fastnn {
 
-enum class Activation : uint8_t { relu, leaky_relu, sigmoid, tanh, gelu, gelu_tanh, silu };
+enum class Activation : uint8_t { relu, relu6, leaky_relu, sigmoid, tanh, gelu, gelu_tanh, silu };
 
 struct ActivationParams {
   const void* input;        // forward
   void* output;             // forward; may be the input
   const void* grad_output;  // backward
-  const void* saved;        // backward: the output of relu, sigmoid and tanh, the input of the others
+  const void* saved;        // backward: the output of relu, relu6, sigmoid and tanh, the input of the others
   void* grad_input;         // backward
   int64_t size;
   double slope;  // leaky_relu below zero

@@ -1,4 +1,4 @@
-// fastnn::relu, leaky_relu, sigmoid, tanh, gelu and silu on the kernels of kernels/activation.h.
+// fastnn::relu, relu6, leaky_relu, sigmoid, tanh, gelu and silu on the kernels of kernels/activation.h.
 #include "kernels/activation.h"
 
 #include <ATen/FunctionalTensorWrapper.h>
@@ -7,9 +7,11 @@
 #include <ATen/ops/exp.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/gelu_backward.h>
+#include <ATen/ops/hardtanh_backward.h>
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/relu.h>
+#include <ATen/ops/relu6.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/silu.h>
@@ -45,8 +47,20 @@ template <>
 struct Kind<Act::relu> {
   static constexpr const char* name = "relu";
   static constexpr bool kSavesOutput = true;
+  static constexpr const char* inplace_name = "relu_";
   static Tensor aten(const Tensor& x) { return at::relu(x); }
+  static Tensor& aten_inplace(Tensor& x) { return at::relu_(x); }
   static Tensor aten_backward(const Tensor& g, const Tensor& y) { return at::threshold_backward(g, y, 0); }
+  static Tensor second(const Tensor&, const Tensor&, const Tensor&) { return {}; }
+};
+template <>
+struct Kind<Act::relu6> {
+  static constexpr const char* name = "relu6";
+  static constexpr const char* inplace_name = "relu6_";
+  static constexpr bool kSavesOutput = true;
+  static Tensor aten(const Tensor& x) { return at::relu6(x); }
+  static Tensor& aten_inplace(Tensor& x) { return at::relu6_(x); }
+  static Tensor aten_backward(const Tensor& g, const Tensor& y) { return at::hardtanh_backward(g, y, 0, 6); }
   static Tensor second(const Tensor&, const Tensor&, const Tensor&) { return {}; }
 };
 template <>
@@ -125,8 +139,9 @@ const auto& backward_op() {
       handle<Tensor(const Tensor&, const Tensor&, A...)>((std::string(Kind<K>::name) + "_backward").c_str());
   return op;
 }
-const auto& relu_inplace_op() {
-  static const auto op = handle<Tensor&(Tensor&)>("relu_");
+template <Act K>
+const auto& inplace_op() {
+  static const auto op = handle<Tensor&(Tensor&)>(Kind<K>::inplace_name);
   return op;
 }
 
@@ -189,15 +204,16 @@ Tensor backward(const Tensor& grad_output, const Tensor& saved, A... args) {
   return dx;
 }
 
-Tensor& relu_inplace(Tensor& self) {
-  if (!native("relu_", {&self}, true)) return at::relu_(self);
+template <Act K>
+Tensor& inplace(Tensor& self) {
+  if (!native(Kind<K>::inplace_name, {&self}, true)) return Kind<K>::aten_inplace(self);
   if (self.is_contiguous() || self.is_non_overlapping_and_dense()) {
-    ActivationParams p = params(Act::relu, self, 0);
+    ActivationParams p = params(K, self, 0);
     p.input = p.output = self.mutable_data_ptr();
-    launch_forward("relu_", self, p);
+    launch_forward(Kind<K>::inplace_name, self, p);
     return self;
   }
-  return self.copy_(forward<Act::relu>(self));  // copy_ refuses memory that overlaps itself, as torch does
+  return self.copy_(forward<K>(self));  // copy_ refuses memory that overlaps itself, as torch does
 }
 
 // ---- autograd ------------------------------------------------------------------------------------------------------
@@ -243,16 +259,17 @@ struct ActivationBackwardFunction : Function<ActivationBackwardFunction<K, A...>
   }
 };
 
-struct ReluInplaceFunction : Function<ReluInplaceFunction> {
+template <Act K>
+struct InplaceFunction : Function<InplaceFunction<K>> {
   static Tensor forward(AutogradContext* ctx, Tensor self) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    relu_inplace_op().call(self);
+    inplace_op<K>().call(self);
     ctx->mark_dirty({self});  // bumps the version
     ctx->save_for_backward({self});
     return self;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return {backward_op<Act::relu>().call(grads[0], ctx->get_saved_variables()[0])};
+    return {backward_op<K>().call(grads[0], ctx->get_saved_variables()[0])};
   }
 };
 
@@ -283,39 +300,42 @@ Tensor backward_autograd(const Tensor& grad_output, const Tensor& saved, A... ar
   return backward_op<K, A...>().call(grad_output, saved, args...);
 }
 
-Tensor& relu_inplace_autograd(Tensor& self) {
-  if (!native("relu_", {&self}, true)) return at::relu_(self);
+template <Act K>
+Tensor& inplace_autograd(Tensor& self) {
+  if (!native(Kind<K>::inplace_name, {&self}, true)) return Kind<K>::aten_inplace(self);
   if (needs_grad({&self})) {
     torch::autograd::check_inplace(self, true);
-    ReluInplaceFunction::apply(self);
+    InplaceFunction<K>::apply(self);
     return self;
   }
   at::AutoDispatchBelowAutograd guard;
-  return relu_inplace_op().call(self);
+  return inplace_op<K>().call(self);
 }
 
-Tensor& relu_inplace_bump(Tensor& self) {
+template <Act K>
+Tensor& inplace_bump(Tensor& self) {
   {
     at::AutoDispatchBelowADInplaceOrView guard;
-    relu_inplace_op().call(self);
+    inplace_op<K>().call(self);
   }
   torch::autograd::increment_version(self);
   return self;
 }
 
 // Under functionalization the in-place form is the other one, and a replaced value.
-Tensor& relu_inplace_functionalize(Tensor& self) {
+template <Act K>
+Tensor& inplace_functionalize(Tensor& self) {
   namespace functional = at::functionalization::impl;
   if (!functional::isFunctionalTensor(self)) {
     at::AutoDispatchSkipFunctionalize guard;
-    return relu_inplace_op().call(self);
+    return inplace_op<K>().call(self);
   }
   functional::sync(self);
   const Tensor value = functional::from_functional_tensor(self);
   Tensor result;
   {
     at::AutoDispatchSkipFunctionalize guard;
-    result = forward_op<Act::relu>().call(value);
+    result = forward_op<K>().call(value);
   }
   functional::replace_(self, result);
   functional::commit_update(self);
@@ -326,11 +346,12 @@ Tensor& relu_inplace_functionalize(Tensor& self) {
 // ---- registration --------------------------------------------------------------------------------------------------
 
 TORCH_LIBRARY_FRAGMENT(fastnn, m) {
-  for (const char* name : {"relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"}) {
+  for (const char* name : {"relu", "relu6", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"}) {
     m.def((std::string(name) + "(Tensor input) -> Tensor").c_str());
     m.def((std::string(name) + "_backward(Tensor grad_output, Tensor saved) -> Tensor").c_str());
   }
   m.def("relu_(Tensor(a!) self) -> Tensor(a!)");
+  m.def("relu6_(Tensor(a!) self) -> Tensor(a!)");
   m.def("leaky_relu(Tensor input, float negative_slope) -> Tensor");
   m.def("leaky_relu_backward(Tensor grad_output, Tensor saved, float negative_slope) -> Tensor");
 }
@@ -348,29 +369,39 @@ void impl_autograd(torch::Library& m) {
 
 void register_kernels(torch::Library& m) {
   impl<Act::relu>(m);
+  impl<Act::relu6>(m);
   impl<Act::leaky_relu, double>(m);
   impl<Act::sigmoid>(m);
   impl<Act::tanh>(m);
   impl<Act::gelu>(m);
   impl<Act::gelu_tanh>(m);
   impl<Act::silu>(m);
-  m.impl("relu_", relu_inplace);
+  m.impl("relu_", inplace<Act::relu>);
+  m.impl("relu6_", inplace<Act::relu6>);
 }
 TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
 TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
 
 TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
   impl_autograd<Act::relu>(m);
+  impl_autograd<Act::relu6>(m);
   impl_autograd<Act::leaky_relu, double>(m);
   impl_autograd<Act::sigmoid>(m);
   impl_autograd<Act::tanh>(m);
   impl_autograd<Act::gelu>(m);
   impl_autograd<Act::gelu_tanh>(m);
   impl_autograd<Act::silu>(m);
-  m.impl("relu_", relu_inplace_autograd);
+  m.impl("relu_", inplace_autograd<Act::relu>);
+  m.impl("relu6_", inplace_autograd<Act::relu6>);
 }
-TORCH_LIBRARY_IMPL(fastnn, ADInplaceOrView, m) { m.impl("relu_", relu_inplace_bump); }
-TORCH_LIBRARY_IMPL(fastnn, Functionalize, m) { m.impl("relu_", relu_inplace_functionalize); }
+TORCH_LIBRARY_IMPL(fastnn, ADInplaceOrView, m) {
+  m.impl("relu_", inplace_bump<Act::relu>);
+  m.impl("relu6_", inplace_bump<Act::relu6>);
+}
+TORCH_LIBRARY_IMPL(fastnn, Functionalize, m) {
+  m.impl("relu_", inplace_functionalize<Act::relu>);
+  m.impl("relu6_", inplace_functionalize<Act::relu6>);
+}
 
 template <Act K, class... A>
 void impl_transformed(torch::Library& m) {
@@ -379,18 +410,24 @@ void impl_transformed(torch::Library& m) {
     return Kind<K>::aten(input, args...);
   });
 }
+template <Act K>
+void inplace_transformed(torch::Library& m) {
+  m.impl(Kind<K>::inplace_name, [](Tensor& self) -> Tensor& {
+    note_fallback(Kind<K>::inplace_name, kTransform);
+    return Kind<K>::aten_inplace(self);
+  });
+}
 TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
   impl_transformed<Act::relu>(m);
+  impl_transformed<Act::relu6>(m);
   impl_transformed<Act::leaky_relu, double>(m);
   impl_transformed<Act::sigmoid>(m);
   impl_transformed<Act::tanh>(m);
   impl_transformed<Act::gelu>(m);
   impl_transformed<Act::gelu_tanh>(m);
   impl_transformed<Act::silu>(m);
-  m.impl("relu_", [](Tensor& self) -> Tensor& {
-    note_fallback("relu_", kTransform);
-    return at::relu_(self);
-  });
+  inplace_transformed<Act::relu>(m);
+  inplace_transformed<Act::relu6>(m);
 }
 
 template <Act K>
@@ -398,8 +435,19 @@ void bind_one(pybind11::module_& m) {
   def(m, Kind<K>::name, [](const Tensor& input) { return forward_op<K>().call(input); });
 }
 
+template <Act K>
+void bind_inplace(pybind11::module_& m) {
+  def(m, Kind<K>::inplace_name, [](const Tensor& input) {
+    Tensor self = input;
+    return inplace_op<K>().call(self);
+  });
+}
+
 void bind(pybind11::module_& m) {
   bind_one<Act::relu>(m);
+  bind_one<Act::relu6>(m);
+  bind_inplace<Act::relu>(m);
+  bind_inplace<Act::relu6>(m);
   bind_one<Act::sigmoid>(m);
   bind_one<Act::tanh>(m);
   bind_one<Act::gelu>(m);
@@ -407,10 +455,6 @@ void bind(pybind11::module_& m) {
   bind_one<Act::silu>(m);
   def(m, "leaky_relu", [](const Tensor& input, double slope) {
     return forward_op<Act::leaky_relu, double>().call(input, slope);
-  });
-  def(m, "relu_", [](const Tensor& input) {
-    Tensor self = input;
-    return relu_inplace_op().call(self);
   });
 }
 const Bindings bindings(bind);

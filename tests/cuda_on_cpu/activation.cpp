@@ -10,15 +10,15 @@ namespace {
 using namespace fastnn;
 using namespace harness;
 
-constexpr Activation kKinds[] = {Activation::relu, Activation::leaky_relu, Activation::sigmoid,  Activation::tanh,
-                                 Activation::gelu, Activation::gelu_tanh,  Activation::silu};
+constexpr Activation kKinds[] = {Activation::relu, Activation::relu6, Activation::leaky_relu, Activation::sigmoid,
+                                 Activation::tanh, Activation::gelu,  Activation::gelu_tanh,  Activation::silu};
 
 void run() {
   for (DType dtype : kDTypes)
     for (Activation kind : kKinds)
       for (int64_t size : {1, 64, 1003})
         for (int skip : {0, 1}) {
-          Array x = uniform(dtype, size, -6, 6, skip), y = output(dtype, size, skip), dx = output(dtype, size, skip);
+          Array x = uniform(dtype, size, -8, 8, skip), y = output(dtype, size, skip), dx = output(dtype, size, skip);
           const Array g = normal(dtype, size, skip);
           if (size > 10) x.set(3, NAN), x.set(5, INFINITY), x.set(6, 0);
           ActivationParams p{x.data(), y.data(), g.data(), x.data(), dx.data(), size, 0.1, kind, dtype};

@@ -31,6 +31,7 @@ __device__ __forceinline__ A sigmoid_of(A x) {
 template <Activation K, class A>
 __device__ __forceinline__ A value(A x, A slope) {
   if constexpr (K == Activation::relu) return x < A(0) ? A(0) : x;  // NaN passes
+  if constexpr (K == Activation::relu6) return x < A(0) ? A(0) : x > A(6) ? A(6) : x;
   if constexpr (K == Activation::leaky_relu) return x > A(0) ? x : x * slope;
   if constexpr (K == Activation::sigmoid) return sigmoid_of(x);
   if constexpr (K == Activation::tanh) return tanh_of(x);
@@ -45,6 +46,7 @@ __device__ __forceinline__ A value(A x, A slope) {
 template <Activation K, class A>
 __device__ __forceinline__ A derivative(A g, A s, A slope) {
   if constexpr (K == Activation::relu) return s <= A(0) ? A(0) : g;
+  if constexpr (K == Activation::relu6) return s > A(0) && s < A(6) ? g : A(0);
   if constexpr (K == Activation::leaky_relu) return s > A(0) ? g : g * slope;
   if constexpr (K == Activation::sigmoid) return g * (A(1) - s) * s;
   if constexpr (K == Activation::tanh) return g * (A(1) - s * s);
@@ -110,6 +112,7 @@ template <bool kBackward>
 Status run_kind(const ActivationParams& p, CUstream_st* stream) {
   switch (p.kind) {
     case Activation::relu: return run<Activation::relu, kBackward>(p, stream);
+    case Activation::relu6: return run<Activation::relu6, kBackward>(p, stream);
     case Activation::leaky_relu: return run<Activation::leaky_relu, kBackward>(p, stream);
     case Activation::sigmoid: return run<Activation::sigmoid, kBackward>(p, stream);
     case Activation::tanh: return run<Activation::tanh, kBackward>(p, stream);

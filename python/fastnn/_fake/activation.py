@@ -11,11 +11,10 @@ def _backward(grad_output, saved, *args):
     return torch.empty_like(saved)
 
 
-for _name in ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"):
+for _name in ("relu", "relu6", "leaky_relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"):
     torch.library.register_fake(f"fastnn::{_name}", _forward)
     torch.library.register_fake(f"fastnn::{_name}_backward", _backward)
 
 
-@torch.library.register_fake("fastnn::relu_")
-def _relu_(self):
-    return self
+for _name in ("relu_", "relu6_"):
+    torch.library.register_fake(f"fastnn::{_name}", lambda self: self)

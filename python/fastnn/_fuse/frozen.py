@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map_only
 from fastnn import modules
 from fastnn._fuse import layers
 from fastnn._fuse.trace import has_hooks, is_fresh, is_library, mutated, quiet_between
+from fastnn.modules._script import refuse_script
 
 CONVS = (torch.nn.Conv2d, modules.Conv2d)
 LINEARS = (torch.nn.Linear, modules.Linear)
@@ -19,8 +20,8 @@ DROPPED = (
     torch.nn.AlphaDropout,
 )  # fmt: skip
 ACTIVATIONS = {
-    torch.nn.ReLU: "relu", modules.ReLU: "relu", torch.nn.ReLU6: "relu6", torch.nn.SiLU: "silu", modules.SiLU: "silu",
-    torch.nn.Hardswish: "hardswish",
+    torch.nn.ReLU: "relu", modules.ReLU: "relu", torch.nn.ReLU6: "relu6", modules.ReLU6: "relu6",
+    torch.nn.SiLU: "silu", modules.SiLU: "silu", torch.nn.Hardswish: "hardswish",
 }  # fmt: skip
 ACTIVATION_FUNCTIONS = {
     torch.relu: "relu", torch.relu_: "relu", torch.nn.functional.relu: "relu", torch.nn.functional.relu_: "relu",
@@ -44,6 +45,8 @@ class FrozenModel(torch.nn.Module):
         super().__init__()
         self.body = body
         super().train(False)
+
+    __prepare_scriptable__ = refuse_script
 
     def forward(self, *args, **kwargs):
         if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):

@@ -9,6 +9,7 @@ import torch.fx
 from fastnn import _C
 from fastnn import functional as F
 from fastnn.functional.conv2d import _pad, _pair
+from fastnn.modules._script import refuse_script
 
 _RANGES = {"relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}  # what the packed kernels clamp to
 _EVERYTHING = (-torch.inf, torch.inf)
@@ -95,6 +96,8 @@ class Frozen(torch.nn.Module):
         super().__init__()
         self.fused = list(fused)
         self.activation = ""
+
+    __prepare_scriptable__ = refuse_script
 
     def constant(self, name, value):
         """Keeps a tensor that no gradient reaches; it is saved and moved with the model."""

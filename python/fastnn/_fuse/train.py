@@ -13,6 +13,7 @@ from torch import fx
 from fastnn import functional as F
 from fastnn import modules
 from fastnn._fuse.trace import CannotTrace, has_hooks, is_library, quiet_between, required_arguments, trace
+from fastnn.modules._script import refuse_script
 from fastnn.modules.batch_norm import _apply
 
 NORMS = (torch.nn.BatchNorm2d, modules.BatchNorm2d)
@@ -198,8 +199,9 @@ def fused_class(original):
     def __reduce_ex__(self, protocol):
         return _rebuild, (original,), self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
 
-    names = {"forward": forward, "__reduce_ex__": __reduce_ex__}
-    kind = type(original.__name__, (original,), {**names, "__module__": original.__module__, "__doc__": original.__doc__})
+    names = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__prepare_scriptable__": refuse_script}
+    names |= {"__module__": original.__module__, "__doc__": original.__doc__}
+    kind = type(original.__name__, (original,), names)
     _classes[original], _originals[kind] = kind, original
     return kind
 

@@ -1,6 +1,6 @@
 """torch.nn.functional's signatures on fastnn's kernels."""
 
-from fastnn.functional.activation import gelu, leaky_relu, relu, sigmoid, silu, tanh
+from fastnn.functional.activation import gelu, leaky_relu, relu, relu6, sigmoid, silu, tanh
 from fastnn.functional.batch_norm import batch_norm, batch_norm_add_relu, batch_norm_relu
 from fastnn.functional.conv2d import conv2d
 from fastnn.functional.gemm import addmm, bmm, matmul, mm
@@ -29,6 +29,7 @@ __all__ = [
     "mm",
     "nll_loss",
     "relu",
+    "relu6",
     "sigmoid",
     "silu",
     "softmax",

@@ -1,4 +1,4 @@
-"""relu, leaky_relu, sigmoid, tanh, gelu and silu."""
+"""relu, relu6, leaky_relu, sigmoid, tanh, gelu and silu."""
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,8 @@ from fastnn.functional._call import aten, handle_torch_function, op
 
 _relu = op("relu")
 _relu_ = op("relu_")
+_relu6 = op("relu6")
+_relu6_ = op("relu6_")
 _leaky_relu = op("leaky_relu")
 _sigmoid = op("sigmoid")
 _tanh = op("tanh")
@@ -34,6 +36,19 @@ def relu(input, inplace=False):
         return _relu_(input) if inplace else _relu(input)
     except TypeError:
         return aten(F.relu, input, inplace=inplace)
+
+
+def relu6(input, inplace=False):
+    """min(max(x, 0), 6), elementwise; NaN passes, and the derivative at 0 and 6 is 0.
+
+    Args, returns and errors as relu. Source: torch.nn.functional.relu6 (Howard et al., 2017).
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(relu6, (input,), input, inplace=inplace)
+    try:
+        return _relu6_(input) if inplace else _relu6(input)
+    except TypeError:
+        return aten(F.relu6, input, inplace=inplace)
 
 
 def leaky_relu(input, negative_slope=0.01, inplace=False):

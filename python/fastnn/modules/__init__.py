@@ -1,6 +1,7 @@
 """fastnn's layers: each a subclass of its torch.nn namesake that differs in forward() alone."""
 
-from fastnn.modules.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
+from fastnn.modules._script import refuse_script
+from fastnn.modules.activation import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Tanh
 from fastnn.modules.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormAddReLU2d, BatchNormReLU2d
 from fastnn.modules.conv2d import Conv2d
 from fastnn.modules.linear import Linear
@@ -25,8 +26,13 @@ __all__ = [
     "MaxPool2d",
     "NLLLoss",
     "ReLU",
+    "ReLU6",
     "SiLU",
     "Sigmoid",
     "Softmax",
     "Tanh",
 ]
+
+for _name in __all__:
+    globals()[_name].__prepare_scriptable__ = refuse_script
+del refuse_script

@@ -1,4 +1,4 @@
-"""ReLU, LeakyReLU, Sigmoid, Tanh, GELU and SiLU: any shape in, the same shape and strides out."""
+"""ReLU, ReLU6, LeakyReLU, Sigmoid, Tanh, GELU and SiLU: any shape in, the same shape and strides out."""
 
 import torch
 
@@ -10,6 +10,13 @@ class ReLU(torch.nn.ReLU):
 
     def forward(self, input):
         return F.relu(input, self.inplace)
+
+
+class ReLU6(torch.nn.ReLU6):
+    """torch.nn.ReLU6 on fastnn's kernels, in place where asked."""
+
+    def forward(self, input):
+        return F.relu6(input, self.inplace)
 
 
 class LeakyReLU(torch.nn.LeakyReLU):

@@ -23,6 +23,10 @@ constexpr A kGeluCubic = A(0.044715);
 template <Activation K, class V, class A>
 FASTNN_INLINE V value(V x, A slope) {
   if constexpr (K == Activation::relu) return {x.v < A(0) ? V::zero().v : x.v};  // NaN passes
+  if constexpr (K == Activation::relu6) {
+    const V y{x.v < A(0) ? V::zero().v : x.v};
+    return {y.v > A(6) ? V::zero().v + A(6) : y.v};
+  }
   if constexpr (K == Activation::leaky_relu) return {x.v > A(0) ? x.v : x.v * slope};
   if constexpr (K == Activation::sigmoid) return sigmoid(x);
   if constexpr (K == Activation::tanh) return tanh(x);
@@ -38,6 +42,10 @@ FASTNN_INLINE V value(V x, A slope) {
 template <Activation K, class V, class A>
 FASTNN_INLINE V derivative(V g, V s, A slope) {
   if constexpr (K == Activation::relu) return {s.v <= A(0) ? V::zero().v : g.v};
+  if constexpr (K == Activation::relu6) {
+    const V below{s.v < A(6) ? g.v : V::zero().v};
+    return {s.v > A(0) ? below.v : V::zero().v};
+  }
   if constexpr (K == Activation::leaky_relu) return {s.v > A(0) ? g.v : g.v * slope};
   if constexpr (K == Activation::sigmoid) return {g.v * (A(1) - s.v) * s.v};
   if constexpr (K == Activation::tanh) return {g.v * (A(1) - s.v * s.v)};
@@ -89,6 +97,7 @@ template <class F>
 Status dispatch_kind(Activation kind, const F& f) {
   switch (kind) {
     case Activation::relu: return f(KindTag<Activation::relu>{});
+    case Activation::relu6: return f(KindTag<Activation::relu6>{});
     case Activation::leaky_relu: return f(KindTag<Activation::leaky_relu>{});
     case Activation::sigmoid: return f(KindTag<Activation::sigmoid>{});
     case Activation::tanh: return f(KindTag<Activation::tanh>{});
