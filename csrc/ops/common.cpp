@@ -10,6 +10,7 @@
 
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "kernels/cpu/table.h"
 #include "kernels/parallel.h"
@@ -45,6 +46,7 @@ const char* why_not_native(const Tensor& t, bool has_cuda_kernels) {
 namespace {
 
 thread_local bool t_enabled = true;  // false inside fastnn.disabled()
+thread_local bool t_counting = true;
 std::mutex g_fallbacks_mutex;
 std::map<std::pair<std::string, std::string>, int64_t> g_fallbacks;
 
@@ -57,7 +59,11 @@ std::vector<void (*)(pybind11::module_&)>& binders() {
 
 bool enabled() { return t_enabled; }
 
+Uncounted::Uncounted() : before(std::exchange(t_counting, false)) {}
+Uncounted::~Uncounted() { t_counting = before; }
+
 void note_fallback(const char* op, const char* reason) {
+  if (!t_counting) return;
   std::lock_guard lock(g_fallbacks_mutex);
   ++g_fallbacks[{op, reason}];
 }

@@ -29,6 +29,12 @@ const char* why_not_native(const Tensor& t, bool has_cuda_kernels = false);
 // aten under its reason, for fastnn.fallbacks(); the caller then calls the aten op.
 bool native(const char* op, std::initializer_list<const Tensor*> tensors, bool has_cuda_kernels = false);
 void note_fallback(const char* op, const char* reason);
+// Held while calls are only timed: what they hand to aten is not counted.
+struct Uncounted {
+  Uncounted();
+  ~Uncounted();
+  bool before;
+};
 // Why an op under a transform of torch.func is torch's own: its kernel at FuncTorchDynamicLayerFrontMode, which is
 // reached before any transform, hands the call on, since autograd functions written in C++ cannot be transformed.
 inline constexpr const char* kTransform = "torch.func transform";

@@ -106,17 +106,22 @@ CudaFamily family_of(const Conv2dParams& p) {
 }
 #endif
 
-// Chooses the algorithm of p.pass; false when it is torch's own.
-bool choose(Conv2dParams& p, Conv2dPass pass, const Tensor& like) {
+// Chooses the algorithm of a pass on these tensors, the first of which is as the kernel will see it: null, or why it is
+// torch's own. `run` calls the pass again.
+const char* choose(Conv2dParams& p, Conv2dPass pass, [[maybe_unused]] std::initializer_list<const Tensor*> tensors,
+                   [[maybe_unused]] c10::function_ref<void()> run) {
   p.pass = pass;
 #ifdef FASTNN_CUDA
-  if (like.is_cuda()) {
+  if ((*tensors.begin())->is_cuda()) {
+    constexpr const char* kNames[] = {"conv2d", "conv2d grad_input", "conv2d grad_weight"};
+    const int64_t options[] = {p.stride_h, p.stride_w, p.pad_h, p.pad_w, p.dilation_h, p.dilation_w, p.groups};
     p.tf32 = allows_tf32(CudaFamily::conv2d);
-    return own_cuda_kernel(family_of(p), p.dtype);
+    const CudaChoice choice = choose_cuda({family_of(p), kNames[int(pass)], tensors, options}, run);
+    return choice.own ? nullptr : choice.reason;
   }
 #endif
   p.algorithm = cpu::conv2d_choose(p);
-  return p.algorithm != Conv2dAlgorithm::aten;
+  return p.algorithm == Conv2dAlgorithm::aten ? "torch's kernel is faster on this shape" : nullptr;
 }
 
 void run(Conv2dParams& p, const Tensor& like, const char* op) {
@@ -145,10 +150,6 @@ Grads aten_backward(const Tensor& grad_output, const Tensor& input, const Tensor
                                   {0, 0}, groups, mask);
 }
 
-const char* vendor_wins(const Tensor& t) {
-  return t.is_cuda() ? vendor_reason(CudaFamily::conv2d) : "torch's kernel is faster on this shape";
-}
-
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
 Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
@@ -167,8 +168,9 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias,
   if (p.N == 0) return y;
   p.dtype = dtype_of(x);
   set_strides(p, x, weight, y);
-  if (!choose(p, Conv2dPass::forward, x)) {
-    note_fallback(kName, vendor_wins(x));
+  const auto again = [&] { forward(x, weight, bias, stride, padding, dilation, groups); };
+  if (const char* reason = choose(p, Conv2dPass::forward, {&x, &weight, &or_undefined(bias)}, again)) {
+    note_fallback(kName, reason);
     y = Tensor();  // two large blocks at the heap's end would go back to the system with every call
     return aten_forward(x, weight, bias, stride, padding, dilation, groups).contiguous(dense_format(x));
   }
@@ -201,10 +203,18 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
     return grads;
   }
   set_strides(p, x, weight, g);
-  if (mask[0] && mask[1] && !choose(p, Conv2dPass::grad_input, x) &&
-      !choose(p, Conv2dPass::grad_weight, x)) {
+  // Why a gradient is torch's, or null.
+  const auto vendor = [&](Conv2dPass pass) {
+    const bool input_alone = pass == Conv2dPass::grad_input;
+    const auto again = [&] {
+      backward(g, x, weight, stride, padding, dilation, groups, {input_alone, !input_alone, !input_alone && mask[2]});
+    };
+    return choose(p, pass, {&g, &x, &weight}, again);
+  };
+  if (const char* reason = nullptr; mask[0] && mask[1] && (reason = vendor(Conv2dPass::grad_input)) &&
+                                    vendor(Conv2dPass::grad_weight)) {
     // Both gradients by torch: in one call, so that it reorders grad_output once.
-    note_fallback(kBackwardName, vendor_wins(x));
+    note_fallback(kBackwardName, reason);
     std::tie(grad_input, grad_weight, grad_bias) =
         aten_backward(g, x, weight, stride, padding, dilation, groups, mask);
     grad_input = grad_input.contiguous(format);
@@ -216,11 +226,11 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
     grad_input = at::empty_like(x, format);
     set_strides(p, grad_input, weight, g);
     p.weight = weight.const_data_ptr();
-    if (choose(p, Conv2dPass::grad_input, x)) {
+    if (const char* reason = vendor(Conv2dPass::grad_input); !reason) {
       p.grad_input = grad_input.mutable_data_ptr();
       run(p, x, kBackwardName);
     } else {
-      note_fallback(kBackwardName, vendor_wins(x));
+      note_fallback(kBackwardName, reason);
       grad_input = Tensor();
       grad_input = std::get<0>(aten_backward(g, x, weight, stride, padding, dilation, groups, {true, false, false}))
                        .contiguous(format);
@@ -230,13 +240,13 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   if (mask[1]) {
     grad_weight = at::empty_like(weight, dense_format(weight));
     set_strides(p, x, grad_weight, g);
-    if (choose(p, Conv2dPass::grad_weight, x)) {
+    if (const char* reason = vendor(Conv2dPass::grad_weight); !reason) {
       p.input = x.const_data_ptr();
       p.grad_weight = grad_weight.mutable_data_ptr();
       p.grad_bias = mask[2] ? grad_bias.mutable_data_ptr() : nullptr;
       run(p, x, kBackwardName);
     } else {
-      note_fallback(kBackwardName, vendor_wins(x));
+      note_fallback(kBackwardName, reason);
       auto [_, dw, db] = aten_backward(g, x, weight, stride, padding, dilation, groups, {false, true, mask[2]});
       grad_weight = dw.contiguous(dense_format(weight));
       grad_bias = db;
@@ -431,7 +441,7 @@ std::string algorithm(const Tensor& input, const Tensor& weight, std::vector<int
   choose(*p, pass == "forward"      ? Conv2dPass::forward
              : pass == "grad_input" ? Conv2dPass::grad_input
                                     : Conv2dPass::grad_weight,
-         x);
+         {&x}, [] {});
   return conv2d_algorithm_name(p->algorithm);
 }
 

@@ -52,12 +52,11 @@ GemmParams Product::params() const {
   return p;
 }
 
-bool native_product(const char* op, std::initializer_list<const Tensor*> tensors) {
-  if (!native(op, tensors, true)) return false;
-  const Tensor& first = **tensors.begin();
-  if (!first.is_cuda() || own_cuda_kernel(CudaFamily::matmul, dtype_of(first))) return true;
-  note_fallback(op, vendor_reason(CudaFamily::matmul));
-  return false;
+bool own_cuda_product(const char* op, std::initializer_list<const Tensor*> tensors, c10::function_ref<void()> run,
+                      at::IntArrayRef options) {
+  const CudaChoice choice = choose_cuda({CudaFamily::matmul, op, tensors, options}, run);
+  if (!choice.own) note_fallback(op, choice.reason);
+  return choice.own;
 }
 
 void Product::run(const char* op, const Tensor& like) const {
@@ -119,9 +118,12 @@ const auto& op() {
 }
 
 template <class Op>
+Tensor forward(const Tensor& a, const Tensor& b);
+
+template <class Op>
 bool takes(const Tensor& a, const Tensor& b) {
-  if (!native_product(Op::name, {&a, &b})) return false;
-  if (Op::valid(a, b)) return true;
+  if (!native(Op::name, {&a, &b}, true)) return false;
+  if (Op::valid(a, b)) return own_product(Op::name, {&a, &b}, [&] { forward<Op>(a, b); });
   note_fallback(Op::name, "shapes");
   return false;
 }
@@ -226,17 +228,20 @@ const auto& addmm_op() {
   return op;
 }
 
+Tensor addmm_forward(const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta, const Scalar& alpha);
+
 bool takes_addmm(const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta, const Scalar& alpha) {
-  if (!native_product("addmm", {&input, &a, &b})) return false;
+  if (!native("addmm", {&input, &a, &b}, true)) return false;
   const auto real = [](const Scalar& s) { return s.isFloatingPoint() || s.isIntegral(false); };
   bool ok = Mm::valid(a, b) && input.dim() <= 2 && real(beta) && real(alpha);
   if (ok && input.dim() >= 1) ok = input.sym_size(-1) == 1 || input.sym_size(-1) == b.sym_size(1);
   if (ok && input.dim() == 2) ok = input.sym_size(0) == 1 || input.sym_size(0) == a.sym_size(0);
-  if (!ok) note_fallback("addmm", "shapes");
-  return ok;
+  if (ok) return own_product("addmm", {&input, &a, &b}, [&] { addmm_forward(input, a, b, beta, alpha); });
+  note_fallback("addmm", "shapes");
+  return false;
 }
 
-Tensor addmm(const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta, const Scalar& alpha) {
+Tensor addmm_forward(const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta, const Scalar& alpha) {
   if (!takes_addmm(input, a, b, beta, alpha)) return at::addmm(input, a, b, beta, alpha);
   Tensor out = at::empty({a.size(0), b.size(1)}, a.options());
   if (out.numel() == 0) return out;
@@ -311,7 +316,7 @@ void register_kernels(torch::Library& m) {
   m.impl("mm", forward<Mm>);
   m.impl("bmm", forward<Bmm>);
   m.impl("matmul", forward<Matmul>);
-  m.impl("addmm", addmm);
+  m.impl("addmm", addmm_forward);
 }
 TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
 TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }

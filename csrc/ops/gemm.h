@@ -1,5 +1,7 @@
 // Shared by the matrix-product ops: a tensor as a strided matrix, and one call of the kernel on such matrices.
 #pragma once
+#include <c10/util/FunctionRef.h>
+
 #include "common.h"
 #include "kernels/gemm.h"
 
@@ -33,7 +35,12 @@ struct Product {
   GemmParams params() const;
 };
 
-// native() for products: false also where cuBLAS is the choice.
-bool native_product(const char* op, std::initializer_list<const Tensor*> tensors);
+// False, and counted as a fallback, where cuBLAS is the choice for these native tensors. `run` calls the op again.
+bool own_cuda_product(const char* op, std::initializer_list<const Tensor*> tensors, c10::function_ref<void()> run,
+                      at::IntArrayRef options = {});
+inline bool own_product(const char* op, std::initializer_list<const Tensor*> tensors, c10::function_ref<void()> run,
+                        at::IntArrayRef options = {}) {
+  return !(*tensors.begin())->is_cuda() || own_cuda_product(op, tensors, run, options);
+}
 
 }  // namespace fastnn::ops

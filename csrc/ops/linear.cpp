@@ -36,9 +36,12 @@ bool valid(const Tensor& input, const Tensor& weight, const Tensor& bias) {
          (!bias.defined() || (bias.dim() == 1 && bias.sym_size(0) == weight.sym_size(0)));
 }
 
+Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias);
+
 bool takes(const Tensor& input, const Tensor& weight, const Tensor& bias) {
-  if (!native_product("linear", {&input, &weight, &bias})) return false;
-  if (valid(input, weight, bias)) return true;
+  if (!native("linear", {&input, &weight, &bias}, true)) return false;
+  if (valid(input, weight, bias))
+    return own_product("linear", {&input, &weight, &bias}, [&] { forward(input, weight, bias); });
   note_fallback("linear", "shapes");
   return false;
 }
@@ -71,7 +74,10 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   TORCH_CHECK(valid(input, weight, {}) && grad_output.dim() == input.dim() && grad_output.size(-1) == weight.size(0) &&
                   grad_output.sizes().slice(0, grad_output.dim() - 1) == input.sizes().slice(0, input.dim() - 1),
               "linear_backward: shapes do not match");
-  if (!native_product("linear_backward", {&grad_output, &input, &weight})) {
+  const int64_t wanted[] = {mask[0], mask[1], mask[2]};
+  const auto again = [&] { backward(grad_output, input, weight, mask); };
+  if (!native("linear_backward", {&grad_output, &input, &weight}, true) ||
+      !own_product("linear_backward", {&grad_output, &input, &weight}, again, wanted)) {
     const Tensor g = grad_output.dim() == 1 ? grad_output.unsqueeze(0) : grad_output.flatten(0, -2);
     const Tensor x = input.dim() == 1 ? input.unsqueeze(0) : input.flatten(0, -2);
     if (mask[0]) grad_input = grad_output.matmul(weight);

@@ -7,6 +7,7 @@ _C = _load()
 from fastnn import _fake, _flops, functional, optim  # noqa: E402
 from fastnn._decompositions import decompositions  # noqa: E402
 from fastnn._fuse import fuse  # noqa: E402
+from fastnn.autotune import autotune  # noqa: E402
 from fastnn.convert import convert, disabled, report, revert  # noqa: E402
 from fastnn.info import fallbacks  # noqa: E402
 from fastnn.precision import set_strict_conv  # noqa: E402
@@ -16,8 +17,8 @@ from fastnn.optim import clip_grad_norm_  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
-    "clip_grad_norm_", "convert", "decompositions", "disabled", "fallbacks", "functional", "fuse", "optim", "report",
-    "revert", "set_strict_conv", *_module_names,
+    "autotune", "clip_grad_norm_", "convert", "decompositions", "disabled", "fallbacks", "functional", "fuse", "optim",
+    "report", "revert", "set_strict_conv", *_module_names,
 ]  # fmt: skip
 
 del _fake, _flops
