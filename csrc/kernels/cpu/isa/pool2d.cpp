@@ -41,7 +41,7 @@ Status max_pool2d_forward(const Pool2dParams& p) {
 }
 Status max_pool2d_backward(const Pool2dParams& p) {
   if (is_narrow_2x2(p)) return max_pool2d_backward_narrow(p);
-  if (fits_tiles(p)) return max_pool2d_backward_tiles(p);
+  if (fits_max_tiles(p)) return max_pool2d_backward_tiles(p);
   if (p.channels_last) return max_pool2d_backward_nhwc(p);
   if (is_2x2(p) && (kMaskedTails || !fits_scatter(p) || p.w.out % 8 == 0)) return max_pool2d_backward_2x2(p);
   if (fits_same(p)) return max_pool2d_backward_same(p);
@@ -58,8 +58,9 @@ Status avg_pool2d_forward(const Pool2dParams& p) {
 }
 Status avg_pool2d_backward(const Pool2dParams& p) {
   if (p.channels_last) return avg_pool2d_backward_nhwc(p);
-  if (is_2x2(p)) return avg_pool2d_backward_2x2(p);
   if (is_global(p)) return avg_pool2d_backward_global(p);
+  if (fits_mean_tiles(p)) return avg_pool2d_backward_tiles(p);
+  if (is_2x2(p)) return avg_pool2d_backward_2x2(p);
   if ((p.adaptive || p.w.stride > 2 || p.w.in <= 32) && fits_table_backward(p)) return avg_pool2d_backward_table(p);
   return fits_rows_backward(p) ? avg_pool2d_backward_rows(p) : avg_pool2d_backward_any(p);
 }

@@ -26,8 +26,10 @@ Status avg_pool2d_forward_2x2(const Pool2dParams& p);
 Status avg_pool2d_backward_2x2(const Pool2dParams& p);
 
 // AVX-512, float32, contiguous: stride = kernel, no padding.
-bool fits_tiles(const Pool2dParams& p);
+bool fits_max_tiles(const Pool2dParams& p);
 Status max_pool2d_backward_tiles(const Pool2dParams& p);
+bool fits_mean_tiles(const Pool2dParams& p);
+Status avg_pool2d_backward_tiles(const Pool2dParams& p);
 
 // AVX-512, float32, 2x2 windows with stride 2, channels_last: pixels shorter than a vector.
 bool is_narrow_2x2(const Pool2dParams& p);

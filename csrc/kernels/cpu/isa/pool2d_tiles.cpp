@@ -1,5 +1,5 @@
-// Backward of max pooling where the windows tile contiguous planes (stride = kernel, no padding): every input lane fetches
-// its window's gradient and tap by a permutation and keeps the gradient where the tap is its own. Nothing is cleared first.
+// Backward where the windows tile contiguous planes (stride = kernel, no padding): every input lane fetches its window's
+// gradient by a permutation; of a maximum, the tap too, and keeps the gradient where the tap is its own.
 #include "../../parallel.h"
 #include "pool2d_lanes.h"
 #include "pool2d_paths.h"
@@ -36,31 +36,32 @@ struct Spread {
 enum class Ends { kMasked, kSpill, kStream };
 
 // Up to 16 windows of kernel columns, the lanes in `here`, to `left` columns of `rows` rows of inputs. Constants of 0: any.
-template <int kKernel, int kRows, Ends kEnds>
-FASTNN_INLINE void block(const Spread& spread, int64_t kernel, int64_t rows, int64_t width, __mmask16 here, const float* g,
-                         const uint8_t* taps, float* dx, int64_t left) {
+// kMax: where the tap is the lane's; else means, by `mean`.
+template <bool kMax, int kKernel, int kRows, Ends kEnds>
+FASTNN_INLINE void block(const Spread& spread, const Divide<float>& mean, int64_t kernel, int64_t rows, int64_t width,
+                         __mmask16 here, const float* g, const uint8_t* taps, float* dx, int64_t left) {
   if constexpr (kKernel != 0) kernel = kKernel;
   if constexpr (kRows != 0) rows = kRows;
-  __m512 values;
-  __m128i codes;  // no tap is 255
-  if constexpr (kEnds == Ends::kMasked) {
-    values = _mm512_maskz_loadu_ps(here, g);
-    codes = _mm_mask_loadu_epi8(_mm_set1_epi8(-1), here, taps);
+  __m512 values = kEnds == Ends::kMasked ? _mm512_maskz_loadu_ps(here, g) : _mm512_loadu_ps(g);
+  __m128i codes{};
+  if constexpr (kMax) {  // no tap is 255
+    const __m128i none = _mm_set1_epi8(-1);
+    if constexpr (kEnds == Ends::kMasked) codes = _mm_mask_loadu_epi8(none, here, taps);
+    else codes = _mm_mask_mov_epi8(none, here, _mm_loadu_si128((const __m128i*)taps));
   } else {
-    values = _mm512_loadu_ps(g);
-    codes = _mm_mask_mov_epi8(_mm_set1_epi8(-1), here, _mm_loadu_si128((const __m128i*)taps));
+    values = _mm512_maskz_mov_ps(here, mean(Vec<float>{values}).v);
   }
   const __m128i below = _mm_set1_epi8(char(kernel));
 #pragma GCC unroll 3
   for (int64_t v = kKernel ? kKernel - 1 : (left - 1) / 16; v >= 0; --v) {
     if (kKernel && 16 * v >= left) continue;
     const __m512 value = _mm512_permutexvar_ps(spread.window[v], values);
-    const __m128i code = _mm_shuffle_epi8(codes, spread.window_byte[v]);
+    const __m128i code = kMax ? _mm_shuffle_epi8(codes, spread.window_byte[v]) : codes;
     __m128i tap = spread.tap[v];
     float* to = dx + 16 * v;
 #pragma GCC unroll 3
     for (int64_t i = 0; i < rows; ++i, to += width, tap = _mm_add_epi8(tap, below)) {
-      const __m512 mine = _mm512_maskz_mov_ps(_mm_cmpeq_epi8_mask(code, tap), value);
+      const __m512 mine = kMax ? _mm512_maskz_mov_ps(_mm_cmpeq_epi8_mask(code, tap), value) : value;
       if constexpr (kEnds == Ends::kStream) _mm512_stream_ps(to, mine);
       else if constexpr (kEnds == Ends::kSpill) _mm512_storeu_ps(to, mine);
       else store_upto(Vec<float>{mine}, to, left - 16 * v);
@@ -69,30 +70,31 @@ FASTNN_INLINE void block(const Spread& spread, int64_t kernel, int64_t rows, int
 }
 
 // `count` rows of windows whose inputs follow each other. Not inlined: its loop needs the registers.
-template <int kKernel, int kRows, Ends kEnds>
+template <bool kMax, int kKernel, int kRows, Ends kEnds>
 __attribute__((noinline)) void run(const Spread& spread, const Pool2dParams& p, int64_t rows, const float* g,
                                    const uint8_t* taps, float* dx, int64_t count) {
   const int64_t kernel = kKernel ? kKernel : p.w.kernel, width = p.w.in, out = p.w.out, strip = 16 * kernel;
   const int64_t strips = out / 16, step = (kRows ? kRows : rows) * width, bare = width - out * kernel;
+  const Divide<float> mean(p.divisor ? p.divisor : p.h.kernel * p.w.kernel);
   const __mmask16 all = 0xffff, ends = __mmask16((1u << out % 16) - 1);
   if (kKernel && strips == 0 && bare <= 0) {
     for (const float* const stop = g + count * out; g < stop; g += out, taps += out, dx += step)
-      block<kKernel, kRows, kEnds>(spread, kernel, rows, width, ends, g, taps, dx, width);
+      block<kMax, kKernel, kRows, kEnds>(spread, mean, kernel, rows, width, ends, g, taps, dx, width);
     return;
   }
   for (const float* const stop = g + count * out; g < stop; g += out, taps += out, dx += step) {
     if (ends)
-      block<kKernel, kRows, kEnds>(spread, kernel, rows, width, ends, g + 16 * strips, taps + 16 * strips,
+      block<kMax, kKernel, kRows, kEnds>(spread, mean, kernel, rows, width, ends, g + 16 * strips, taps + 16 * strips,
                                    dx + strip * strips, width - strip * strips);
     for (int64_t s = 0; s < strips; ++s)
-      block<kKernel, kRows, kEnds>(spread, kernel, rows, width, all, g + 16 * s, taps + 16 * s, dx + strip * s,
+      block<kMax, kKernel, kRows, kEnds>(spread, mean, kernel, rows, width, all, g + 16 * s, taps + 16 * s, dx + strip * s,
                                    min64(strip, width - strip * s));
     for (int64_t i = 0; i < rows && bare > 0; ++i)  // columns under no window
       for (int64_t c = 0; c < bare; ++c) dx[i * width + out * kernel + c] = 0;
   }
 }
 
-template <int kKernel>
+template <bool kMax, int kKernel>
 void tiles_backward(const Pool2dParams& p) {
   const Spread spread(p.w.kernel);
   const int64_t kernel = p.h.kernel, whole = min64(p.h.out, p.h.in / kernel), width = p.w.in;  // rows of whole windows
@@ -102,11 +104,12 @@ void tiles_backward(const Pool2dParams& p) {
   const int64_t planes = seamless ? 1 : p.batch * p.channels, plane_rows = seamless ? p.batch * p.channels * p.h.out : p.h.out;
   parallel_for(0, planes * plane_rows, max64(1, kGrain / (kernel * width)), [&](int64_t begin, int64_t end) {
     const float* g = static_cast<const float*>(p.grad_output);
-    const uint8_t* taps = static_cast<const uint8_t*>(p.offsets);
+    // A mean has no taps, and reads none.
+    const uint8_t* taps = static_cast<const uint8_t*>(kMax ? p.offsets : p.grad_output);
     const auto rows = [&](auto constant, auto ends, int64_t height, float* dx, int64_t from, int64_t to) {
       constexpr int kRows = decltype(constant)::value;
       if (from < to)
-        run<kKernel, kRows, Ends(decltype(ends)::value)>(spread, p, height, g + from * p.w.out, taps + from * p.w.out, dx,
+        run<kMax, kKernel, kRows, Ends(decltype(ends)::value)>(spread, p, height, g + from * p.w.out, taps + from * p.w.out, dx,
                                                          to - from);
     };
     // Rows before `safe` have 16 inputs after them that are this call's to write.
@@ -140,18 +143,30 @@ FASTNN_INLINE bool tiles(const PoolAxis& a) {
 
 }  // namespace
 
-bool fits_tiles(const Pool2dParams& p) {
+static bool fits_tiles(const Pool2dParams& p) {
   return !p.channels_last && !p.adaptive && !p.wide && p.dtype == DType::f32 && tiles(p.h) && tiles(p.w);
 }
+// A large window is mostly zeros: cleared by scattering.
+bool fits_max_tiles(const Pool2dParams& p) { return fits_tiles(p) && p.w.kernel <= 5; }
 Status max_pool2d_backward_tiles(const Pool2dParams& p) {
-  if (p.w.kernel == 2) tiles_backward<2>(p);
-  else if (p.w.kernel == 3) tiles_backward<3>(p);
-  else tiles_backward<0>(p);
+  if (p.w.kernel == 2) tiles_backward<true, 2>(p);
+  else if (p.w.kernel == 3) tiles_backward<true, 3>(p);
+  else tiles_backward<true, 0>(p);
+  return Status::ok;
+}
+bool fits_mean_tiles(const Pool2dParams& p) {
+  return fits_tiles(p) && p.h.out * p.h.kernel <= p.h.in && p.w.out * p.w.kernel <= p.w.in;
+}
+Status avg_pool2d_backward_tiles(const Pool2dParams& p) {
+  if (p.w.kernel == 2) tiles_backward<false, 2>(p);
+  else tiles_backward<false, 0>(p);
   return Status::ok;
 }
 #else
-bool fits_tiles(const Pool2dParams&) { return false; }
+bool fits_max_tiles(const Pool2dParams&) { return false; }
+bool fits_mean_tiles(const Pool2dParams&) { return false; }
 Status max_pool2d_backward_tiles(const Pool2dParams&) { return Status::invalid_argument; }
+Status avg_pool2d_backward_tiles(const Pool2dParams&) { return Status::invalid_argument; }
 #endif
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS
