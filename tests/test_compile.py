@@ -95,6 +95,28 @@ def test_one_graph_serves_every_batch_size(original, training):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+FALLBACKS = {
+    "SiLU": lambda: fastnn.SiLU(inplace=True),
+    "LeakyReLU": lambda: fastnn.LeakyReLU(inplace=True),
+    "ReLU6": lambda: fastnn.ReLU6(inplace=True),
+    "indices": lambda: fastnn.MaxPool2d(2, return_indices=True),
+    "same": lambda: fastnn.Conv2d(4, 4, (2, 3), padding="same"),
+    "reflect": lambda: fastnn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+    "no statistics": lambda: fastnn.BatchNorm2d(4, track_running_stats=False).eval(),
+    "average": lambda: fastnn.BatchNorm2d(4, momentum=0.3).eval(),
+    "complex": lambda: fastnn.Linear(8, 3, dtype=torch.complex64),
+    "half the plane": lambda: fastnn.AdaptiveAvgPool2d((None, 2)),
+}
+
+
+@pytest.mark.parametrize("build", FALLBACKS.values(), ids=FALLBACKS)
+def test_arguments_for_torchs_kernels_break_no_graph(build):
+    layer = build()
+    x = torch.randn(2, 4, 8, 8, dtype=torch.complex64 if isinstance(layer, nn.Linear) else torch.float32)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x.clone()), layer(x.clone()))
+
+
 @pytest.mark.parametrize("size", [8, 12])
 def test_channels_last_stays(size):
     model = fastnn.convert(nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)))

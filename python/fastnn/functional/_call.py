@@ -32,5 +32,6 @@ def op(name, traced_result=None):
 
 def aten(function, *args, **kwargs):
     """Calls torch's own function for what the kernels do not take, and counts it in fastnn.fallbacks()."""
-    _C.note_fallback(function.__name__, "ONNX export" if torch.onnx.is_in_onnx_export() else "arguments")
+    if not torch.compiler.is_dynamo_compiling():  # a compiled graph calls torch's function and no Python
+        _C.note_fallback(function.__name__, "ONNX export" if torch.onnx.is_in_onnx_export() else "arguments")
     return function(*args, **kwargs)
