@@ -5,6 +5,7 @@ names the device, driver, versions, date and commit. `make bench-cuda` builds fo
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import statistics
@@ -136,6 +137,23 @@ def _():
     return *train("batch_norm", x, None, None, w, b, True), 5 * x.nbytes
 
 
+for dtype in (torch.float32, torch.bfloat16):
+
+    @row(f"batch_norm+add+relu training forward+backward NHWC {dtype}", 1.6)
+    def _(dtype=dtype):
+        x, other = (randn(64, 64, 56, 56, dtype=dtype, channels_last=True).requires_grad_() for _ in "ab")
+        w, b = randn(64, dtype=dtype), randn(64, dtype=dtype)
+        seed = torch.randn_like(x)
+
+        def step(function):
+            y = function()
+            return [y, *torch.autograd.grad(y, (x, other), seed)]
+
+        ours = lambda: FF.batch_norm_add_relu(x, other, None, None, w, b, True)  # noqa: E731
+        torchs = lambda: F.relu(F.batch_norm(x, None, None, w, b, True) + other)  # noqa: E731
+        return lambda: step(ours), lambda: step(torchs), 8 * x.nbytes
+
+
 @row("relu forward+backward float32", 0.95)
 def _():
     x = randn(64, 64, 56, 56)
@@ -148,10 +166,23 @@ def _():
     return lambda: [FF.linear(x, w)], lambda: [F.linear(x, w)], 0
 
 
-@row("conv2d depthwise 3x3 forward float32", 2.0)
-def _():
-    x, w = randn(32, 256, 56, 56), randn(256, 1, 3, 3)
-    return lambda: [FF.conv2d(x, w, None, 1, 1, 1, 256)], lambda: [F.conv2d(x, w, None, 1, 1, 1, 256)], 2 * x.nbytes
+for channels_last in (False, True):
+    for kernel, stride in ((3, 1), (3, 2), (5, 1)):
+
+        layout = "NHWC" if channels_last else "NCHW"
+
+        @row(f"conv2d depthwise {kernel}x{kernel}/{stride} forward+backward {layout} float32", 2.0)
+        def _(channels_last=channels_last, kernel=kernel, stride=stride):
+            x = randn(32, 256, 56, 56, channels_last=channels_last).requires_grad_()
+            w = randn(256, 1, kernel, kernel).requires_grad_()
+            arguments = (x, w, None, stride, kernel // 2, 1, 256)
+            seed = torch.randn_like(F.conv2d(*arguments))
+
+            def step(library):
+                y = library.conv2d(*arguments)
+                return [y, *torch.autograd.grad(y, (x, w), seed)]
+
+            return lambda: step(FF), lambda: step(F), 3 * (x.nbytes + seed.nbytes)
 
 
 for torchs_options, goal in (({"foreach": True}, 2.5), ({"fused": True}, 1.0)):
@@ -169,6 +200,103 @@ for torchs_options, goal in (({"foreach": True}, 2.5), ({"fused": True}, 1.0)):
 
             nbytes = 7 * 4 * sum(torch.Size(s).numel() for s in shapes)
             return stepper(fastnn.optim.Adam), stepper(torch.optim.Adam, **options), nbytes
+
+
+@row("SGD momentum 160 tensors of 25 M against foreach", 0.95)
+def _():
+    def stepper(cls, **kwargs):
+        parameters = [torch.nn.Parameter(torch.ones(400, 400, device="cuda")) for _ in range(160)]
+        for p in parameters:
+            p.grad = torch.full_like(p, 1e-3)
+        optimizer = cls(parameters, lr=1e-3, momentum=0.9, **kwargs)
+        return lambda: [optimizer.step(), *parameters][1:]
+
+    return stepper(fastnn.optim.SGD), stepper(torch.optim.SGD, foreach=True), 5 * 4 * 160 * 400 * 400
+
+
+@row("clip_grad_norm_ 160 tensors of 25 M against foreach", 0.95)
+def _():
+    def clipper(function, **kwargs):
+        parameters = [torch.nn.Parameter(torch.ones(400, 400, device="cuda")) for _ in range(160)]
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        return lambda: [function(parameters, 1.0, **kwargs), *(p.grad for p in parameters)]
+
+    nbytes = 3 * 4 * 160 * 400 * 400
+    return clipper(fastnn.clip_grad_norm_), clipper(torch.nn.utils.clip_grad_norm_, foreach=True), nbytes
+
+
+# ---- whole training steps ------------------------------------------------------------------------------------------
+
+
+def training(nn, optim, build, x, y, autocast=None):
+    """A callable for one step of the model that `build(nn)` defines: [loss]."""
+    torch.manual_seed(0)
+    model = build(nn).cuda()
+    if x.is_contiguous(memory_format=torch.channels_last):
+        model = model.to(memory_format=torch.channels_last)
+    if autocast and nn is fastnn:
+        model = fastnn.fuse(model)
+    optimizer = optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    cross_entropy = (FF if nn is fastnn else F).cross_entropy
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", autocast, enabled=autocast is not None):
+            loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return [loss.detach()]
+
+    return step
+
+
+def mnist_cnn(nn):
+    features = nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)
+    return torch.nn.Sequential(*features, torch.nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+@row("MNIST CNN training step, batch 64, float32", 2.0)
+def _():
+    x, y = randn(64, 1, 28, 28), torch.randint(0, 10, (64,), device="cuda")
+    return training(fastnn, fastnn.optim, mnist_cnn, x, y), training(torch.nn, torch.optim, mnist_cnn, x, y), 0
+
+
+class Bottleneck(torch.nn.Module):
+    def __init__(self, nn, channels, width, stride):
+        super().__init__()
+        out = 4 * width
+        self.conv1, self.bn1 = nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, out, 1, bias=False), nn.BatchNorm2d(out)
+        self.relu = nn.ReLU()
+        self.shortcut = torch.nn.Identity()
+        if stride != 1 or channels != out:
+            self.shortcut = torch.nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x):
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        return self.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+
+
+def resnet50(nn):
+    layers = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    channels = 64
+    for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        for i in range(count):
+            layers.append(Bottleneck(nn, channels, width, stride if i == 0 else 1))
+            channels = 4 * width
+    return torch.nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), nn.Linear(channels, 1000))
+
+
+@row("ResNet-50 training step, batch 64, bfloat16 autocast NHWC, fused", 1.15)
+def _():
+    x, y = randn(64, 3, 224, 224, channels_last=True), torch.randint(0, 1000, (64,), device="cuda")
+    bf16 = torch.bfloat16
+    return (
+        training(fastnn, fastnn.optim, resnet50, x, y, bf16), training(torch.nn, torch.optim, resnet50, x, y, bf16), 0
+    )  # fmt: skip
 
 
 # ---- the report ----------------------------------------------------------------------------------------------------
@@ -193,11 +321,18 @@ def facts():
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, help="JSON file to write")
+    parser.add_argument("--autotune", action="store_true", help="inside fastnn.autotune()")
     parser.add_argument("--only", default="", help="rows whose name contains this text")
     options = parser.parse_args()
     if not _build.CUDA:
         sys.exit("this fastnn has no CUDA kernels: build with FASTNN_WITH_CUDA=on (make bench-cuda)")
-    report = {**facts(), "rows": []}
+    report = {**facts(), "autotune": options.autotune, "rows": []}
+    with fastnn.autotune() if options.autotune else contextlib.nullcontext():
+        sweep(options, report)
+    sys.exit(any("error" in r for r in report["rows"]))
+
+
+def sweep(options, report):
     for name, goal, build in ROWS:
         if options.only not in name:
             continue
@@ -219,7 +354,6 @@ def main():
         report["rows"].append(result)
         with open(options.out, "w") as file:
             json.dump(report, file, indent=1)
-    sys.exit(any("error" in r for r in report["rows"]))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ def configure(folder, **options):
 
 if shutil.which("nvcc"):
 
-    def test_compile_only(tmp_path):
-        configured = configure(tmp_path, FASTNN_WITH_CUDA="compile-only")
+    @pytest.mark.parametrize("arch", ["8.0", "9.0"])
+    def test_compile_only(arch, tmp_path):
+        configured = configure(tmp_path, FASTNN_WITH_CUDA="compile-only", arch=arch)
         assert configured.returncode == 0, configured.stderr
         build = ["cmake", "--build", tmp_path / "build", "--parallel", os.cpu_count()]
         built = subprocess.run(list(map(str, build)), capture_output=True, text=True)

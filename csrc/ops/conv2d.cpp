@@ -1,5 +1,5 @@
 // fastnn::conv2d: torch.nn.functional.conv2d and its gradients on the algorithms of kernels/conv2d.h.
-#include "kernels/conv2d.h"
+#include "conv2d.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/conv2d.h>
@@ -11,10 +11,12 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "common.h"
-#include "grad_node.h"
-#include "python_entry.h"
+#include <cmath>
+
 #include "cuda_choice.h"
+#include "grad_node.h"
+#include "kernels/epilogue.h"
+#include "python_entry.h"
 
 namespace fastnn::ops {
 namespace {
@@ -459,4 +461,56 @@ void bind(pybind11::module_& m) {
 const Bindings bindings(bind);
 
 }  // namespace
+
+// ---- with what follows it joined, for frozen layers on CUDA ---------------------------------------------------------
+
+#ifdef FASTNN_CUDA
+OptTensor conv2d_epilogue(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& residual,
+                          float low, float high, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                          int64_t groups) {
+  const Tensor& added = or_undefined(residual);
+  auto shape = shape_params(input, weight, bias, stride, padding, dilation, groups);
+  if (!shape || !native(kName, {&input, &weight, &or_undefined(bias), &added}, true)) return std::nullopt;
+  Conv2dParams& p = *shape;
+  if (p.N == 0 || (added.defined() && added.sizes() != IntArrayRef({p.N, p.K, p.P, p.Q}))) return std::nullopt;
+  const Tensor x = dense(input);
+  const at::MemoryFormat format = dense_format(x);
+  const Epilogue e{nullptr, nullptr, low > -INFINITY || high < INFINITY, low, high};
+  p.dtype = dtype_of(x);
+  p.tf32 = allows_tf32(CudaFamily::conv2d);
+  const int64_t options[] = {p.stride_h, p.stride_w,   p.pad_h,        p.pad_w, p.dilation_h,
+                             p.dilation_w, p.groups, int64_t(e.clamps)};
+  const auto again = [&] {
+    conv2d_epilogue(x, weight, bias, residual, low, high, stride, padding, dilation, groups);
+  };
+  const CudaChoice choice =
+      choose_cuda({family_of(p), "conv2d fused", {&x, &weight, &or_undefined(bias), &added}, options}, again);
+  if (!choice.own) {
+    note_fallback(kName, choice.reason);
+    Tensor y = aten_forward(x, weight, bias, stride, padding, dilation, groups).contiguous(format);
+    if (added.defined()) y.add_(added);
+    return e.clamps ? y.clamp_(low, high) : y;
+  }
+  const Tensor y = at::empty({p.N, p.K, p.P, p.Q}, x.options().memory_format(format));
+  const Tensor b = or_undefined(bias).defined() ? bias->contiguous() : Tensor();
+  const Tensor r = added.defined() ? added.contiguous(format) : Tensor();
+  set_strides(p, x, weight, y);
+  p.pass = Conv2dPass::forward;
+  p.input = x.const_data_ptr();
+  p.weight = weight.const_data_ptr();
+  p.bias = b.defined() ? b.const_data_ptr() : nullptr;
+  p.output = y.mutable_data_ptr();
+  Epilogue joined = e;
+  joined.residual = r.defined() ? r.const_data_ptr() : nullptr;
+  const auto none = [] { return Status::invalid_argument; };
+  launch(kName, x, none, [&](auto s) { return cuda::conv2d(p, joined, s); });
+  return y;
+}
+#else
+OptTensor conv2d_epilogue(const Tensor&, const Tensor&, const OptTensor&, const OptTensor&, float, float, IntArrayRef,
+                          IntArrayRef, IntArrayRef, int64_t) {
+  return std::nullopt;
+}
+#endif
+
 }  // namespace fastnn::ops

@@ -1,12 +1,17 @@
 // fastnn::linear: y = x W^T + b and its three gradients, each one matrix product.
 #include <ATen/TensorOperators.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <cmath>
+
+#include "cuda_choice.h"
 #include "gemm.h"
 #include "grad_node.h"
+#include "kernels/epilogue.h"
 #include "python_entry.h"
 
 namespace fastnn::ops {
@@ -218,7 +223,44 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
   });
 }
 
+// clamp(linear(input, weight, bias) + residual, low, high) on CUDA, for frozen layers, without gradients: in one kernel
+// where fastnn's is the choice, else by torch's operators. nullopt where the kernels do not take the call.
+OptTensor linear_epilogue([[maybe_unused]] const Tensor& input, [[maybe_unused]] const Tensor& weight,
+                          [[maybe_unused]] const OptTensor& bias_, [[maybe_unused]] const OptTensor& residual_,
+                          [[maybe_unused]] double low, [[maybe_unused]] double high) {
+#ifdef FASTNN_CUDA
+  const Tensor &bias = or_undefined(bias_), &residual = or_undefined(residual_);
+  if (!input.is_cuda() || at::autocast::is_autocast_enabled(at::kCUDA) ||
+      !native("linear", {&input, &weight, &bias, &residual}, true) || !valid(input, weight, bias))
+    return std::nullopt;
+  Tensor output = empty_rows(input, weight.size(0)), keep;
+  if (output.numel() == 0 || (residual.defined() && residual.sizes() != output.sizes())) return std::nullopt;
+  const bool clamps = low > -INFINITY || high < INFINITY;
+  const auto again = [&] { linear_epilogue(input, weight, bias_, residual_, low, high); };
+  const int64_t options[] = {clamps};
+  const CudaCall call{CudaFamily::matmul, "linear fused", {&input, &weight, &bias, &residual}, options};
+  if (const CudaChoice choice = choose_cuda(call, again); !choice.own) {
+    note_fallback("linear", choice.reason);
+    output = at::linear(input, weight, bias_);
+    if (residual.defined()) output.add_(residual);
+    return clamps ? output.clamp_(low, high) : output;
+  }
+  Product product{rows_of(input, keep), matrix_of(weight).t(), output.mutable_data_ptr(), dtype_of(input)};
+  const Tensor b = bias.defined() ? bias.contiguous() : bias, r = residual.defined() ? residual.contiguous() : residual;
+  if (r.defined()) product.d = r.const_data_ptr(), product.d_row_stride = weight.size(0), product.d_col_stride = 1;
+  GemmParams p = product.params();
+  p.tf32 = allows_tf32(CudaFamily::matmul);
+  const Epilogue e{b.defined() ? b.const_data_ptr() : nullptr, nullptr, clamps, float(low), float(high)};
+  const auto none = [] { return Status::invalid_argument; };
+  launch("linear", input, none, [&](auto s) { return cuda::gemm(p, e, s); });
+  return output;
+#else
+  return std::nullopt;
+#endif
+}
+
 void bind(pybind11::module_& m) {
+  m.def("linear_epilogue", linear_epilogue, pybind11::call_guard<pybind11::gil_scoped_release>());
   def(m, "linear", [](const Tensor& input, const Tensor& weight, const OptTensor& bias) {
     return forward_op().call(input, weight, bias);
   });

@@ -8,7 +8,7 @@
 
 #include <mutex>
 
-#include "common.h"
+#include "conv2d.h"
 #include "kernels/cpu/table.h"
 
 namespace fastnn::ops {
@@ -43,6 +43,8 @@ class PackedConv2d {
   OptTensor run(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& residual, float low,
                 float high, const OptTensor& scale, const OptTensor& shift) {
     PackedConv2dParams p{};
+    if (enabled() && input.is_cuda() && !or_undefined(scale).defined() && !at::autocast::is_autocast_enabled(at::kCUDA))
+      return conv2d_epilogue(input, weight, bias, residual, low, high, stride_, padding_, dilation_, groups_);
     if (!enabled() || at::autocast::is_autocast_enabled(at::kCPU)) return std::nullopt;
     if (!shape(p, input, weight, or_undefined(bias), or_undefined(residual))) return std::nullopt;
     Tensor factors[2];

@@ -26,16 +26,16 @@ FORMAT = 1  # of the file
 
 @contextlib.contextmanager
 def autotune(cache=None, *, measure=True):
-    """Measures fastnn's CUDA kernel against cuDNN's or cuBLAS's for every convolution and matrix product inside, and uses
-    the faster one.
+    """Measures fastnn's CUDA kernel against cuDNN's or cuBLAS's for every convolution and matrix product inside, and
+    uses the faster one.
 
     The first call of an operator with given shapes, strides, dtype, arguments and precision settings (``allow_tf32``,
     ``fp32_precision``, ``cudnn.benchmark``, determinism) is timed both ways on its device, which takes some tens of
     milliseconds; the result stays in a file for the device, its driver and the versions of torch, cuDNN and fastnn, and
     later calls and processes read it there. Outside of the context the built-in table decides. Inside it the choice
     holds for all threads of the process, since the backward pass runs on threads of its own. While a CUDA graph is
-    captured nothing is measured: run a step before. The choice may change how results are rounded, and with it, from one
-    machine to the next, the last bits. Layers on the CPU, and builds without CUDA kernels, are not affected.
+    captured nothing is measured: run a step before. The choice may change how results are rounded: their last bits then
+    depend on the machine. Layers on the CPU, and builds without CUDA kernels, are not affected.
 
         with fastnn.autotune() as tuner:
             train(model)

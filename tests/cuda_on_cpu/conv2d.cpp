@@ -1,5 +1,5 @@
 // Convolution, all three passes: layouts, strides, padding, dilation, groups, depthwise, splits of the batch.
-#include "../../csrc/kernels/conv2d.h"
+#include "../../csrc/kernels/epilogue.h"
 
 #include "harness.h"
 
@@ -19,7 +19,12 @@ constexpr Shape kShapes[] = {
     {1, 5, 9, 9, 6, 3, 3, 1, 2, 2},     // dilation
     {2, 12, 5, 5, 16, 3, 3, 1, 1, 1, 2},  // groups
     {2, 6, 7, 7, 6, 3, 3, 1, 1, 1, 6},  // depthwise
+    {3, 35, 9, 35, 35, 3, 3, 2, 1, 1, 35},  // depthwise by several tiles of either layout, in steps of 2
+    {2, 3, 34, 7, 3, 5, 5, 1, 2, 1, 3},  // 5x5
+    {2, 3, 8, 11, 3, 5, 5, 2, 0, 1, 3},  // 5x5 in steps of 2, a last row and column that no window covers
+    {2, 6, 7, 7, 6, 3, 3, 1, 2, 2, 6},  // depthwise and dilated
     {1, 4, 6, 6, 8, 3, 3, 2, 1, 1, 4},  // depthwise with a multiplier
+    {2, 33, 6, 6, 34, 1, 1},            // large enough for float32 split on tensor cores
     {40, 5, 7, 7, 6, 2, 2},             // a batch worth splitting for the weights' gradient
 };
 
@@ -67,6 +72,21 @@ void run() {
         pass(Conv2dPass::grad_weight, " grad_weight", {&dw, &db});
         p.bias = nullptr, p.grad_bias = nullptr;
         pass(Conv2dPass::forward, " forward without bias", {&y});
+        // A residual and a clamp behind the sum: what the CPU kernel leaves, finished by hand.
+        const Array residual = normal(dtype, outputs);
+        p.pass = Conv2dPass::forward, p.bias = bias.data();
+        const Epilogue e{nullptr, residual.data(), true, 0, 1};
+        const auto by_hand = [&] {
+          const Status status = cpu::conv2d(p);
+          Array done = y;
+          for (int64_t i = 0; i < outputs; ++i) {
+            const double sum = y.at(i) + residual.at(i);
+            done.set(i, sum < 0 ? 0 : sum > 1 ? 1 : sum);
+          }
+          return status;
+        };
+        y.tolerance *= 8;  // the CPU rounds before the residual is added, and the clamp leaves small values alone
+        if (s.N < 40) check(name + " residual and clamp", {&y}, by_hand, [&] { return cuda::conv2d(p, e, nullptr); });
       }
 }
 

@@ -1,5 +1,7 @@
 // Matrix products: every combination of transposed operands and result, biases, batches, odd sizes; column sums.
-#include "../../csrc/kernels/gemm.h"
+#include <cmath>
+
+#include "../../csrc/kernels/epilogue.h"
 
 #include "harness.h"
 
@@ -58,6 +60,62 @@ void run() {
   }
 }
 
+// Split float32 products where an operand or a product is infinite, huge or tiny: as a plain product has it.
+void run_special() {
+  constexpr int64_t kSize = 40;
+  for (const double special : {double(INFINITY), -double(INFINITY), double(NAN), 3.4e38, 1e30, 1e-30}) {
+    Array a = normal(DType::f32, kSize * kSize), b = normal(DType::f32, kSize * kSize);
+    a.set(5 * kSize + 7, special), b.set(7 * kSize, 0);
+    if (special != 3.4e38) b.set(3 * kSize + 2, special);  // two such terms may overflow in one order alone
+    Array c = output(DType::f32, kSize * kSize);
+    c.tolerance = 32;
+    GemmParams p{};
+    p.a = a.data(), p.b = b.data(), p.c = c.data();
+    p.batch = 1, p.m = p.n = p.k = kSize, p.alpha = 1;
+    p.a_stride_m = p.b_stride_k = p.c_stride_m = kSize, p.a_stride_k = p.b_stride_n = p.c_stride_n = 1;
+    const auto plain = [&] {
+      for (int64_t m = 0; m < kSize; ++m)
+        for (int64_t n = 0; n < kSize; ++n) {
+          double sum = 0;
+          for (int64_t k = 0; k < kSize; ++k)
+            sum += double(a.data<float>()[m * kSize + k]) * double(b.data<float>()[k * kSize + n]);
+          c.data<float>()[m * kSize + n] = float(sum);
+        }
+      return Status::ok;
+    };
+    check("gemm of " + std::to_string(special), {&c}, plain, [&] { return cuda::gemm(p, nullptr); });
+  }
+}
+
+// A residual, a bias and ReLU behind one product.
+void run_epilogue() {
+  for (DType dtype : kDTypes) {
+    const int64_t m = 37, n = 70, k = 33;
+    const Array a = normal(dtype, m * k), b = normal(dtype, k * n), d = normal(dtype, m * n), bias = normal(dtype, n);
+    Array c = output(dtype, m * n), sum = normal(dtype, m * n);
+    c.tolerance = 32;
+    GemmParams p{};
+    p.a = a.data(), p.b = b.data(), p.c = c.data(), p.d = d.data(), p.dtype = dtype;
+    p.batch = 1, p.m = m, p.n = n, p.k = k, p.alpha = p.beta = 1;
+    const Epilogue e{bias.data(), nullptr, true, 0, INFINITY};
+    p.a_stride_m = k, p.b_stride_k = p.c_stride_m = p.d_stride_m = n;
+    p.a_stride_k = p.b_stride_n = p.c_stride_n = p.d_stride_n = 1;
+    const auto by_hand = [&] {
+      for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < n; ++j) {
+          double y = d.at(i * n + j) + bias.at(j);
+          for (int64_t l = 0; l < k; ++l) y += a.at(i * k + l) * b.at(l * n + j);
+          sum.set(i * n + j, y > 0 ? y : 0);
+        }
+      std::memcpy(c.data(), sum.data(), size_t(sum.bytes()));
+      return Status::ok;
+    };
+    check(std::string("gemm bias residual relu ") + name_of(dtype), {&c}, by_hand, [&] { return cuda::gemm(p, e, nullptr); });
+  }
+}
+
 const Test gemm("gemm", run);
+const Test special("gemm special values", run_special);
+const Test epilogue("gemm epilogue", run_epilogue);
 
 }  // namespace

@@ -1,7 +1,5 @@
 // Convolution as an implicit matrix product: the operands of device/tile.h read the image, the weights or the gradient
 // through their strides, so every layout, stride, dilation and group runs here and nothing is unfolded in memory.
-#include "../conv2d.h"
-
 #include "conv2d_direct.h"
 #include "device/index.h"
 #include "device/reduce.h"
@@ -154,9 +152,10 @@ struct Pixels {
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
-template <class S, bool kTf32>
+template <class S, Multiply kMultiply>
 __global__ void __launch_bounds__(kTileThreads)
-    conv2d_forward_kernel(Weights<S> a, Windows<S> b, const __grid_constant__ Conv2dParams p, Positions outputs) {
+    conv2d_forward_kernel(Weights<S> a, Windows<S> b, const __grid_constant__ Conv2dParams p,
+                          const __grid_constant__ Epilogue e, Positions outputs) {
   const int group_k = int(p.K / p.groups), group_c = int(p.C / p.groups);
   const int positions = int(p.N * p.P * p.Q);
   const TileAt at = tile_at(group_k, positions);
@@ -164,18 +163,21 @@ __global__ void __launch_bounds__(kTileThreads)
   b.x += at.other * group_c * p.input_stride_c;
   const int64_t k0 = at.other * group_k;
   const S* const bias = static_cast<const S*>(p.bias);
+  const S* const residual = e.residual ? static_cast<const S*>(e.residual) + k0 * p.output_stride_k : nullptr;
   S* const y = static_cast<S*>(p.output) + k0 * p.output_stride_k;
-  product<S, kTf32>(a, b, group_k, positions, at.row0, at.column0, 0, int(group_c * p.R * p.S),
+  product<S, kMultiply>(a, b, group_k, positions, at.row0, at.column0, 0, int(group_c * p.R * p.S),
                          p.output_stride_k == 1, [&](int k, int i, acc_t<S> sum) {
                            int n, o, q;
                            outputs.split(i, n, o, q);
+                           const int64_t at = n * p.output_stride_n + k * p.output_stride_k + o * p.output_stride_p +
+                                              q * p.output_stride_q;
                            if (bias) sum += to_acc(bias[k0 + k]);
-                           y[n * p.output_stride_n + k * p.output_stride_k + o * p.output_stride_p +
-                             q * p.output_stride_q] = from_acc<S>(sum);
+                           if (residual) sum += to_acc(residual[at]);
+                           y[at] = from_acc<S>(e.clamps ? clamp(sum, e) : sum);
                          });
 }
 
-template <class S, bool kTf32>
+template <class S, Multiply kMultiply>
 __global__ void __launch_bounds__(kTileThreads)
     conv2d_grad_input_kernel(Weights<S> a, Covers<S> b, const __grid_constant__ Conv2dParams p, Positions inputs) {
   const int group_k = int(p.K / p.groups), group_c = int(p.C / p.groups);
@@ -184,7 +186,7 @@ __global__ void __launch_bounds__(kTileThreads)
   a.w += at.other * group_k * p.weight_stride_k;
   b.g += at.other * group_k * p.output_stride_k;
   S* const dx = static_cast<S*>(p.grad_input) + at.other * group_c * p.input_stride_c;
-  product<S, kTf32>(a, b, group_c, positions, at.row0, at.column0, 0, int(group_k * p.R * p.S),
+  product<S, kMultiply>(a, b, group_c, positions, at.row0, at.column0, 0, int(group_k * p.R * p.S),
                          p.input_stride_c == 1, [&](int c, int i, acc_t<S> sum) {
                            int n, h, w;
                            inputs.split(i, n, h, w);
@@ -195,7 +197,7 @@ __global__ void __launch_bounds__(kTileThreads)
 
 // Block `other` is (split, group); each split sums its own images into its own slice of `partial`, or writes the
 // gradient itself when there is one split.
-template <class S, bool kTf32>
+template <class S, Multiply kMultiply>
 __global__ void __launch_bounds__(kTileThreads)
     conv2d_grad_weight_kernel(GradOutputs<S> a, Pixels<S> b, const __grid_constant__ Conv2dParams p, int splits,
                               int images, acc_t<S>* partial) {
@@ -206,7 +208,7 @@ __global__ void __launch_bounds__(kTileThreads)
   a.g += n0 * p.output_stride_n + group * group_k * p.output_stride_k;
   b.x += n0 * p.input_stride_n + group * (p.C / p.groups) * p.input_stride_c;
   S* const dw = static_cast<S*>(p.grad_weight);
-  product<S, kTf32>(a, b, group_k, columns, at.row0, at.column0, 0, int(count * p.P * p.Q), false,
+  product<S, kMultiply>(a, b, group_k, columns, at.row0, at.column0, 0, int(count * p.P * p.Q), false,
                          [&](int row, int column, acc_t<S> sum) {
                            const int64_t k = group * group_k + row;
                            if (splits > 1) {
@@ -249,7 +251,7 @@ int64_t images_per_split(const Conv2dParams& p) {
   return min64(ceil_div(p.N, splits), max64(1, kMaxIndex / positions));
 }
 
-// f(images) on runs of images short enough for 32-bit positions; the pointers of `part` move along.
+// f(images, first) on runs of images short enough for 32-bit positions; the pointers of `part` move along.
 template <class S, class F>
 Status for_images(const Conv2dParams& p, int64_t positions, const F& f) {
   const int64_t most = max64(1, kMaxIndex / max64(1, positions));
@@ -263,28 +265,35 @@ Status for_images(const Conv2dParams& p, int64_t positions, const F& f) {
     move(part.grad_input, p.input_stride_n);
     move(part.output, p.output_stride_n);
     move(part.grad_output, p.output_stride_n);
-    if (const Status status = f(part); status != Status::ok) return status;
+    if (const Status status = f(part, n); status != Status::ok) return status;
   }
   return Status::ok;
 }
 
-template <class S, bool kTf32>
-Status forward(const Conv2dParams& whole, CUstream_st* stream) {
-  return for_images<S>(whole, whole.P * whole.Q, [&](const Conv2dParams& p) {
+template <class S>
+Epilogue from_image(Epilogue e, int64_t n, const Conv2dParams& p) {
+  if (e.residual) e.residual = static_cast<const S*>(e.residual) + n * p.output_stride_n;
+  return e;
+}
+
+template <class S, Multiply kMultiply>
+Status forward(const Conv2dParams& whole, const Epilogue& epilogue, CUstream_st* stream) {
+  return for_images<S>(whole, whole.P * whole.Q, [&](const Conv2dParams& p, int64_t first) {
+    const Epilogue e = from_image<S>(epilogue, first, p);
     const bool channels_last = p.input_stride_c == 1;
     const Taps taps(p, p.C / p.groups, channels_last);
     const Positions outputs(p.P, p.Q);
     const Weights<S> a{static_cast<const S*>(p.weight), taps, p.weight_stride_k, p.weight_stride_c, p.weight_stride_r,
                        p.weight_stride_s, true};
     const Windows<S> b{static_cast<const S*>(p.input), taps, outputs, p, channels_last};
-    return launch(conv2d_forward_kernel<S, kTf32>, grid_of(tiles_of(p.K / p.groups, p.N * p.P * p.Q) * p.groups),
-                  dim3(kTileThreads), 0, stream, a, b, p, outputs);
+    return launch(conv2d_forward_kernel<S, kMultiply>, grid_of(tiles_of(p.K / p.groups, p.N * p.P * p.Q) * p.groups),
+                  dim3(kTileThreads), 0, stream, a, b, p, e, outputs);
   });
 }
 
-template <class S, bool kTf32>
+template <class S, Multiply kMultiply>
 Status grad_input(const Conv2dParams& whole, CUstream_st* stream) {
-  return for_images<S>(whole, whole.H * whole.W, [&](const Conv2dParams& p) {
+  return for_images<S>(whole, whole.H * whole.W, [&](const Conv2dParams& p, int64_t) {
     const bool channels_last = p.output_stride_k == 1;
     const Taps taps(p, p.K / p.groups, channels_last);
     const Positions inputs(p.H, p.W);
@@ -292,12 +301,12 @@ Status grad_input(const Conv2dParams& whole, CUstream_st* stream) {
                        p.weight_stride_s, false};
     const Covers<S> b{static_cast<const S*>(p.grad_output), taps, inputs, Divisor(p.stride_h), Divisor(p.stride_w), p,
                       channels_last};
-    return launch(conv2d_grad_input_kernel<S, kTf32>, grid_of(tiles_of(p.C / p.groups, p.N * p.H * p.W) * p.groups),
+    return launch(conv2d_grad_input_kernel<S, kMultiply>, grid_of(tiles_of(p.C / p.groups, p.N * p.H * p.W) * p.groups),
                   dim3(kTileThreads), 0, stream, a, b, p, inputs);
   });
 }
 
-template <class S, bool kTf32>
+template <class S, Multiply kMultiply>
 Status grad_weight(const Conv2dParams& p, CUstream_st* stream) {
   const int64_t columns = p.C / p.groups * p.R * p.S, images = images_per_split(p), splits = ceil_div(p.N, images);
   const bool channels_last = p.input_stride_c == 1;
@@ -307,11 +316,10 @@ Status grad_weight(const Conv2dParams& p, CUstream_st* stream) {
   const Pixels<S> b{static_cast<const S*>(p.input), taps, outputs, p, !channels_last};
   auto* partial = static_cast<acc_t<S>*>(p.workspace);
   const Status status =
-      launch(conv2d_grad_weight_kernel<S, kTf32>, grid_of(tiles_of(p.K / p.groups, columns) * p.groups * splits),
+      launch(conv2d_grad_weight_kernel<S, kMultiply>, grid_of(tiles_of(p.K / p.groups, columns) * p.groups * splits),
              dim3(kTileThreads), 0, stream, a, b, p, int(splits), int(images), partial);
   if (status != Status::ok || splits == 1) return status;
-  return launch(conv2d_add_splits_kernel<S>, strided_grid_of(p.K * columns, 256), dim3(256), 0, stream, partial,
-                int(splits), p, taps);
+  return add_splits<S>(p, splits, channels_last, stream);
 }
 
 bool indexable(const Conv2dParams& p) {
@@ -321,6 +329,17 @@ bool indexable(const Conv2dParams& p) {
 }
 
 }  // namespace
+
+template <class S>
+Status add_splits(const Conv2dParams& p, int64_t splits, bool channels_fastest, CUstream_st* stream) {
+  return launch(conv2d_add_splits_kernel<S>, strided_grid_of(p.K * (p.C / p.groups) * p.R * p.S, 256), dim3(256), 0,
+                stream, static_cast<const acc_t<S>*>(p.workspace), int(splits), p,
+                Taps(p, p.C / p.groups, channels_fastest));
+}
+template Status add_splits<float>(const Conv2dParams&, int64_t, bool, CUstream_st*);
+template Status add_splits<double>(const Conv2dParams&, int64_t, bool, CUstream_st*);
+template Status add_splits<bf16>(const Conv2dParams&, int64_t, bool, CUstream_st*);
+template Status add_splits<f16>(const Conv2dParams&, int64_t, bool, CUstream_st*);
 
 bool conv2d_few_channels(const Conv2dParams& p) {
   constexpr int64_t kFew = 4;  // tiles have 64
@@ -332,27 +351,48 @@ Status conv2d_grad_bias(const Conv2dParams& p, CUstream_st* stream) {
 }
 
 int64_t conv2d_workspace(const Conv2dParams& p) {
+  if (depthwise_takes(p)) return depthwise_workspace(p);
   if (p.pass != Conv2dPass::grad_weight || conv2d_few_channels(p)) return 0;
   const int64_t splits = ceil_div(p.N, images_per_split(p));
   return splits == 1 ? 0 : splits * p.K * (p.C / p.groups) * p.R * p.S * (p.dtype == DType::f64 ? 8 : 4);
 }
 
-Status conv2d(const Conv2dParams& p, CUstream_st* stream) {
+Status conv2d(const Conv2dParams& p, CUstream_st* stream) { return conv2d(p, Epilogue{}, stream); }
+
+Status conv2d(const Conv2dParams& p, const Epilogue& e, CUstream_st* stream) {
   if (!indexable(p)) return Status::invalid_argument;
-  return dispatch_product(p.dtype, p.tf32, [&](auto tag, auto tf32) {
-    using S = typename decltype(tag)::type;
-    constexpr bool kTf32 = decltype(tf32)::value;
-    Status status = Status::ok;
-    if (p.pass == Conv2dPass::grad_weight && p.grad_bias) status = direct_grad_bias<S>(p, stream);
-    if (status != Status::ok) return status;
-    if (conv2d_few_channels(p)) return direct<S>(p, stream);
-    switch (p.pass) {
-      case Conv2dPass::forward: return forward<S, kTf32>(p, stream);
-      case Conv2dPass::grad_input: return grad_input<S, kTf32>(p, stream);
-      case Conv2dPass::grad_weight: return grad_weight<S, kTf32>(p, stream);
-    }
-    return Status::invalid_argument;
-  });
+  if (p.pass == Conv2dPass::grad_weight && p.grad_bias)
+    if (const Status status = conv2d_grad_bias(p, stream); status != Status::ok) return status;
+  if (depthwise_takes(p)) return depthwise(p, e, stream);
+  if (conv2d_few_channels(p))
+    return dispatch_dtype(p.dtype, [&](auto tag) {
+      using S = typename decltype(tag)::type;
+      if (p.pass == Conv2dPass::grad_weight) return direct<S>(p, e, stream);
+      const int64_t items = p.pass == Conv2dPass::forward ? p.K * p.P * p.Q : p.C * p.H * p.W;
+      return for_images<S>(p, items, [&](const Conv2dParams& part, int64_t first) {
+        return direct<S>(part, from_image<S>(e, first, p), stream);
+      });
+    });
+  const int64_t group_c = p.C / p.groups, group_k = p.K / p.groups, taps = p.R * p.S;
+  const int64_t outputs = p.N * p.P * p.Q, inputs = p.N * p.H * p.W;
+  const auto with_sizes = [&](int64_t rows, int64_t columns, int64_t depth, const auto& f) {
+    return dispatch_product(p.dtype, p.tf32, rows, columns, depth, f);
+  };
+  switch (p.pass) {
+    case Conv2dPass::forward:
+      return with_sizes(group_k, outputs, group_c * taps, [&](auto tag, auto multiply) {
+        return forward<typename decltype(tag)::type, decltype(multiply)::value>(p, e, stream);
+      });
+    case Conv2dPass::grad_input:
+      return with_sizes(group_c, inputs, group_k * taps, [&](auto tag, auto multiply) {
+        return grad_input<typename decltype(tag)::type, decltype(multiply)::value>(p, stream);
+      });
+    case Conv2dPass::grad_weight:
+      return with_sizes(group_k, group_c * taps, outputs, [&](auto tag, auto multiply) {
+        return grad_weight<typename decltype(tag)::type, decltype(multiply)::value>(p, stream);
+      });
+  }
+  return Status::invalid_argument;
 }
 
 }  // namespace fastnn::cuda

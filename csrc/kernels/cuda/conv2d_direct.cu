@@ -1,5 +1,4 @@
-// Convolution by its definition: a thread per output (or input) pixel, a block per weight. For depthwise convolutions
-// and other groups of few channels, where a matrix product would be mostly padding; they are bound by memory.
+// Convolution by its definition: a thread per output (or input) pixel, a block per weight. For groups of few channels, where a matrix product would be mostly padding; they are bound by memory.
 #include "conv2d_direct.h"
 
 #include "device/index.h"
@@ -31,7 +30,8 @@ __device__ __forceinline__ void for_items(int64_t count, const F& f) {
 
 template <class S>
 __global__ void __launch_bounds__(kThreads)
-    conv2d_direct_forward_kernel(const __grid_constant__ Conv2dParams p, Pixels pixels, int64_t count) {
+    conv2d_direct_forward_kernel(const __grid_constant__ Conv2dParams p, const __grid_constant__ Epilogue e,
+                                 Pixels pixels, int64_t count) {
   const S *const x = static_cast<const S*>(p.input), *const weight = static_cast<const S*>(p.weight),
           *const bias = static_cast<const S*>(p.bias);
   const int group_c = int(p.C) / int(p.groups), group_k = int(p.K) / int(p.groups);
@@ -52,8 +52,9 @@ __global__ void __launch_bounds__(kThreads)
           if (uint64_t(w) < uint64_t(p.W)) sum += to_acc(row[w * p.input_stride_w]) * to_acc(taps[s * p.weight_stride_s]);
         }
       }
-    static_cast<S*>(p.output)[n * p.output_stride_n + k * p.output_stride_k + o * p.output_stride_p +
-                              q * p.output_stride_q] = from_acc<S>(sum);
+    const int64_t at = n * p.output_stride_n + k * p.output_stride_k + o * p.output_stride_p + q * p.output_stride_q;
+    if (e.residual) sum += to_acc(static_cast<const S*>(e.residual)[at]);
+    static_cast<S*>(p.output)[at] = from_acc<S>(e.clamps ? clamp(sum, e) : sum);
   });
 }
 
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(kThreads) conv2d_grad_bias_kernel(const __grid
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
 template <class S>
-Status direct(const Conv2dParams& p, CUstream_st* stream) {
+Status direct(const Conv2dParams& p, const Epilogue& e, CUstream_st* stream) {
   const bool forward = p.pass == Conv2dPass::forward;
   if (p.pass == Conv2dPass::grad_weight)
     return launch(conv2d_direct_grad_weight_kernel<S>, grid_of(p.K * (p.C / p.groups) * p.R * p.S), dim3(kThreads), 0,
@@ -148,7 +149,7 @@ Status direct(const Conv2dParams& p, CUstream_st* stream) {
   if (count > kMaxIndex) return Status::invalid_argument;
   if (forward)
     return launch(conv2d_direct_forward_kernel<S>, grid_of(ceil_div(count, kThreads)), dim3(kThreads), 0, stream, p,
-                  Pixels{Divisor(p.K), Divisor(p.P), Divisor(p.Q), p.output_stride_k == 1}, count);
+                  e, Pixels{Divisor(p.K), Divisor(p.P), Divisor(p.Q), p.output_stride_k == 1}, count);
   return launch(conv2d_direct_grad_input_kernel<S>, grid_of(ceil_div(count, kThreads)), dim3(kThreads), 0, stream, p,
                 Pixels{Divisor(p.C), Divisor(p.H), Divisor(p.W), p.input_stride_c == 1}, Divisor(p.stride_h),
                 Divisor(p.stride_w), count);
@@ -159,10 +160,10 @@ Status direct_grad_bias(const Conv2dParams& p, CUstream_st* stream) {
   return launch(conv2d_grad_bias_kernel<S>, grid_of(p.K), dim3(kThreads), 0, stream, p, Divisor(p.Q));
 }
 
-template Status direct<float>(const Conv2dParams&, CUstream_st*);
-template Status direct<double>(const Conv2dParams&, CUstream_st*);
-template Status direct<bf16>(const Conv2dParams&, CUstream_st*);
-template Status direct<f16>(const Conv2dParams&, CUstream_st*);
+template Status direct<float>(const Conv2dParams&, const Epilogue&, CUstream_st*);
+template Status direct<double>(const Conv2dParams&, const Epilogue&, CUstream_st*);
+template Status direct<bf16>(const Conv2dParams&, const Epilogue&, CUstream_st*);
+template Status direct<f16>(const Conv2dParams&, const Epilogue&, CUstream_st*);
 template Status direct_grad_bias<float>(const Conv2dParams&, CUstream_st*);
 template Status direct_grad_bias<double>(const Conv2dParams&, CUstream_st*);
 template Status direct_grad_bias<bf16>(const Conv2dParams&, CUstream_st*);

@@ -1,6 +1,7 @@
 // Matrix products over any strides, and column sums.
-#include "../gemm.h"
+#include "../epilogue.h"
 
+#include "device/clamp.h"
 #include "device/index.h"
 #include "device/reduce.h"
 #include "device/tile.h"
@@ -8,7 +9,7 @@
 namespace fastnn::cuda {
 namespace {
 
-// ---- C = act(alpha A B + beta D) -----------------------------------------------------------------------------------
+// ---- C = act(alpha A B + bias + beta D) -----------------------------------------------------------------------------
 
 template <class S>
 struct Strided {
@@ -21,22 +22,25 @@ struct Strided {
   __device__ __forceinline__ acc_t<S> at(Row row, int k) const { return to_acc(row[k * stride_k]); }
 };
 
-template <class S, bool kTf32>
+template <class S, Multiply kMultiply>
 __global__ void __launch_bounds__(kTileThreads)
-    gemm_kernel(Strided<S> a, Strided<S> b, const __grid_constant__ GemmParams p) {
+    gemm_kernel(Strided<S> a, Strided<S> b, const __grid_constant__ GemmParams p,
+                const __grid_constant__ Epilogue e) {
   using A = acc_t<S>;
   const TileAt at = tile_at(int(p.m), int(p.n));
   a.p += at.other * p.a_stride_batch;
   b.p += at.other * p.b_stride_batch;
   S* const c = static_cast<S*>(p.c) + at.other * p.c_stride_batch;
   const S* const d = p.d ? static_cast<const S*>(p.d) + at.other * p.d_stride_batch : nullptr;
+  const S* const bias = static_cast<const S*>(e.bias);
   const A alpha = A(p.alpha), beta = A(p.beta);
-  product<S, kTf32>(a, b, int(p.m), int(p.n), at.row0, at.column0, 0, int(p.k), p.c_stride_m == 1 && p.c_stride_n != 1,
+  product<S, kMultiply>(a, b, int(p.m), int(p.n), at.row0, at.column0, 0, int(p.k), p.c_stride_m == 1 && p.c_stride_n != 1,
                   [&](int m, int n, A sum) {
                     A y = alpha * sum;
+                    if (bias) y += to_acc(bias[n]);
                     if (d) y += beta * to_acc(d[m * p.d_stride_m + n * p.d_stride_n]);
                     if (p.relu && y < A(0)) y = 0;
-                    c[m * p.c_stride_m + n * p.c_stride_n] = from_acc<S>(y);
+                    c[m * p.c_stride_m + n * p.c_stride_n] = from_acc<S>(e.clamps ? clamp(y, e) : y);
                   });
 }
 
@@ -80,14 +84,16 @@ __global__ void __launch_bounds__(256) column_sum_tall_kernel(const __grid_const
 
 int64_t gemm_workspace(const GemmParams&) { return 0; }
 
-Status gemm(const GemmParams& p, CUstream_st* stream) {
+Status gemm(const GemmParams& p, CUstream_st* stream) { return gemm(p, Epilogue{}, stream); }
+
+Status gemm(const GemmParams& p, const Epilogue& e, CUstream_st* stream) {
   if (max64(max64(p.m, p.n), p.k) > kMaxIndex - kTile) return Status::invalid_argument;
   if (p.batch * p.m * p.n == 0) return Status::ok;
-  return dispatch_product(p.dtype, p.tf32, [&](auto tag, auto tf32) {
+  return dispatch_product(p.dtype, p.tf32, p.m, p.n, p.k, [&](auto tag, auto multiply) {
     using S = typename decltype(tag)::type;
     const Strided<S> a{static_cast<const S*>(p.a), p.a_stride_m, p.a_stride_k, p.a_stride_m != 1};
     const Strided<S> b{static_cast<const S*>(p.b), p.b_stride_n, p.b_stride_k, p.b_stride_n != 1};
-    return launch(gemm_kernel<S, tf32.value>, grid_of(tiles_of(p.m, p.n) * p.batch), dim3(kTileThreads), 0, stream, a, b, p);
+    return launch(gemm_kernel<S, multiply.value>, grid_of(tiles_of(p.m, p.n) * p.batch), dim3(kTileThreads), 0, stream, a, b, p, e);
   });
 }
 

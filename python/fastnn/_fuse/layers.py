@@ -13,6 +13,7 @@ from fastnn.modules._script import refuse_script
 
 _RANGES = {"relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}  # what the packed kernels clamp to
 _EVERYTHING = (-torch.inf, torch.inf)
+_ONE_KERNEL = {"": _EVERYTHING, **_RANGES}  # what the CUDA product ends with; other activations are a second kernel
 
 
 def _recorded(function):
@@ -192,6 +193,10 @@ class FrozenLinear(Frozen):
 
     def forward(self, input, residual=None):
         if self.norm is None or input.dim() == 2:
+            if input.is_cuda and _runs_packed(input) and self.activation in _ONE_KERNEL:
+                y = _C.linear_epilogue(input, self.weight, self.bias, residual, *_ONE_KERNEL[self.activation])
+                if y is not None:
+                    return y
             y = F.linear(input, self.weight, self.bias)
         else:
             y = self.norm(F.linear(input, self.plain_weight, self.plain_bias))

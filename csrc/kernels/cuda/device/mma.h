@@ -37,22 +37,35 @@ __device__ __forceinline__ uint32_t mma_word(const S* p) {
   return pair.at[0].bits | uint32_t(pair.at[1].bits) << 16;
 }
 
+// The same for what rounding to tf32 left over: with it a float32 is known to 2^-22 of itself.
+__device__ __forceinline__ uint32_t mma_rest(const float* p) {
+  const float rest = *p - __uint_as_float(mma_word(p));
+  return mma_word(&rest);
+}
+
+template <bool kRest, class S>
+__device__ __forceinline__ uint32_t word_of(const S* p) {
+  if constexpr (kRest) return mma_rest(p);
+  else return mma_word(p);
+}
+
 // Rows [row0, row0 + 16) and k's [k0, k0 + kMmaK) of a matrix with `stride` elements per row; for B, 8 columns of rows of
 // k. All lanes must call these.
-template <class S>
+template <bool kRest = false, class S>
 __device__ __forceinline__ FragmentA load_a(const S* p, int stride) {
   const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
   FragmentA f;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) f.word[i] = mma_word(p + (g + 8 * (i % 2)) * stride + (t + 4 * (i / 2)) * kWordElements<S>);
+  for (int i = 0; i < 4; ++i)
+    f.word[i] = word_of<kRest>(p + (g + 8 * (i % 2)) * stride + (t + 4 * (i / 2)) * kWordElements<S>);
   return f;
 }
-template <class S>
+template <bool kRest = false, class S>
 __device__ __forceinline__ FragmentB load_b(const S* p, int stride) {
   const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
   FragmentB f;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) f.word[i] = mma_word(p + g * stride + (t + 4 * i) * kWordElements<S>);
+  for (int i = 0; i < 2; ++i) f.word[i] = word_of<kRest>(p + g * stride + (t + 4 * i) * kWordElements<S>);
   return f;
 }
 

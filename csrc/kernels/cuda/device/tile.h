@@ -3,6 +3,7 @@
 // gradient are all the same to it. Float32 and float64 arithmetic, or tensor cores.
 #pragma once
 #include "mma.h"
+#include "reduce.h"
 
 namespace fastnn::cuda {
 
@@ -93,9 +94,16 @@ __device__ __forceinline__ void tile_product(const OperandA& a, const OperandB& 
     }
 }
 
-// The same on tensor cores, with float32 sums: S is the operands' type (float32 is rounded to tf32).
-template <class S, class OperandA, class OperandB, class Store>
-__device__ __forceinline__ void mma_tile_product(const OperandA& a, const OperandB& b, int rows, int columns, int row0,
+// How a product multiplies: `plain` arithmetic of the accumulation type for float32 and float64, tensor cores for 16-bit
+// types; float32 on tensor cores `rounded` to tf32; or float32 `split` into a tf32 and a tf32 of the rest, three of whose
+// four products keep float32's precision ("3xTF32").
+enum class Multiply { plain, rounded, split };
+
+// The same on tensor cores, with float32 sums: S is the operands' type. Returns false on every thread, having stored
+// nothing, where a split product is no number or infinite: infinity times the rest of a number is not what a float32
+// product would be.
+template <class S, bool kSplit, class OperandA, class OperandB, class Store>
+__device__ __forceinline__ bool mma_tile_product(const OperandA& a, const OperandB& b, int rows, int columns, int row0,
                                                  int column0, int k_begin, int k_end, const Store& store) {
   constexpr int kStride = kTileK + 16 / int(sizeof(S));  // the words of a fragment fall into 32 different banks
   constexpr int kWarpRows = 16, kWarpColumns = 32, kMmas = kWarpColumns / 8, kLoads = TileLoads::kCount;
@@ -130,13 +138,42 @@ __device__ __forceinline__ void mma_tile_product(const OperandA& a, const Operan
     }
     __syncthreads();
     if (k0 + kTileK < k_end) fetch(k0 + kTileK);
+    if constexpr (!kSplit) {
 #pragma unroll
-    for (int k = 0; k < kTileK; k += kMmaK<S>) {
-      const FragmentA x = load_a(&as[warp_row][k], kStride);
+      for (int k = 0; k < kTileK; k += kMmaK<S>) {
+        const FragmentA x = load_a(&as[warp_row][k], kStride);
 #pragma unroll
-      for (int j = 0; j < kMmas; ++j) mma<S>(sum[j], x, load_b(&bs[warp_column + 8 * j][k], kStride));
+        for (int j = 0; j < kMmas; ++j) mma<S>(sum[j], x, load_b(&bs[warp_column + 8 * j][k], kStride));
+      }
+    } else {
+      // Tensor cores cut their sums off instead of rounding them: short sums, added by ordinary arithmetic.
+      float part[kMmas][4] = {};
+#pragma unroll
+      for (int k = 0; k < kTileK; k += kMmaK<S>) {
+        const FragmentA x = load_a(&as[warp_row][k], kStride), x_rest = load_a<true>(&as[warp_row][k], kStride);
+#pragma unroll
+        for (int j = 0; j < kMmas; ++j) {
+          const S* const column = &bs[warp_column + 8 * j][k];
+          const FragmentB y = load_b(column, kStride);
+          mma<S>(part[j], x_rest, y);
+          mma<S>(part[j], x, load_b<true>(column, kStride));
+          mma<S>(part[j], x, y);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kMmas; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[j][i] += part[j][i];
     }
     __syncthreads();
+  }
+  if constexpr (kSplit) {
+    float largest = 0;
+#pragma unroll
+    for (int j = 0; j < kMmas; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) largest = sum[j][i] - sum[j][i] == 0 ? largest : 1.f;
+    if (block_reduce(largest, 0.f, Max{}) > 0) return false;
   }
 #pragma unroll
   for (int j = 0; j < kMmas; ++j)
@@ -145,27 +182,32 @@ __device__ __forceinline__ void mma_tile_product(const OperandA& a, const Operan
       const int row = row0 + warp_row + lane / 4 + 8 * (i / 2), column = column0 + warp_column + 8 * j + lane % 4 * 2 + i % 2;
       if (row < rows && column < columns) store(row, column, sum[j][i]);
     }
+  return true;
 }
 
-// The product of operands of type S: 16-bit types and, where kTf32 allows it, float32 go to tensor cores.
-template <class S, bool kTf32, class OperandA, class OperandB, class Store>
+// The product of operands of type S.
+template <class S, Multiply kMultiply, class OperandA, class OperandB, class Store>
 __device__ __forceinline__ void product(const OperandA& a, const OperandB& b, int rows, int columns, int row0,
                                         int column0, int k_begin, int k_end, bool along_rows, const Store& store) {
-  if constexpr (sizeof(S) == 2 || kTf32)
-    mma_tile_product<S>(a, b, rows, columns, row0, column0, k_begin, k_end, store);
-  else
+  constexpr bool kSplit = kMultiply == Multiply::split;
+  if constexpr (sizeof(S) == 2 || kMultiply != Multiply::plain)
+    if (mma_tile_product<S, kSplit>(a, b, rows, columns, row0, column0, k_begin, k_end, store)) return;
+  if constexpr (sizeof(S) > 2 && kMultiply != Multiply::rounded)
     tile_product<acc_t<S>>(a, b, rows, columns, row0, column0, k_begin, k_end, along_rows, store);
 }
 
-// Calls f(Tag<S>, Tf32<bool>) for the kernels of a dtype.
-template <bool V>
-struct Tf32 {
-  static constexpr bool value = V;
+// Calls f(Tag<S>, Multiplies<...>) for the kernels of a dtype. Strict float32 is split where the product fills at least
+// half a tile each way, and plain where most of a tile would be padding.
+template <Multiply V>
+struct Multiplies {
+  static constexpr Multiply value = V;
 };
 template <class F>
-Status dispatch_product(DType dtype, bool tf32, const F& f) {
-  if (dtype == DType::f32 && tf32) return f(Tag<float>{}, Tf32<true>{});
-  return dispatch_dtype(dtype, [&](auto tag) { return f(tag, Tf32<false>{}); });
+Status dispatch_product(DType dtype, bool tf32, int64_t rows, int64_t columns, int64_t depth, const F& f) {
+  const bool fills = min64(min64(rows, columns), depth) >= kTile / 2;
+  if (dtype == DType::f32 && tf32) return f(Tag<float>{}, Multiplies<Multiply::rounded>{});
+  if (dtype == DType::f32 && fills) return f(Tag<float>{}, Multiplies<Multiply::split>{});
+  return dispatch_dtype(dtype, [&](auto tag) { return f(tag, Multiplies<Multiply::plain>{}); });
 }
 
 // The tile of this block among `tiles` x `others` tiles: rows vary fastest.
