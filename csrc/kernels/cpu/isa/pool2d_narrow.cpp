@@ -77,12 +77,13 @@ void narrow_planes(const Pool2dParams& p) {
 void narrow_pixels(const Pool2dParams& p) {
   const int64_t channels = p.channels, per_block = 16 / channels;
   const int64_t row_in = p.w.in * channels, row_out = p.w.out * channels, covered = 2 * row_out;
-  const Block block([&](int v, int lane, int32_t& o, int32_t& t) {
+  const Block spread([&](int v, int lane, int32_t& o, int32_t& t) {
     const int x = v % 2 * 16 + lane, c = int(channels), pixel = x / c;
     o = pixel / 2 * c + x % c;
     t = v / 2 * 2 + pixel % 2;
   });
   parallel_for(0, p.batch * p.h.out, max64(1, kGrain / (2 * row_in)), [&](int64_t begin, int64_t end) {
+    const Block block = spread;
     for (int64_t r = begin; r < end; ++r) {
       const int64_t image = r / p.h.out, oh = r % p.h.out;
       const float* g = static_cast<const float*>(p.grad_output) + r * row_out;
@@ -93,7 +94,8 @@ void narrow_pixels(const Pool2dParams& p) {
         const int64_t outputs = min64(per_block * channels, row_out - o);
         float* const to[] = {top + 2 * o, top + 2 * o + 16, bottom + 2 * o, bottom + 2 * o + 16};
         const int64_t lanes[] = {2 * outputs, 2 * outputs - 16, 2 * outputs, 2 * outputs - 16};
-        block.write<false>(g + o, taps + o, outputs, to, lanes);
+        if (o + 16 <= row_out) block.write<true>(g + o, taps + o, outputs, to, lanes);
+        else block.write<false>(g + o, taps + o, outputs, to, lanes);
       }
       __builtin_memset(top + covered, 0, size_t(row_in - covered) * sizeof(float));
       __builtin_memset(bottom + covered, 0, size_t(row_in - covered) * sizeof(float));

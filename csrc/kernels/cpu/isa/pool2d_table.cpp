@@ -197,15 +197,16 @@ void avg_row(const Pool2dParams& p, const Table<acc_t<S>>& table, const acc_t<S>
 
 // ---- backward ------------------------------------------------------------------------------------------------------
 
-// One gradient row to the row of shares it sends to every input row under its windows.
+// One gradient row, with `left` elements to the end of the tensor, to the row of shares it sends to every input row under
+// its windows. (Masked loads and stores are slow: rows are read, and below written, past their end where there is more.)
 template <class S>
-void share_row(const Pool2dParams& p, const Table<acc_t<S>>& table, const acc_t<S>* counts, const S* g, int64_t count,
-               acc_t<S>* to) {
+void share_row(const Pool2dParams& p, const Table<acc_t<S>>& table, const acc_t<S>* counts, const S* g, int64_t left,
+               int64_t count, acc_t<S>* to) {
   using A = acc_t<S>;
   using V = Vec<A>;
   A shares[kLongest + 2 * V::N];
   for (int64_t o = 0; o < p.w.out; o += V::N)
-    (load_upto(g + o, p.w.out - o) / (V::load(counts + o) * V::set1(A(count)))).store(shares + o);
+    (load_upto(g + o, left - o) / (V::load(counts + o) * V::set1(A(count)))).store(shares + o);
   shares[p.w.out] = 0;
   for (int64_t c = 0; c < table.pitch; c += V::N) {
     V sum = table.depth > 0 ? lookup(shares, table.load(0, c), table.narrow) : V::zero();
@@ -315,23 +316,26 @@ Status avg_pool2d_backward_table(const Pool2dParams& p) {
       fill_covers(table, axis_w(p));
       int32_t low[kLongest], high[kLongest];
       for (int64_t i = 0; i < h.in; ++i) low[i] = int32_t(h.low(i)), high[i] = int32_t(h.high(i));
+      const int64_t total = p.batch * p.channels * h.out * p.w.out;
       // The rows of shares that cover one input row stay in the ring, each in the slot of its number.
       const int64_t slots = most_covers(h);
       int64_t next = low[begin % h.in];
       for_rows(h.in, begin, end, [&](int64_t plane, int64_t ih) {
         if (ih == 0) next = low[0];
-        for (next = max64(next, low[ih]); next < high[ih]; ++next)
-          share_row(p, table, counts, static_cast<const S*>(p.grad_output) + (plane * h.out + next) * p.w.out,
+        for (next = max64(next, low[ih]); next < high[ih]; ++next) {
+          const int64_t at = (plane * h.out + next) * p.w.out;
+          share_row(p, table, counts, static_cast<const S*>(p.grad_output) + at, total - at,
                     p.divisor ? p.divisor : spans.count[next], ring + next % slots * table.pitch);
+        }
         S* dx = static_cast<S*>(p.grad_input) + (plane * h.in + ih) * p.w.in;
-        const int64_t first = low[ih] % slots;
+        const int64_t first = low[ih] % slots, left = (end - plane * h.in - ih) * p.w.in;  // this range's, and written later
         for (int64_t c = 0; c < p.w.in; c += V::N) {
           V sum = V::zero();
           for (int64_t o = low[ih], slot = first; o < high[ih]; ++o) {
             sum = sum + V::load(ring + slot * table.pitch + c);
             if (++slot == slots) slot = 0;
           }
-          store_upto(sum, dx + c, p.w.in - c);
+          store_upto(sum, dx + c, left - c);
         }
       });
     });
