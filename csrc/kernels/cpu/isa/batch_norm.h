@@ -2,7 +2,7 @@
 #pragma once
 #include "../../batch_norm.h"
 #include "../../parallel.h"
-#include "simd.h"
+#include "rows.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
@@ -72,6 +72,30 @@ FASTNN_INLINE void for_lanes(int64_t length, const F& f) {
     }
   }
   if (i < length) f(i, int(length - i), 3);
+}
+
+// Rows so short that neighbouring channels hide the latency of a sum: one accumulator for each.
+template <int N>
+FASTNN_INLINE bool is_short(int64_t length) { return length < 16 * N; }
+
+// Calls f(i, lanes) along [0, length).
+template <int N, class F>
+FASTNN_INLINE void for_short(int64_t length, const F& f) {
+  int64_t i = 0;
+  for (; i + N <= length; i += N) f(i, N);
+  if (i < length) f(i, int(length - i));
+}
+
+// Adds the lanes of v[c] to out[c], c < count <= kGroup. Overwrites v.
+template <class V, class Out>
+FASTNN_INLINE void sum_lanes(V (&v)[kGroup], int64_t count, const Out& out) {
+  if (count == 1) return out(0, double(reduce_add(v[0])));
+  for (int64_t first = 0; first < count; first += V::N) {
+    for (int64_t c = count; c < first + V::N; ++c) v[c] = V::zero();
+    decltype(reduce_add(v[0])) sums[V::N];
+    sum_rows(v + first).store(sums);
+    for (int64_t c = first; c < min64(count, first + V::N); ++c) out(c, double(sums[c - first]));
+  }
 }
 
 template <class S, class A = acc_t<S>>

@@ -12,16 +12,16 @@ struct Coefficients {
 };
 
 template <class A>
-Coefficients<A> finish_channel(const BatchNormParams& p, int64_t c, double sum, double dot) {
-  const double count = double(p.batch) * double(p.inner);
+FASTNN_INLINE Coefficients<A> finish_channel(const BatchNormParams& p, int64_t c, double sum, double dot) {
   const double invstd = static_cast<const A*>(p.invstd)[c];
   const double scale = invstd * read_param(p.weight, p.param_dtype, c, 1);
   write_param(p.grad_weight, p.param_dtype, c, dot * invstd);
   write_param(p.grad_bias, p.param_dtype, c, sum);
   Coefficients<A> k{static_cast<const A*>(p.mean)[c], A(scale), A(0), A(0)};
   if (p.training) {
-    k.slope = A(scale * invstd * invstd * dot / count);
-    k.offset = A(scale * sum / count);
+    const double share = scale / (double(p.batch) * double(p.inner));
+    k.slope = A(share * invstd * invstd * dot);
+    k.offset = A(share * sum);
   }
   return k;
 }
@@ -80,11 +80,22 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
     for_blocks(p.batch, p.inner, stride, [&](int64_t at, int64_t rows, int64_t length) {
       V totals[kGroup], dots[kGroup];
       for (int64_t c = 0; c < count; ++c) totals[c] = dots[c] = V::zero();
+      const bool brief = is_short<V::N>(length);
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < count; ++c) {
           const int64_t row = at + r * stride + c * p.inner;
           const A m = means[c];
           const V mean = V::set1(m);
+          if (brief) {
+            V s = totals[c], d = dots[c];
+            for_short<V::N>(length, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+              const V v = load_gradient(g + row + i, relu ? y + row + i : nullptr, lanes);
+              s = s + v;
+              d = fma(v, load_lanes(x + row + i, lanes, m) - mean, d);
+            });
+            totals[c] = s, dots[c] = d;
+            continue;
+          }
           V s[4] = {V::zero(), V::zero(), V::zero(), V::zero()}, d[4] = {s[0], s[0], s[0], s[0]};
           for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) __attribute__((always_inline)) {
             const V v = load_gradient(g + row + i, relu ? y + row + i : nullptr, lanes);
@@ -94,10 +105,8 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
           totals[c] = totals[c] + join_four(s);
           dots[c] = dots[c] + join_four(d);
         }
-      for (int64_t c = 0; c < count; ++c) {
-        sum[c] += double(reduce_add(totals[c]));
-        dot[c] += double(reduce_add(dots[c]));
-      }
+      sum_lanes(totals, count, [&](int64_t c, double v) { sum[c] += v; });
+      sum_lanes(dots, count, [&](int64_t c, double v) { dot[c] += v; });
     });
   };
   if (y) sums(true);
@@ -128,7 +137,7 @@ void backward_planes(const BatchNormParams& p) {
       if (needs_sums(p)) channel_sums<S>(p, first, count, sum, dot);
       for (int64_t c = 0; c < count; ++c) k[c] = finish_channel<acc_t<S>>(p, first + c, sum[c], dot[c]);
       with_outputs(p, [&](Outputs o) __attribute__((always_inline)) {
-        for (int64_t n = 0; n < p.batch; ++n)
+        for (int64_t n = p.batch - 1; n >= 0; --n)  // the planes read last are still in the cache
           for (int64_t c = 0; c < count; ++c) write_plane<S>(o, p, (n * p.channels + first + c) * p.inner, k[c]);
       });
     }

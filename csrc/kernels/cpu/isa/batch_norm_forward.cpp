@@ -210,7 +210,7 @@ void train_planes(const BatchNormParams& p) {
       channel_moments(p, static_cast<const S*>(p.input) + first * p.inner, count, mean, m2);
       for (int64_t c = 0; c < count; ++c) k[c] = finish_channel<acc_t<S>>(p, first + c, mean[c], m2[c]);
       with_tail(p.residual, p.relu, [&](bool add, bool relu) __attribute__((always_inline)) {
-        for (int64_t n = 0; n < p.batch; ++n)
+        for (int64_t n = p.batch - 1; n >= 0; --n)  // the planes read last are still in the cache
           for (int64_t c = 0; c < count; ++c)
             normalise_plane<S>(p, (n * p.channels + first + c) * p.inner, add, relu, k[c]);
       });
