@@ -1,6 +1,7 @@
 """Sweep of softmax, log_softmax and cross_entropy against eager torch: ratio, spread, bandwidth, page faults.
 
-python benches/sweep_softmax.py [--threads 1] [--seconds 0.3] [--only cross_entropy] [--json results.json]
+python benches/sweep_softmax.py [--threads 1] [--layout channels_last] [--seconds 0.3] [--only cross_entropy]
+                                [--json results.json]
 """
 
 import argparse
@@ -20,12 +21,16 @@ ROWS = [(64, 10), (256, 10), (1024, 64), (128, 1000), (32, 32000), (8, 8, 128, 1
 LOSSES = [(64, 10), (256, 10), (128, 100), (128, 1000), (32, 32000), (512, 32000), (4, 21, 64, 64)]
 
 
-def softmax_cases():
+def logits(shape, layout):
+    x = torch.randn(shape)
+    return x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" and x.dim() == 4 else x
+
+
+def softmax_cases(layout):
     for op in ("softmax", "log_softmax"):
         for shape, dim in [*((s, -1) for s in ROWS), ((4, 21, 64, 64), 1)]:
-            x = torch.randn(shape)
+            x, g = logits(shape, layout), logits(shape, layout)
             y = getattr(torch, op)(x, dim)
-            g = torch.randn(shape)
             x_grad = x.clone().requires_grad_()
 
             def forward(f, x=x, dim=dim):
@@ -44,19 +49,19 @@ def softmax_cases():
                 )
 
 
-def loss_cases():
+def loss_cases(layout):
     for shape in LOSSES:
-        x = torch.randn(shape, requires_grad=True)
+        x = logits(shape, layout).requires_grad_()
         t = torch.randint(shape[1], (shape[0], *shape[2:]))
 
         def train(f, x=x, t=t):
             loss = f(x, t)
             return loss, *torch.autograd.grad(loss, x)
 
-        # Bytes: forward reads x; backward reads x, writes dx.
+        # Bytes: forward reads x and writes dx, backward writes nothing more.
         yield "cross_entropy train", shape, 1, lambda c=train: c(fastnn.functional.cross_entropy), (
             lambda c=train: c(F.cross_entropy)
-        ), 3 * x.numel() * 4
+        ), 2 * x.numel() * 4
 
 
 def check(ours, theirs):
@@ -76,6 +81,7 @@ def page_faults(function):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--layout", choices=["contiguous", "channels_last"], default="contiguous", help="of 4-d inputs")
     parser.add_argument("--seconds", type=float, default=0.3, help="per case")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--json", help="write the rows to this file too")
@@ -84,9 +90,10 @@ def main():
     torch.manual_seed(0)
 
     columns = ["case", "shape", "dim", "ours us", "torch us", "ratio", "p20", "p80", "GB/s", "faults", "torch's"]
-    table = Table(*columns, title=f"torch {torch.__version__}, {fastnn._C.isa()}, {options.threads} thread(s)")
+    title = f"torch {torch.__version__}, {fastnn._C.isa()}, {options.layout}, {options.threads} thread(s)"
+    table = Table(*columns, title=title)
     rows, groups = [], {}
-    for case, shape, dim, ours, theirs, size in [*softmax_cases(), *loss_cases()]:
+    for case, shape, dim, ours, theirs, size in [*softmax_cases(options.layout), *loss_cases(options.layout)]:
         if options.only not in case:
             continue
         check(ours, theirs)
@@ -108,7 +115,7 @@ def main():
         console.print(f"{name}: geomean x{geomean:.2f}, worst x{min(ratios):.2f}")
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"threads": options.threads, "isa": fastnn._C.isa(), "torch": torch.__version__,
+            json.dump({"threads": options.threads, "layout": options.layout, "isa": fastnn._C.isa(), "torch": torch.__version__,
                        "summary": summary, "rows": rows}, file, indent=1)  # fmt: skip
 
 

@@ -57,6 +57,45 @@ def test_second_backward_and_double_use(reduction):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("weight", [False, True], ids=["", "weight"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("shape", [(37, 10), (40, 16), (19, 100), (33, 129), (2, 40000), (3, 21, 50, 41)], ids=str)
+def test_gradient_that_came_with_the_loss(shape, reduction, weight):
+    """Forward may have computed it: for every scale, in a kept graph, under hooks and in a mode it is the same."""
+    x, target = torch.randn(shape, requires_grad=True), torch.randint(shape[1], (shape[0], *shape[2:]))
+    target.view(-1)[::5] = 2
+    kwargs = {"reduction": reduction, "ignore_index": 2, "weight": torch.rand(shape[1]) + 0.1 if weight else None}
+    expected, = torch.autograd.grad(T.cross_entropy(x, target, **kwargs), x)
+
+    def close(gradient, scale=1.0):
+        torch.testing.assert_close(gradient, expected * scale, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+
+    loss = F.cross_entropy(x, target, **kwargs)
+    kept, = torch.autograd.grad(loss, x, retain_graph=True)
+    last, = torch.autograd.grad(loss, x)
+    close(kept), close(last)
+    kept.zero_()
+    close(last)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+    for scale in (1.0, -2.5, 0.0):
+        close(torch.autograd.grad(F.cross_entropy(x, target, **kwargs) * scale, x)[0], scale)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        close(torch.autograd.grad(F.cross_entropy(x, target, **kwargs), x)[0])
+    with Allocations():
+        close(torch.autograd.grad(F.cross_entropy(x, target, **kwargs), x)[0])
+    rows = torch.autograd.grad(F.cross_entropy(x, target, **kwargs), x, torch.tensor([1.0, 3.0]), is_grads_batched=True)[0]
+    close(rows[0]), close(rows[1], 3.0)
+
+
+def test_gradient_that_came_with_the_loss_is_freed():
+    x, target = torch.randn(64, 4000, requires_grad=True), torch.randint(4000, (64,))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        F.cross_entropy(x, target).backward()
+    taken = sum(max(0, e.self_cpu_memory_usage) for e in profile.events())
+    assert x.numel() * 4 <= taken < 1.01 * x.numel() * 4
+
+
 def test_logits_changed_in_place_is_an_error():
     x = torch.randn(4, 5, requires_grad=True) * 1.0
     loss = F.cross_entropy(x, torch.zeros(4, dtype=torch.int64))

@@ -1,4 +1,5 @@
-// Cross-entropy: one sweep over the logits for the loss, one for the gradient, and nothing of their size in between.
+// Cross-entropy: one sweep over the logits for the loss, one for the gradient, and nothing of their size in between; or
+// one sweep for both.
 #include "../../cross_entropy.h"
 
 #include "../../parallel.h"
@@ -43,6 +44,7 @@ struct Problem {
   A* log_sum;
   A keep, spread;
   A weight_sum;
+  A unit = 0;  // forward with a gradient: what multiplies a row of weight 1
 
   // The class of a row; -1 when it does not count.
   FASTNN_VEC_FN int64_t class_of(int64_t row) const {
@@ -68,6 +70,10 @@ struct Problem {
   }
 };
 
+// Whether forward can write the gradient too.
+template <class S>
+constexpr bool kRunsAhead = sizeof(S) > 2;
+
 // The running sums of one block: the loss, and the class weights that divide a mean.
 struct Sums {
   double loss = 0, weight = 0;
@@ -91,6 +97,17 @@ FASTNN_INLINE acc_t<S> row_shares_loss(const Problem<S>& k, const S* x, const S*
   return reduce_add(sum);
 }
 
+// The gradient of a row whose class is t, whose probabilities times `kept` lie in dx.
+template <class S, class A = acc_t<S>>
+FASTNN_INLINE void finish_gradient(const Problem<S>& k, S* dx, int64_t t, A kept) {
+  using V = Vec<A>;
+  if (t >= 0) {
+    dx[t] -= kept;
+  } else {  // the row may hold anything: its gradient is zero, not 0 * NaN
+    for_vectors<V::N>(k.p.classes, [&](int64_t c, int lanes, int) { store_some(V::zero(), dx + c, lanes); });
+  }
+}
+
 // Up to N rows, one per lane once their classes are reduced.
 template <class S>
 FASTNN_INLINE void forward_rows(const Problem<S>& k, int64_t row, int count, Sums& sums) {
@@ -99,7 +116,35 @@ FASTNN_INLINE void forward_rows(const Problem<S>& k, int64_t row, int count, Sum
   const int64_t n = k.p.classes;
   const S* x = k.x + row * n;
   V m, sum;
-  if (n <= kGroupClasses) {
+  bool done = false;
+  if constexpr (kRunsAhead<S>) {
+    if (k.p.grad_input) {
+      S* dx = static_cast<S*>(k.p.grad_input) + row * n;
+      int64_t targets[V::N];
+      A kept[V::N] = {}, maxima[V::N] = {}, exps[V::N] = {};
+      for (int r = 0; r < count; ++r) {
+        targets[r] = k.class_of(row + r);
+        kept[r] = k.unit * k.weight_of(targets[r]);
+      }
+      if (n <= kGroupClasses) {
+        group_scaled_exp(x, dx, n, count, [&](V of_m, V of_sum) {
+          m = of_m, sum = of_sum;
+          return V::load(kept) / of_sum;
+        });
+      } else {
+        for (int r = 0; r < count; ++r)
+          row_scaled_exp(x + r * n, dx + r * n, n, [&](A of_m, A of_sum) {
+            maxima[r] = of_m, exps[r] = of_sum;
+            return kept[r] / of_sum;
+          });
+        m = V::load(maxima), sum = V::load(exps);
+      }
+      for (int r = 0; r < count; ++r) finish_gradient(k, dx + r * n, targets[r], kept[r]);
+      done = true;
+    }
+  }
+  if (done) {
+  } else if (n <= kGroupClasses) {
     group_max_and_sum(x, n, count, m, sum);
   } else {
     A maxima[V::N] = {}, exps[V::N] = {};
@@ -184,6 +229,36 @@ FASTNN_INLINE void backward_row(const Problem<S>& k, int64_t row) {
 
 // ---- columns: every lane is a row, its classes `inner` apart --------------------------------------------------------
 
+// The gradient of a strip from exp(x - maximum) in dx and their sums.
+template <class S, class A = acc_t<S>>
+FASTNN_INLINE void gradient_columns(const Problem<S>& k, S* dx, int64_t row, int64_t width, const A* sum) {
+  using V = Vec<A>;
+  const int64_t n = k.p.classes, inner = k.p.inner;
+  A kept[kMaxStrip], factor[kMaxStrip];
+  int64_t targets[kMaxStrip];
+  bool all_count = true;
+  for (int64_t i = 0; i < width; ++i) {
+    targets[i] = k.class_of(row + i);
+    kept[i] = k.unit * k.weight_of(targets[i]);
+    all_count = all_count && targets[i] >= 0;
+  }
+  for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+    (load_some(kept + i, lanes, A(0)) / V::load(sum + i)).store(factor + i);
+  });
+  for (int64_t c = 0; c < n; ++c) {
+    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+      S* at = dx + c * inner + i;
+      store_some(load_some(at, lanes, A(0)) * V::load(factor + i), at, lanes);
+    });
+  }
+  for (int64_t i = 0; i < width; ++i)
+    if (targets[i] >= 0) dx[targets[i] * inner + i] -= kept[i];
+  if (all_count) return;
+  for (int64_t c = 0; c < n; ++c)
+    for (int64_t i = 0; i < width; ++i)
+      if (targets[i] < 0) dx[c * inner + i] = 0;
+}
+
 // A strip of `width` <= kMaxStrip neighbouring columns, swept class by class in contiguous runs.
 template <class S>
 FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t first, int64_t width, Sums& sums) {
@@ -192,17 +267,13 @@ FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t f
   const int64_t n = k.p.classes, inner = k.p.inner, row = outer * inner + first, at = outer * n * inner + first;
   const S* x = k.x + at;
   A m[kMaxStrip], log_sum[kMaxStrip], loss[kMaxStrip];
-  for (int64_t i = 0; i < round_up(width, V::N); ++i) m[i] = kNegInf<A>, log_sum[i] = loss[i] = 0;
-  for (int64_t c = 0; c < n; ++c) {
-    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
-      max(load_some(x + c * inner + i, lanes, A(0)), V::load(m + i)).store(m + i);
-    });
-  }
-  for (int64_t c = 0; c < n; ++c) {
-    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
-      const V e = exp(load_some(x + c * inner + i, lanes, A(0)) - V::load(m + i));
-      (V::load(log_sum + i) + e).store(log_sum + i);
-    });
+  for (int64_t i = 0; i < round_up(width, V::N); ++i) loss[i] = 0;
+  S* dx = kRunsAhead<S> && k.p.grad_input ? static_cast<S*>(k.p.grad_input) + at : nullptr;
+  strip_max_and_sum(x, n, inner, width, m, log_sum, [&](int64_t j, int lanes, V e) __attribute__((always_inline)) {
+    if (dx) store_some(e, dx + j, lanes);
+  });
+  if constexpr (kRunsAhead<S>) {
+    if (dx) gradient_columns(k, dx, row, width, log_sum);
   }
   for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
     const V of_row = log(V::load(log_sum + i));
@@ -220,17 +291,22 @@ FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t f
       });
     }
   }
-  for (int64_t i = 0; i < width; ++i) {
-    A of_row = loss[i];
-    if (!k.probabilities) {
+  if (!k.probabilities) {
+    A weight = 0;
+    for (int64_t i = 0; i < width; ++i) {
       const int64_t t = k.class_of(row + i);
       const A w = k.weight_of(t);
-      of_row = t < 0 ? A(0) : k.keep * w * (log_sum[i] - (to_acc(x[t * inner + i]) - m[i])) + k.spread * loss[i];
-      sums.weight += w;
+      loss[i] = t < 0 ? A(0) : k.keep * w * (log_sum[i] - (to_acc(x[t * inner + i]) - m[i])) + k.spread * loss[i];
+      weight += w;
     }
-    if (k.p.reduction == Reduction::none) static_cast<S*>(k.p.loss)[row + i] = from_acc<S>(of_row);
-    sums.loss += of_row;
+    sums.weight += weight;
   }
+  if (k.p.reduction == Reduction::none) {
+    for (int64_t i = 0; i < width; ++i) static_cast<S*>(k.p.loss)[row + i] = from_acc<S>(loss[i]);
+  }
+  V sum = V::zero();
+  for_vectors<V::N>(width, [&](int64_t i, int lanes, int) { sum = sum + load_some(loss + i, lanes, A(0)); });
+  sums.loss += reduce_add(sum);
 }
 
 template <class S>
@@ -257,13 +333,13 @@ FASTNN_INLINE void backward_columns(const Problem<S>& k, int64_t outer, int64_t 
     const S* t = k.probabilities + at;
     for (int64_t c = 0; c < n; ++c) {
       const V w = V::set1(k.weight ? to_acc(k.weight[c]) : A(1));
-      for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+      for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
         fma(V::load(g + i), k.share(w, load_some(t + c * inner + i, lanes, A(0))), V::load(of_p + i)).store(of_p + i);
       });
     }
     for (int64_t c = 0; c < n; ++c) {
       const V w = V::set1(k.weight ? to_acc(k.weight[c]) : A(1));
-      for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+      for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
         const int64_t j = c * inner + i;
         const V log_p = (load_some(x + j, lanes, A(0)) - load_some(m + i, lanes, A(0))) - load_some(log_sum + i, lanes, A(0));
         const V share = k.share(w, load_some(t + j, lanes, A(0)));
@@ -276,7 +352,7 @@ FASTNN_INLINE void backward_columns(const Problem<S>& k, int64_t outer, int64_t 
   const bool smooth = k.p.label_smoothing != 0;
   for (int64_t c = 0; c < n; ++c) {
     const V w = V::set1(k.spread * (k.weight ? to_acc(k.weight[c]) : A(1)));
-    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
+    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
       const int64_t j = c * inner + i;
       const V log_p = (load_some(x + j, lanes, A(0)) - load_some(m + i, lanes, A(0))) - load_some(log_sum + i, lanes, A(0));
       V d = exp(log_p) * V::load(of_p + i);
@@ -306,12 +382,28 @@ FASTNN_INLINE void for_blocks(const CrossEntropyParams& p, const Rows& rows, con
   });
 }
 
+// What multiplies a row of weight 1 in the gradient of the reduced loss.
+template <class S, class A = acc_t<S>>
+A unit_gradient(const Problem<S>& k) {
+  if (k.p.reduction != Reduction::mean) return 1;
+  double weights = 0;
+  if (k.weight) {
+    for (int64_t row = 0; row < k.rows; ++row) weights += k.weight_of(k.class_of(row));
+  } else {
+    int64_t count = 0;
+    for (int64_t row = 0; row < k.rows; ++row) count += k.class_of(row) >= 0;
+    weights = double(count);
+  }
+  return A(1) / A(weights);
+}
+
 template <class S>
 void forward(const CrossEntropyParams& p) {
   using A = acc_t<S>;
   constexpr int N = Vec<A>::N;
   const int64_t width = strip_width(p.classes);
-  const Problem<S> k(p);
+  Problem<S> k(p);
+  if (p.grad_input) k.unit = unit_gradient(k);
   A* partials = static_cast<A*>(p.partials);
   const auto keep = [&](int64_t block, const Sums& sums) {
     if (p.reduction == Reduction::none) return;

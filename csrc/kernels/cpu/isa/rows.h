@@ -179,6 +179,56 @@ FASTNN_INLINE void group_max_and_sum(const S* x, int64_t n, int count, Vec<A>& m
   sum = sum_rows(v);
 }
 
+// ---- exp(x - maximum), scaled --------------------------------------------------------------------------------------
+
+// y = exp(x - maximum) factor(maximum, sum) along one row, sum being that of exp(x - maximum). y holds the exponentials
+// in between: not for 16-bit types, which would round them.
+template <class S, class F>
+FASTNN_INLINE void row_scaled_exp(const S* x, S* y, int64_t n, const F& factor) {
+  using V = Vec<S>;
+  const S m = reduce_max(row_max(x, n));
+  const V sum = row_sum_exp(x, n, m, [&](int64_t i, int lanes, V e) { store_some(e, y + i, lanes); });
+  const V scale = V::set1(factor(m, reduce_add(sum)));
+  for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
+    store_some(load_some(y + i, lanes, S(0)) * scale, y + i, lanes);
+  });
+}
+
+// The same for `count` <= N rows of n <= kGroupClasses classes; factor takes and returns one row per lane.
+template <class S, class F>
+FASTNN_INLINE void group_scaled_exp(const S* x, S* y, int64_t n, int count, const F& factor) {
+  using V = Vec<S>;
+  V v[V::N];
+  S maxima[V::N], of_row[V::N];
+  if (n <= V::N) {  // one vector per row, in registers throughout
+    V e[V::N];
+#pragma GCC unroll 16
+    for (int r = 0; r < V::N; ++r) v[r] = e[r] = load_first(x + group_row(r, count) * n, n, kNegInf<S>);
+    const V m = max_rows(v);
+    m.store(maxima);
+#pragma GCC unroll 16
+    for (int r = 0; r < V::N; ++r) v[r] = e[r] = exp(e[r] - V::set1(maxima[r]));
+    factor(m, sum_rows(v)).store(of_row);
+#pragma GCC unroll 16
+    for (int r = 0; r < V::N; ++r) store_first(e[r] * V::set1(of_row[group_row(r, count)]), y + group_row(r, count) * n, n);
+    return;
+  }
+  for (int r = 0; r < V::N; ++r) v[r] = row_max(x + group_row(r, count) * n, n);
+  const V m = max_rows(v);
+  m.store(maxima);
+  S exps[V::N * kGroupClasses];  // whole vectors: a load waits for a masked store before it
+  const int64_t stride = round_up(n, V::N);
+  for (int r = 0; r < V::N; ++r)
+    v[r] = row_sum_exp(x + group_row(r, count) * n, n, maxima[r],
+                       [&](int64_t i, int, V e) { e.store(exps + r * stride + i); });
+  factor(m, sum_rows(v)).store(of_row);
+  for (int r = 0; r < count; ++r) {
+    for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
+      store_some(V::load(exps + r * stride + i) * V::set1(of_row[r]), y + r * n + i, lanes);
+    });
+  }
+}
+
 // ---- columns -------------------------------------------------------------------------------------------------------
 
 constexpr int64_t kMaxStrip = 512;
@@ -186,6 +236,27 @@ constexpr int64_t kMaxStrip = 512;
 // Neighbouring columns swept together: whole cache lines, and classes x columns that stay in L2.
 FASTNN_INLINE constexpr int64_t strip_width(int64_t classes) {
   return min64(kMaxStrip, max64(64, (1 << 15) / max64(1, classes) / 64 * 64));
+}
+
+// Maximum and sum of exp(x - maximum) of `width` neighbouring columns, classes `inner` apart; calls keep(offset, lanes, e)
+// with every exponential. Swept class by class: contiguous runs, where one vector walking down the classes would meet
+// the same few cache sets again and again.
+template <class S, class A = acc_t<S>, class F>
+FASTNN_INLINE void strip_max_and_sum(const S* x, int64_t n, int64_t inner, int64_t width, A* m, A* sum, const F& keep) {
+  using V = Vec<A>;
+  for (int64_t i = 0; i < round_up(width, V::N); ++i) m[i] = kNegInf<A>, sum[i] = 0;
+  for (int64_t c = 0; c < n; ++c) {
+    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+      max(load_some(x + c * inner + i, lanes, A(0)), V::load(m + i)).store(m + i);
+    });
+  }
+  for (int64_t c = 0; c < n; ++c) {
+    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+      const V e = exp(load_some(x + c * inner + i, lanes, A(0)) - V::load(m + i));
+      keep(c * inner + i, lanes, e);
+      (V::load(sum + i) + e).store(sum + i);
+    });
+  }
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

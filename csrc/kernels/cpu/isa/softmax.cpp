@@ -19,6 +19,9 @@ template <class S>
 FASTNN_INLINE void softmax_row(const S* x, S* y, int64_t n, bool log_form) {
   using A = acc_t<S>;
   using V = Vec<A>;
+  if constexpr (kKeepsExp<S>) {
+    if (!log_form) return row_scaled_exp(x, y, n, [](A, A sum) { return A(1) / sum; });
+  }
   const A m = reduce_max(row_max(x, n));
   if (log_form) {
     const A log_sum = log(reduce_add(row_sum_exp(x, n, m, [](int64_t, int, V) {})));
@@ -27,13 +30,9 @@ FASTNN_INLINE void softmax_row(const S* x, S* y, int64_t n, bool log_form) {
     });
     return;
   }
-  const V sum = row_sum_exp(x, n, m, [&](int64_t i, int lanes, V e) {
-    if constexpr (kKeepsExp<S>) store_some(e, y + i, lanes);
-  });
-  const V scale = V::set1(A(1) / reduce_add(sum));
+  const V scale = V::set1(A(1) / reduce_add(row_sum_exp(x, n, m, [](int64_t, int, V) {})));
   for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
-    const V e = kKeepsExp<S> ? load_some(y + i, lanes, A(0)) : exp(load_some(x + i, lanes, A(0)) - V::set1(m));
-    store_some(e * scale, y + i, lanes);
+    store_some(exp(load_some(x + i, lanes, A(0)) - V::set1(m)) * scale, y + i, lanes);
   });
 }
 
@@ -42,44 +41,18 @@ template <class S>
 FASTNN_INLINE void softmax_group(const S* x, S* y, int64_t n, int count, bool log_form) {
   using A = acc_t<S>;
   using V = Vec<A>;
+  if constexpr (kKeepsExp<S>) {
+    if (!log_form) return group_scaled_exp(x, y, n, count, [](V, V sum) { return V::set1(A(1)) / sum; });
+  }
   V m, sum;
   A maxima[V::N], of_row[V::N];
-  if (log_form || !kKeepsExp<S>) {
-    group_max_and_sum(x, n, count, m, sum);
-    m.store(maxima);
-    (log_form ? log(sum) : V::set1(A(1)) / sum).store(of_row);
-    for (int r = 0; r < count; ++r) {
-      for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
-        const V z = load_some(x + r * n + i, lanes, A(0)) - V::set1(maxima[r]);
-        store_some(log_form ? z - V::set1(of_row[r]) : exp(z) * V::set1(of_row[r]), y + r * n + i, lanes);
-      });
-    }
-    return;
-  }
-  V v[V::N];
-  if (n <= V::N) {  // one vector per row, in registers throughout
-    V e[V::N];
-#pragma GCC unroll 16
-    for (int r = 0; r < V::N; ++r) v[r] = e[r] = load_first(x + group_row(r, count) * n, n, kNegInf<A>);
-    max_rows(v).store(maxima);
-#pragma GCC unroll 16
-    for (int r = 0; r < V::N; ++r) v[r] = e[r] = exp(e[r] - V::set1(maxima[r]));
-    (V::set1(A(1)) / sum_rows(v)).store(of_row);
-#pragma GCC unroll 16
-    for (int r = 0; r < V::N; ++r) store_first(e[r] * V::set1(of_row[r]), y + group_row(r, count) * n, n);
-    return;
-  }
-  for (int r = 0; r < V::N; ++r) v[r] = row_max(x + group_row(r, count) * n, n);
-  max_rows(v).store(maxima);
-  for (int r = 0; r < V::N; ++r) {
-    S* out = y + group_row(r, count) * n;
-    v[r] = row_sum_exp(x + group_row(r, count) * n, n, maxima[r],
-                       [&](int64_t i, int lanes, V e) { store_some(e, out + i, lanes); });
-  }
-  (V::set1(A(1)) / sum_rows(v)).store(of_row);
+  group_max_and_sum(x, n, count, m, sum);
+  m.store(maxima);
+  (log_form ? log(sum) : V::set1(A(1)) / sum).store(of_row);
   for (int r = 0; r < count; ++r) {
     for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
-      store_some(load_some(y + r * n + i, lanes, A(0)) * V::set1(of_row[r]), y + r * n + i, lanes);
+      const V z = load_some(x + r * n + i, lanes, A(0)) - V::set1(maxima[r]);
+      store_some(log_form ? z - V::set1(of_row[r]) : exp(z) * V::set1(of_row[r]), y + r * n + i, lanes);
     });
   }
 }
@@ -130,26 +103,15 @@ FASTNN_INLINE void backward_group(const S* g, const S* y, S* dx, int64_t n, int 
 
 // ---- columns: every lane is a row, its classes `inner` apart --------------------------------------------------------
 
-// A strip of `width` <= kMaxStrip neighbouring columns, swept class by class: contiguous runs, where one vector walking
-// down the classes would meet the same few cache sets again and again.
+// A strip of `width` <= kMaxStrip neighbouring columns.
 template <class S>
 FASTNN_INLINE void softmax_columns(const S* x, S* y, int64_t n, int64_t inner, int64_t width, bool log_form) {
   using A = acc_t<S>;
   using V = Vec<A>;
   A m[kMaxStrip], sum[kMaxStrip];
-  for (int64_t i = 0; i < round_up(width, V::N); ++i) m[i] = kNegInf<A>, sum[i] = 0;
-  for (int64_t c = 0; c < n; ++c) {
-    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
-      max(load_some(x + c * inner + i, lanes, A(0)), V::load(m + i)).store(m + i);
-    });
-  }
-  for (int64_t c = 0; c < n; ++c) {
-    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
-      const V e = exp(load_some(x + c * inner + i, lanes, A(0)) - V::load(m + i));
-      if (kKeepsExp<S> && !log_form) store_some(e, y + c * inner + i, lanes);
-      (V::load(sum + i) + e).store(sum + i);
-    });
-  }
+  strip_max_and_sum(x, n, inner, width, m, sum, [&](int64_t at, int lanes, V e) __attribute__((always_inline)) {
+    if (kKeepsExp<S> && !log_form) store_some(e, y + at, lanes);
+  });
   for_vectors<V::N>(width, [&](int64_t i, int, int) {
     const V of_row = V::load(sum + i);
     (log_form ? log(of_row) : V::set1(A(1)) / of_row).store(sum + i);
