@@ -31,8 +31,7 @@ struct CrossEntropyParams {
   void* partials;      // forward, reduced: [2 * loss_blocks] accumulators of workspace
   bool* out_of_range;  // forward: set when a class index is neither ignore_index nor in [0, classes)
   const void* grad_output;  // backward: like loss
-  void* grad_input;         // backward: like input, or null. Forward on the CPU: null, or where the gradient for a
-                            // grad_output of 1 goes: float32 or float64, reduced, class indices, no smoothing
+  void* grad_input;         // backward: like input, or null; forward too on the CPU: for a grad_output of 1
   void* grad_target;        // backward: like input, probabilities only, or null
   int64_t outer;
   int64_t classes;
