@@ -115,8 +115,8 @@ def main():
         console.print(f"{name}: geomean x{geomean:.2f}, worst x{min(ratios):.2f}")
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"threads": options.threads, "layout": options.layout, "isa": fastnn._C.isa(), "torch": torch.__version__,
-                       "summary": summary, "rows": rows}, file, indent=1)  # fmt: skip
+            json.dump({"threads": options.threads, "layout": options.layout, "isa": fastnn._C.isa(),
+                       "torch": torch.__version__, "summary": summary, "rows": rows}, file, indent=1)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def test_gradient_that_came_with_the_loss(shape, reduction, weight):
         close(torch.autograd.grad(F.cross_entropy(x, target, **kwargs), x)[0])
     with Allocations():
         close(torch.autograd.grad(F.cross_entropy(x, target, **kwargs), x)[0])
-    rows = torch.autograd.grad(F.cross_entropy(x, target, **kwargs), x, torch.tensor([1.0, 3.0]), is_grads_batched=True)[0]
+    seeds = torch.tensor([1.0, 3.0])
+    rows, = torch.autograd.grad(F.cross_entropy(x, target, **kwargs), x, seeds, is_grads_batched=True)
     close(rows[0]), close(rows[1], 3.0)
 
 
