@@ -1,4 +1,7 @@
-"""The whole zoo, `make zoo`: every model checked, then how many layers were converted, what was left, and why."""
+"""The whole zoo, `make zoo`: every model checked, then how many layers were converted, what was left, and why.
+
+Half an hour on one quiet core; the largest, regnet_y_128gf and vit_h_14, take 14 GB of memory.
+"""
 
 import argparse
 import sys
