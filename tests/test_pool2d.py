@@ -25,6 +25,8 @@ SHAPES = [((3, 5, 8, 8), (2,)), ((2, 3, 24, 24), (2,)), ((2, 3, 13, 37), (3, 2))
           # The same for 3x3 by 2: two narrow planes to a vector, one to four strips of a row, more.
           ((5, 5, 13, 13), (3, 2)), ((3, 5, 14, 16), (3, 2, 1)), ((3, 6, 12, 9), (3, 2, 1, 1, True)), ((3, 5, 9, 27), (3, 2)),
           ((3, 2, 9, 55), (3, 2)), ((3, 2, 10, 90), (3, 2, 1)), ((3, 2, 9, 113), (3, 2)), ((2, 3, 7, 200), (3, 2, 1)),
+          # As many columns as the windows have, yet the padding shifts the last one away from under them.
+          ((3, 27, 18, 30), (3, 3, 1)), ((2, 3, 4, 14), (2, (3, 2), (1, 0))),
           # The same for 3x3 by 1.
           ((5, 5, 6, 14), (3, 1, 1)), ((3, 4, 7, 28), (3, 1, 1)), ((3, 9, 2, 2), (3, 1, 1)), ((3, 5, 5, 70), (3, 1, 1)),
           ((2, 3, 3, 256), (3, 1, 1)), ((2, 3, 3, 257), (3, 1, 1)), ((3, 4, 8, 16), (3, 1, 1))]  # fmt: skip
@@ -231,3 +233,21 @@ def test_gradient_past_the_caches(windows):
     fastnn.functional.max_pool2d(ours, *windows).backward(g)
     F.max_pool2d(torchs, *windows).backward(g)
     assert torch.equal(ours.grad, torchs.grad)
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("shape, windows", SHAPES, ids=str)
+def test_every_element_of_the_gradient_is_written(shape, windows, layout, isa):
+    """Under deterministic algorithms torch fills new memory with NaN."""
+    fastnn._C.set_isa(isa)
+    x = torch.randn(shape).contiguous(memory_format=layout).requires_grad_()
+    ops = ["max_pool2d", "avg_pool2d"] if len(windows) < 4 else ["max_pool2d"]
+    torch.use_deterministic_algorithms(True)
+    try:
+        for op in ops:
+            y = getattr(fastnn.functional, op)(x, *windows)
+            (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+            assert not dx.isnan().any() and not y.isnan().any()
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -186,7 +186,8 @@ FASTNN_INLINE void spread_windows(const Pool2dParams& p, const Axis& h, const Ax
                                   int64_t to, const Value& value) {
   using V = Vec<acc_t<S>>;
   const int64_t channels = p.channels;
-  const bool covered = !kOverlap && p.h.in == p.h.out * p.h.kernel && p.w.in == p.w.out * p.w.kernel;
+  const bool covered = !kOverlap && p.h.padding == 0 && p.w.padding == 0 && p.h.in == p.h.out * p.h.kernel &&
+                       p.w.in == p.w.out * p.w.kernel;
   if (!covered) {
     if (to - from == channels) __builtin_memset(static_cast<void*>(dx), 0, size_t(h.in * w.in * channels) * sizeof(S));
     else
