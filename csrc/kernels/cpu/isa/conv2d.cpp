@@ -5,7 +5,7 @@
 #include "../../parallel.h"
 #include "conv2d_problem.h"
 #include "isa.h"
-#include "simd.h"
+#include "lanes.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
@@ -52,20 +52,30 @@ void grad_bias_columns(const Conv2dParams& p) {
   const S* grad = static_cast<const S*>(p.grad_output);
   S* out = static_cast<S*>(p.grad_bias);
   const int64_t pixels = p.N * p.P * p.Q;
-  parallel_for(0, ceil_div(p.K, V::N), 1, [&](int64_t begin, int64_t end) {
+  // Several vectors of a pixel at a time: one alone would touch a page per pixel for a cache line.
+  constexpr int kVectors = 4;
+  parallel_for(0, ceil_div(p.K, kVectors * V::N), 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
-      const int64_t k = group * V::N, lanes = min64(V::N, p.K - k);
-      V total = V::zero();
+      const int64_t k = group * kVectors * V::N, channels = min64(kVectors * V::N, p.K - k);
+      V total[kVectors] = {};
       for (int64_t chunk = 0; chunk < pixels; chunk += kChunk) {
-        V sum = V::zero();
-        for (int64_t i = chunk; i < min64(pixels, chunk + kChunk); ++i) {
-          const S* at = grad + i * p.output_stride_q + k;
-          sum = sum + (lanes == V::N ? V::load(at) : V::load_n(at, lanes));
+        V sum[kVectors] = {};
+        const S* at = grad + chunk * p.output_stride_q + k;
+        const int64_t count = min64(pixels, chunk + kChunk) - chunk;
+        if (channels == kVectors * V::N) {
+          for (int64_t i = 0; i < count; ++i, at += p.output_stride_q)
+#pragma GCC unroll 4
+            for (int j = 0; j < kVectors; ++j) sum[j] = sum[j] + V::load(at + j * V::N);
+        } else {
+          for (int64_t i = 0; i < count; ++i, at += p.output_stride_q)
+#pragma GCC unroll 4
+            for (int j = 0; j < kVectors; ++j) sum[j] = sum[j] + load_upto(at + j * V::N, channels - j * V::N);
         }
-        total = total + sum;
+#pragma GCC unroll 4
+        for (int j = 0; j < kVectors; ++j) total[j] = total[j] + sum[j];
       }
-      if (lanes == V::N) total.store(out + k);
-      else total.store_n(out + k, lanes);
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) store_upto(total[j], out + k + j * V::N, channels - j * V::N);
     }
   });
 }

@@ -8,7 +8,7 @@
 // a transposition, takes 75 ns for a 14x14 image, a masked load per tap 50, this 35.
 #include "../../parallel.h"
 #include "conv2d.h"
-#include "pool2d_lanes.h"
+#include "lanes.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 

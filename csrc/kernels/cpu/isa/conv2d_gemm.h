@@ -88,9 +88,11 @@ struct ConvStore {
   bool dense(int64_t first, int count) const {
     const ConvProblem& c = *d;
     if (columns == Axis::channels) return c.yk == 1;
-    if (columns == Axis::taps)
+    if (columns == Axis::taps) {
+      if (c.r * c.s == 1) return c.wc == 1;  // whatever the strides of its other sizes, which are 1
       return taps_channel_last ? c.wc == 1 && c.ws == c.c && c.wr == c.s * c.c
                                : c.ws == 1 && c.wr == c.s && c.wc == c.r * c.s;
+    }
     return c.yw == 1 && (c.p == 1 || c.yh == c.q) && first % (c.p * c.q) + count <= c.p * c.q;
   }
 
