@@ -185,15 +185,23 @@ void forward_columns(const ConvProblem& d, int64_t workers, char* workspace) {
 
 // ---- weight gradient: C[k, taps] = G[k, pixels] X[pixels, taps] ----------------------------------------------------
 
-void pack_grad(const ConvProblem& d, float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) {
-  const float* g = static_cast<const float*>(d.y) + m0 * d.yk;
-  const int64_t plane = d.p * d.q;  // grad_output is dense: an image's pixels are equally far apart
-  for (int64_t done = 0; done < kb;) {
-    const int64_t n = (k0 + done) / plane, at = (k0 + done) % plane, length = min64(plane - at, kb - done);
-    gemm_pack_panel<float>(dst + done * mr, mr, g + n * d.yn + at * d.yw, d.yk, d.yw, mb, length);
-    done += length;
+struct GradPacker {
+  const ConvProblem& d;
+  void operator()(float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) const {
+    const float* g = static_cast<const float*>(d.y) + m0 * d.yk;
+    const int64_t plane = d.p * d.q;  // grad_output is dense: an image's pixels are equally far apart
+    for (int64_t done = 0; done < kb;) {
+      const int64_t n = (k0 + done) / plane, at = (k0 + done) % plane, length = min64(plane - at, kb - done);
+      gemm_pack_panel<float>(dst + done * mr, mr, g + n * d.yn + at * d.yw, d.yk, d.yw, mb, length);
+      done += length;
+    }
   }
-}
+  bool whole(float* dst, int mr, int64_t m0, int64_t m1, int64_t k0, int64_t kb) const {
+    if (d.yk != 1 || (d.n > 1 && d.yn != d.p * d.q * d.yw)) return false;
+    gemm_pack_side_by_side<float>(dst, mr, static_cast<const float*>(d.y) + m0 + k0 * d.yw, d.yw, m1 - m0, kb);
+    return true;
+  }
+};
 
 // Taps in the order (c, r, s): im2col rows of a chunk of pixels, transposed.
 GemmPanel<float> pack_tap_columns(const ConvProblem& d, float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
@@ -272,7 +280,7 @@ void gemm_conv_grad_weight(const ConvProblem& problem, float* grad_weight, int64
   const ConvStore store{&d, grad_weight, Axis::channels, Axis::taps, last, nullptr, nullptr};
   gemm_blocked<float>(
       plan_for(grad_product(d), workers), workspace,
-      [&](float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) { pack_grad(d, dst, mr, m0, mb, k0, kb); },
+      GradPacker{d},
       [&](float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
         return last ? pack_tap_runs(d, dst, nr, k0, kb, n0, nb) : pack_tap_columns(d, dst, nr, k0, kb, n0, nb);
       },

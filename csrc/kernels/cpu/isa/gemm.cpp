@@ -68,6 +68,21 @@ struct Matrices {
 };
 
 template <class S>
+struct RowPacker {
+  using A = acc_t<S>;
+  const S* a;
+  int64_t stride_m, stride_k;
+  void operator()(A* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) const {
+    gemm_pack_panel<S>(dst, mr, a + m0 * stride_m + k0 * stride_k, stride_m, stride_k, mb, kb);
+  }
+  bool whole(A* dst, int mr, int64_t m0, int64_t m1, int64_t k0, int64_t kb) const {
+    if (stride_m != 1 || mr > Vec<A>::N) return false;
+    gemm_pack_side_by_side<S>(dst, mr, a + m0 + k0 * stride_k, stride_k, m1 - m0, kb);
+    return true;
+  }
+};
+
+template <class S>
 void multiply(const GemmParams& p, const GemmPlan& plan, bool in_place, int64_t i, void* workspace) {
   using A = acc_t<S>;
   const Matrices<S> x(p, i);
@@ -90,10 +105,7 @@ void multiply(const GemmParams& p, const GemmPlan& plan, bool in_place, int64_t 
   }
 #endif
   gemm_blocked<A>(
-      plan, workspace,
-      [&](A* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) {
-        gemm_pack_panel<S>(dst, mr, x.a + m0 * p.a_stride_m + k0 * p.a_stride_k, p.a_stride_m, p.a_stride_k, mb, kb);
-      },
+      plan, workspace, RowPacker<S>{x.a, p.a_stride_m, p.a_stride_k},
       [&](A* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) -> GemmPanel<A> {
         const S* from = x.b + k0 * p.b_stride_k + n0 * p.b_stride_n;
         if constexpr (sizeof(S) == sizeof(A)) {

@@ -14,6 +14,8 @@
 //            next_rows() then compute the tiles (gemm_bf16.h).
 //            Or it takes (m0, k0) alone and returns the GemmRows of A to be read in place, where packing costs more than
 //            it saves (few columns).
+//            A pack_a that is a class may have a whole(dst, mr, m0, m1, k0, kb) that packs all rows [m0, m1), panel after
+//            panel, and returns true, or returns false to be asked panel by panel.
 //   pack_b(A* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) -> GemmPanel<A>
 //            either writes dst[p * nr + j] = B[k0 + p, n0 + j] in the same way and returns {dst, nr}, or returns
 //            {address of B[k0, n0], row stride} when B can be read in place: rows of at least nr readable elements.
@@ -253,8 +255,10 @@ void gemm_task(const GemmPlan& plan, A* a_block, A* b_panel, int64_t m0, int64_t
   do {  // once even when K is 0: the store still writes
     const int64_t kb = min64(plan.kc, k1 - k);
     constexpr bool in_place = requires { pack_a(m0, k0); };
+    bool packed = false;
+    if constexpr (requires { pack_a.whole(a_block, plan.mr, m0, m1, k, kb); }) packed = pack_a.whole(a_block, plan.mr, m0, m1, k, kb);
     if constexpr (!in_place)
-      for (int64_t m = m0; m < m1; m += plan.mr)
+      for (int64_t m = m0; m < m1 && !packed; m += plan.mr)
         pack_a(a_block + (m - m0) * kb, plan.mr, m, int(min64(plan.mr, m1 - m)), k, kb);
     for (int64_t n = n0; n < n1; n += 2 * N) {
       const int nb = int(min64(2 * N, n1 - n));

@@ -53,6 +53,9 @@ void gemm_pack_panel(A* dst, int width, const S* src, int64_t lane_stride, int64
   if (lane_stride == 1) {  // lanes lie side by side: copy rows
     if (lanes == width && width == 2 * N) {
       for (int64_t p = 0; p < k; ++p, src += k_stride, dst += 2 * N) {
+        // The next panel's part of the row: it arrives while this one is multiplied.
+        __builtin_prefetch(src + 2 * N);
+        __builtin_prefetch(src + 3 * N);
         Vec<A>::load(src).store(dst);
         Vec<A>::load(src + N).store(dst + N);
       }
@@ -99,6 +102,23 @@ void gemm_pack_panel(A* dst, int width, const S* src, int64_t lane_stride, int64
             else r[i].store_n(to + i * width, width - l);
           }
       }
+    }
+  }
+}
+
+// All panels of a block of rows whose lanes lie side by side: panel j of `width` lanes goes to dst + j * width * k. A few
+// values of k at a time, so that what one panel leaves of a cache line is there for the next. Writes no more than that.
+template <class S, class A = acc_t<S>>
+void gemm_pack_side_by_side(A* dst, int width, const S* src, int64_t k_stride, int64_t rows, int64_t k) {
+  constexpr int64_t kTogether = 16;
+  for (int64_t p0 = 0; p0 < k; p0 += kTogether) {
+    const int64_t p1 = min64(k, p0 + kTogether);
+    for (int64_t m = 0; m < rows; m += width) {
+      const int64_t lanes = min64(width, rows - m);
+      const S* from = src + m + p0 * k_stride;
+      A* to = dst + m * k + p0 * width;
+      for (int64_t p = p0; p < p1 - 1; ++p, from += k_stride, to += width) load_lanes(from, lanes).store(to);
+      load_lanes(from, lanes).store_n(to, width);  // a whole vector would run into what is packed already
     }
   }
 }
