@@ -196,8 +196,9 @@ struct GradPacker {
       done += length;
     }
   }
+  bool side_by_side() const { return d.yk == 1 && (d.n == 1 || d.yn == d.p * d.q * d.yw); }
   bool whole(float* dst, int mr, int64_t m0, int64_t m1, int64_t k0, int64_t kb) const {
-    if (d.yk != 1 || (d.n > 1 && d.yn != d.p * d.q * d.yw)) return false;
+    if (!side_by_side()) return false;
     gemm_pack_side_by_side<float>(dst, mr, static_cast<const float*>(d.y) + m0 + k0 * d.yw, d.yw, m1 - m0, kb);
     return true;
   }
@@ -278,13 +279,18 @@ void gemm_conv_grad_weight(const ConvProblem& problem, float* grad_weight, int64
   const ConvProblem d = flatten_pointwise(problem);
   const bool last = channels_together(d);
   const ConvStore store{&d, grad_weight, Axis::channels, Axis::taps, last, nullptr, nullptr};
-  gemm_blocked<float>(
-      plan_for(grad_product(d), workers), workspace,
-      GradPacker{d},
-      [&](float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
-        return last ? pack_tap_runs(d, dst, nr, k0, kb, n0, nb) : pack_tap_columns(d, dst, nr, k0, kb, n0, nb);
-      },
-      store);
+  const GemmPlan plan = plan_for(grad_product(d), workers);
+  const auto panel = [&](float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
+    return last ? pack_tap_runs(d, dst, nr, k0, kb, n0, nb) : pack_tap_columns(d, dst, nr, k0, kb, n0, nb);
+  };
+  const GradPacker grad{d};
+  if (plan.n <= kNr && grad.side_by_side()) {  // nothing would read a packed panel twice
+    const float* g = static_cast<const float*>(d.y);
+    gemm_blocked<float>(
+        plan, workspace, [&](int64_t m0, int64_t k0) { return GemmLanes<float>{g + k0 * d.yw + m0, d.yw}; }, panel, store);
+  } else {
+    gemm_blocked<float>(plan, workspace, grad, panel, store);
+  }
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -12,7 +12,7 @@
 //            (one vector) past dst[kb * mr].
 //            It may return a type of its own, made from {address of the packed block}: its overloads of gemm_micro() and
 //            next_rows() then compute the tiles (gemm_bf16.h).
-//            Or it takes (m0, k0) alone and returns the GemmRows of A to be read in place, where packing costs more than
+//            Or it takes (m0, k0) alone and returns the GemmRows or GemmLanes of A to be read in place, where packing costs more than
 //            it saves (few columns).
 //            A pack_a that is a class may have a whole(dst, mr, m0, m1, k0, kb) that packs all rows [m0, m1), panel after
 //            panel, and returns true, or returns false to be asked panel by panel.
@@ -59,10 +59,18 @@ struct GemmRows {
   int64_t ld;
 };
 
+// The same with lanes side by side: element (i, p) at p[p * ld + i].
+template <class A>
+struct GemmLanes {
+  const A* p;
+  int64_t ld;
+};
+
 // tile += a panel of MR lanes times NV vectors of b, over k.
 template <class A, int MR, int NV>
-FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, const A* a, const A* b, int64_t ldb) {
+FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, GemmLanes<A> lanes, const A* b, int64_t ldb) {
   using V = Vec<A>;
+  const A* a = lanes.p;
   V c[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
@@ -79,13 +87,17 @@ FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, const A* a, 
 #pragma GCC unroll 2
       for (int j = 0; j < NV; ++j) c[i][j] = fma(y, x[j], c[i][j]);
     }
-    a += MR;
+    a += lanes.ld;
     b += ldb;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) tile.v[i][j] = c[i][j];
+}
+template <class A, int MR, int NV>
+FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, const A* a, const A* b, int64_t ldb) {
+  gemm_micro<A, MR, NV>(tile, k, GemmLanes<A>{a, MR}, b, ldb);
 }
 
 // The same with rows of A read in place. Addresses are a pointer per three rows plus 0, 1 or 2 times ld, which x86 has for
@@ -223,6 +235,8 @@ template <class A>
 FASTNN_INLINE const A* next_rows(const A* a, int64_t mr, int64_t kb) { return a + mr * kb; }
 template <class A>
 FASTNN_INLINE GemmRows<A> next_rows(GemmRows<A> a, int64_t mr, int64_t) { return {a.p + mr * a.ld, a.ld}; }
+template <class A>
+FASTNN_INLINE GemmLanes<A> next_rows(GemmLanes<A> a, int64_t mr, int64_t) { return {a.p + mr, a.ld}; }
 
 // One strip of columns: all panels of A (packed, or rows in place) times one panel of B.
 template <class A, int MR, int NV, class Rows, class Store>
