@@ -180,7 +180,7 @@ Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor&
 bool plain(const Tensor& t) {
   constexpr c10::DispatchKeySet kPlain({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
                                         c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU});
-  return !t.defined() || (t.key_set() - kPlain).empty();
+  return !t.defined() || (t.key_set() | kPlain) == kPlain;
 }
 
 // True when forward may compute the gradient too: one pass over the logits for both, where backward would read them
