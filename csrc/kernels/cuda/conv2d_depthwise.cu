@@ -92,7 +92,7 @@ __device__ __forceinline__ Tile tile_of(int64_t i, const Tiles& t) {
 // The output, or the input's gradient: that is the same sum over the gradient, spread by the stride, with the kernel
 // turned round.
 template <class S, int K, int kStep>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)  // without the 2, ptxas saves registers until it spills (sm_80)
     conv2d_depthwise_kernel(const S* x, S* y, const __grid_constant__ Conv2dParams p, const __grid_constant__ Epilogue e,
                             const __grid_constant__ Tiles t, bool turned, int64_t tiles) {
   using A = acc_t<S>;
