@@ -1,7 +1,6 @@
 """Sweep of batch norm over the feature maps of residual, mobile and dense networks: fastnn against eager torch."""
 
 import argparse
-import json
 import math
 import resource
 
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from write_rows import write_rows
 
 import fastnn
 from fastnn.bench import compare
@@ -132,8 +132,7 @@ def main():
     console.print(table)
     console.print(summary)
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"title": title, "torch": torch.__version__, "rows": rows}, file, indent=1)
+        write_rows(options.json, rows, title=title)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ they are timed. The end: geometric mean and worst case per group.
 """
 
 import argparse
-import json
 import math
 
 import torch
+from write_rows import write_rows
 
 import fastnn
 from fastnn.bench import compare
@@ -150,8 +150,7 @@ def main():
     print()
     summary(rows)
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"isa": fastnn._C.isa(), "threads": options.threads, "peak_gflops": peak, "rows": rows}, file, indent=1)
+        write_rows(options.json, rows, threads=options.threads, peak_gflops=peak)
 
 
 def summary(rows):

@@ -6,10 +6,10 @@ torch's time over ours, A/B interleaved.
 """
 
 import argparse
-import json
 import warnings
 
 import torch
+from write_rows import write_rows
 
 import fastnn
 from fastnn.bench import compare
@@ -102,8 +102,7 @@ def main():
     if "resnet18" in options.models:
         rows.append(training(models, "resnet18", 4, options.seconds))
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"threads": options.threads, "torch": torch.__version__, "isa": fastnn._C.isa(), "rows": rows}, file, indent=1)
+        write_rows(options.json, rows, threads=options.threads)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@
 """
 
 import argparse
-import json
 import math
-import platform
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from write_rows import write_rows
 
 import fastnn
 from fastnn import functional as F
@@ -109,11 +108,7 @@ def main():
         shape = f"{worst['batch']}x{worst['in_features']}x{worst['out_features']}"
         console.print(f"{name}: geomean x{summary[name]['geomean']:.2f}, worst x{worst['ratio']:.2f} ({shape})")
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(
-                dict(threads=args.threads, isa=fastnn._C.isa(), torch=torch.__version__, machine=platform.processor(),
-                     summary=summary, rows=rows), file, indent=1,
-            )  # fmt: skip
+        write_rows(args.json, rows, threads=args.threads, summary=summary)
 
 
 if __name__ == "__main__":

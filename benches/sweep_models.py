@@ -5,10 +5,10 @@ before anything is timed.
 """
 
 import argparse
-import json
 
 import torch
 from torch import nn
+from write_rows import write_rows
 
 import fastnn
 from fastnn.bench import compare
@@ -108,8 +108,7 @@ def main():
         rows.append({"model": name, "batch": shape[0], **vars(ratio)})
         print(f"{name:12s} batch {shape[0]:3d}  {ratio}", flush=True)
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"threads": options.threads, "torch": torch.__version__, "isa": fastnn._C.isa(), "rows": rows}, file, indent=1)
+        write_rows(options.json, rows, threads=options.threads)
 
 
 if __name__ == "__main__":

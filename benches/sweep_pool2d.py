@@ -4,16 +4,15 @@
 """
 
 import argparse
-import json
 import math
 import resource
 import statistics
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from write_rows import write_rows
 
 import fastnn
 from fastnn.bench import compare
@@ -114,7 +113,7 @@ def main():
     parser.add_argument("--layout", choices=["contiguous", "channels_last"], default="contiguous")
     parser.add_argument("--seconds", type=float, default=0.3, help="time spent on each row")
     parser.add_argument("--filter", default="", help="rows whose operator, shape or model contains this")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     layout = torch.channels_last if options.layout == "channels_last" else torch.contiguous_format
@@ -146,8 +145,7 @@ def main():
         summary.add_row(group, f"{geomean:.2f}", f"{worst['ratio']:.2f}", worst["case"])
     console.print(summary)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"title": title, "rows": rows}, indent=1) + "\n")
+        write_rows(options.json, rows, title=title)
 
 
 if __name__ == "__main__":

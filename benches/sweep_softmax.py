@@ -5,7 +5,6 @@ python benches/sweep_softmax.py [--threads 1] [--layout channels_last] [--second
 """
 
 import argparse
-import json
 import math
 import resource
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from write_rows import write_rows
 
 import fastnn
 from fastnn.bench import compare
@@ -114,9 +114,7 @@ def main():
         summary[name] = {"geomean": round(geomean, 2), "worst": round(min(ratios), 2)}
         console.print(f"{name}: geomean x{geomean:.2f}, worst x{min(ratios):.2f}")
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"threads": options.threads, "layout": options.layout, "isa": fastnn._C.isa(),
-                       "torch": torch.__version__, "summary": summary, "rows": rows}, file, indent=1)  # fmt: skip
+        write_rows(options.json, rows, threads=options.threads, layout=options.layout, summary=summary)
 
 
 if __name__ == "__main__":
