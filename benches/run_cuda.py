@@ -168,7 +168,6 @@ def _():
 
 for channels_last in (False, True):
     for kernel, stride in ((3, 1), (3, 2), (5, 1)):
-
         layout = "NHWC" if channels_last else "NCHW"
 
         @row(f"conv2d depthwise {kernel}x{kernel}/{stride} forward+backward {layout} float32", 2.0)
@@ -186,7 +185,10 @@ for channels_last in (False, True):
 
 
 for torchs_options, goal in (({"foreach": True}, 2.5), ({"fused": True}, 1.0)):
-    for what, shapes in (("160 tensors of 25 M", [(400, 400)] * 160), ("5 small tensors", [(10, 25), (10,), (320, 10)] * 2)):
+    for what, shapes in (
+        ("160 tensors of 25 M", [(400, 400)] * 160),
+        ("5 small tensors", [(10, 25), (10,), (320, 10)] * 2),
+    ):
 
         @row(f"Adam {what} against {next(iter(torchs_options))}", goal)
         def _(options=torchs_options, shapes=shapes):
@@ -346,8 +348,11 @@ def sweep(options, report):
             result["peak_bytes"], result["torch_peak_bytes"] = peak_bytes(ours), peak_bytes(torchs)
             result["seconds"], result["torch_seconds"], result["ratio"] = measure(ours, torchs)
             result["gb_per_s"] = nbytes / result["seconds"] * 1e-9
-            print(f"{name:60} x{result['ratio']:.2f} (goal {goal}) {result['seconds'] * 1e6:9.1f} us "
-                  f"{result['gb_per_s']:6.0f} GB/s {'aten' if result['fallbacks'] else ''}", flush=True)
+            print(
+                f"{name:60} x{result['ratio']:.2f} (goal {goal}) {result['seconds'] * 1e6:9.1f} us "
+                f"{result['gb_per_s']:6.0f} GB/s {'aten' if result['fallbacks'] else ''}",
+                flush=True,
+            )
         except Exception:  # noqa: BLE001: one broken row must not cost the others
             result["error"] = traceback.format_exc()
             print(f"{name:60} FAILED: {result['error'].splitlines()[-1]}", flush=True)

@@ -15,7 +15,9 @@ from fastnn.bench import compare
 
 SHAPES = [
     *[(128, 16, 32, 32), (128, 32, 16, 16), (128, 64, 8, 8)],  # ResNet-20
-    *[(n, c, s, s) for n in (4, 1) for c, s in [(64, 112), (64, 56), (256, 56), (128, 28), (512, 28)]],  # ResNet-18, -50
+    *[
+        (n, c, s, s) for n in (4, 1) for c, s in [(64, 112), (64, 56), (256, 56), (128, 28), (512, 28)]
+    ],  # ResNet-18, -50
     *[(n, c, s, s) for n in (4, 1) for c, s in [(1024, 14), (2048, 7)]],
     *[(4, 32, 112, 112), (4, 96, 112, 112), (4, 144, 56, 56)],  # MobileNetV2
     *[(4, 96, 56, 56), (4, 224, 28, 28), (4, 544, 14, 14)],  # DenseNet-121
@@ -66,9 +68,7 @@ def workloads(shape, layout):
     r = residual.clone().requires_grad_()
 
     def both(function, inputs):
-        return lambda: torch.autograd.grad(
-            function(leaves[0], r, mean, var, leaves[1], leaves[2], True), inputs, grad
-        )
+        return lambda: torch.autograd.grad(function(leaves[0], r, mean, var, leaves[1], leaves[2], True), inputs, grad)
 
     def relu(x, r, *args):
         return fastnn.functional.batch_norm_relu(x, *args)
@@ -116,7 +116,9 @@ def main():
             })  # fmt: skip
 
     title = f"batch_norm, float32, {options.layout}, {options.threads} thread(s), {fastnn._C.isa()}"
-    table = Table("group", "shape", "fastnn us", "torch us", "ratio", "p20", "p80", "GB/s", "faults", "torch's", title=title)
+    table = Table(
+        "group", "shape", "fastnn us", "torch us", "ratio", "p20", "p80", "GB/s", "faults", "torch's", title=title
+    )
     for r in sorted(rows, key=lambda r: r["group"]):
         table.add_row(
             r["group"], "x".join(map(str, r["shape"])), f"{r['ours_us']:.0f}", f"{r['torch_us']:.0f}",

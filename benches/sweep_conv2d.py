@@ -1,6 +1,6 @@
-"""Every convolution shape of eleven networks, fastnn against torch in one process: python benches/sweep_conv2d.py [--quick].
+"""Every convolution shape of eleven networks, fastnn against torch: python benches/sweep_conv2d.py [--quick].
 
-Each line: the layer, layout, batch, forward or training, ratio to torch (median, p20, p80 of interleaved pairs), GFLOP/s,
+Each line: the layer, layout, batch, forward or training, ratio to torch (median, p20, p80 of pairs), GFLOP/s,
 percent of the FMA peak measured at the start, and the algorithm of each pass. Results are checked against torch before
 they are timed. The end: geometric mean and worst case per group.
 """
@@ -21,40 +21,87 @@ NETWORKS = {
     "CIFAR10 CNN": (64, [(3, 32, 32, 5, 1, 2, 1), (32, 16, 32, 5, 1, 2, 1), (32, 8, 64, 5, 1, 2, 1)]),
     "ResNet-20": (
         128,
-        [(3, 32, 16, 3, 1, 1, 1), (16, 32, 16, 3, 1, 1, 1), (16, 32, 32, 3, 2, 1, 1), (32, 16, 32, 3, 1, 1, 1),
-         (32, 16, 64, 3, 2, 1, 1), (64, 8, 64, 3, 1, 1, 1)],
+        [
+            (3, 32, 16, 3, 1, 1, 1),
+            (16, 32, 16, 3, 1, 1, 1),
+            (16, 32, 32, 3, 2, 1, 1),
+            (32, 16, 32, 3, 1, 1, 1),
+            (32, 16, 64, 3, 2, 1, 1),
+            (64, 8, 64, 3, 1, 1, 1),
+        ],
     ),
     "AlexNet": (
         8,
-        [(3, 224, 64, 11, 4, 2, 1), (64, 27, 192, 5, 1, 2, 1), (192, 13, 384, 3, 1, 1, 1), (384, 13, 256, 3, 1, 1, 1),
-         (256, 13, 256, 3, 1, 1, 1)],
+        [
+            (3, 224, 64, 11, 4, 2, 1),
+            (64, 27, 192, 5, 1, 2, 1),
+            (192, 13, 384, 3, 1, 1, 1),
+            (384, 13, 256, 3, 1, 1, 1),
+            (256, 13, 256, 3, 1, 1, 1),
+        ],
     ),
     "VGG16": (
         2,
-        [(3, 224, 64, 3, 1, 1, 1), (64, 224, 64, 3, 1, 1, 1), (64, 112, 128, 3, 1, 1, 1), (128, 56, 256, 3, 1, 1, 1),
-         (256, 28, 512, 3, 1, 1, 1), (512, 14, 512, 3, 1, 1, 1)],
+        [
+            (3, 224, 64, 3, 1, 1, 1),
+            (64, 224, 64, 3, 1, 1, 1),
+            (64, 112, 128, 3, 1, 1, 1),
+            (128, 56, 256, 3, 1, 1, 1),
+            (256, 28, 512, 3, 1, 1, 1),
+            (512, 14, 512, 3, 1, 1, 1),
+        ],
     ),
     "ResNet-18": (
         8,
-        [(3, 224, 64, 7, 2, 3, 1), (64, 56, 64, 3, 1, 1, 1), (64, 56, 128, 3, 2, 1, 1), (64, 56, 128, 1, 2, 0, 1),
-         (128, 28, 128, 3, 1, 1, 1), (256, 14, 256, 3, 1, 1, 1), (512, 7, 512, 3, 1, 1, 1)],
+        [
+            (3, 224, 64, 7, 2, 3, 1),
+            (64, 56, 64, 3, 1, 1, 1),
+            (64, 56, 128, 3, 2, 1, 1),
+            (64, 56, 128, 1, 2, 0, 1),
+            (128, 28, 128, 3, 1, 1, 1),
+            (256, 14, 256, 3, 1, 1, 1),
+            (512, 7, 512, 3, 1, 1, 1),
+        ],
     ),
     "ResNet-50": (
         8,
-        [(64, 56, 256, 1, 1, 0, 1), (256, 56, 64, 1, 1, 0, 1), (256, 56, 512, 1, 2, 0, 1), (512, 28, 128, 1, 1, 0, 1),
-         (256, 14, 1024, 1, 1, 0, 1), (1024, 14, 256, 1, 1, 0, 1), (2048, 7, 512, 1, 1, 0, 1)],
+        [
+            (64, 56, 256, 1, 1, 0, 1),
+            (256, 56, 64, 1, 1, 0, 1),
+            (256, 56, 512, 1, 2, 0, 1),
+            (512, 28, 128, 1, 1, 0, 1),
+            (256, 14, 1024, 1, 1, 0, 1),
+            (1024, 14, 256, 1, 1, 0, 1),
+            (2048, 7, 512, 1, 1, 0, 1),
+        ],
     ),
     "MobileNetV2": (
         8,
-        [(32, 112, 32, 3, 1, 1, 32), (32, 112, 16, 1, 1, 0, 1), (16, 112, 96, 1, 1, 0, 1), (96, 112, 96, 3, 2, 1, 96),
-         (144, 56, 24, 1, 1, 0, 1), (384, 14, 384, 3, 1, 1, 384), (384, 14, 64, 1, 1, 0, 1), (960, 7, 160, 1, 1, 0, 1)],
+        [
+            (32, 112, 32, 3, 1, 1, 32),
+            (32, 112, 16, 1, 1, 0, 1),
+            (16, 112, 96, 1, 1, 0, 1),
+            (96, 112, 96, 3, 2, 1, 96),
+            (144, 56, 24, 1, 1, 0, 1),
+            (384, 14, 384, 3, 1, 1, 384),
+            (384, 14, 64, 1, 1, 0, 1),
+            (960, 7, 160, 1, 1, 0, 1),
+        ],
     ),
     "GoogLeNet": (
         8,
-        [(192, 28, 64, 1, 1, 0, 1), (96, 28, 128, 3, 1, 1, 1), (16, 28, 32, 3, 1, 1, 1), (480, 14, 192, 1, 1, 0, 1),
-         (832, 7, 384, 1, 1, 0, 1)],
+        [
+            (192, 28, 64, 1, 1, 0, 1),
+            (96, 28, 128, 3, 1, 1, 1),
+            (16, 28, 32, 3, 1, 1, 1),
+            (480, 14, 192, 1, 1, 0, 1),
+            (832, 7, 384, 1, 1, 0, 1),
+        ],
     ),
-    "DenseNet": (8, [(256, 56, 128, 1, 1, 0, 1), (128, 56, 32, 3, 1, 1, 1), (512, 28, 128, 1, 1, 0, 1), (128, 14, 32, 3, 1, 1, 1)]),
+    "DenseNet": (
+        8,
+        [(256, 56, 128, 1, 1, 0, 1), (128, 56, 32, 3, 1, 1, 1), (512, 28, 128, 1, 1, 0, 1), (128, 14, 32, 3, 1, 1, 1)],
+    ),
 }
 
 
@@ -69,7 +116,7 @@ def kind(c, k, size, stride, groups):
 
 
 def measured_peak():
-    """GFLOP/s of one thread on a matrix product that fits its cache, on fastnn's or torch's kernel, whichever is faster."""
+    """GFLOP/s of one thread on a matrix product that fits its cache, on the faster of both kernels."""
     a, b = torch.randn(768, 768), torch.randn(768, 768)
     r = compare(lambda: fastnn.functional.mm(a, b), lambda: torch.mm(a, b), seconds=0.5)
     return 2 * 768**3 / min(r.ours, r.reference) / 1e9
@@ -122,16 +169,22 @@ def main():
         if options.only.lower() not in network.lower():
             continue
         for layer in layers:
-            for layout in [torch.contiguous_format] if options.quick else [torch.contiguous_format, torch.channels_last]:
-                for batch, training in [(1, False), (train_batch, False), (train_batch, True)][1 if options.quick else 0 :]:
+            for layout in (
+                [torch.contiguous_format] if options.quick else [torch.contiguous_format, torch.channels_last]
+            ):
+                for batch, training in [(1, False), (train_batch, False), (train_batch, True)][
+                    1 if options.quick else 0 :
+                ]:
                     seconds = 0.05 if options.quick else options.seconds
                     r, flops, names = measure(layer, batch, layout, training, seconds)
                     c, image, k, size, stride, _, groups = layer
+                    layout_name = "nchw" if layout == torch.contiguous_format else "nhwc"
                     row = {
                         "network": network,
                         "kind": kind(c, k, size, stride, groups),
-                        "layer": f"{c}x{image}x{image}->{k} {size}x{size}/{stride}" + (f" g{groups}" if groups > 1 else ""),
-                        "layout": "nchw" if layout == torch.contiguous_format else "nhwc",
+                        "layer": f"{c}x{image}x{image}->{k} {size}x{size}/{stride}"
+                        + (f" g{groups}" if groups > 1 else ""),
+                        "layout": layout_name,
                         "batch": batch,
                         "mode": "train" if training else "forward",
                         "ratio": r.ratio,
@@ -142,7 +195,7 @@ def main():
                     }
                     rows.append(row)
                     print(
-                        f"{network:12s} {row['layer']:26s} {row['layout']} n{batch:<4d}{row['mode']:8s} x{r.ratio:5.2f} "
+                        f"{network:12s} {row['layer']:26s} {layout_name} n{batch:<4d}{row['mode']:8s} x{r.ratio:5.2f} "
                         f"({r.p20:.2f}-{r.p80:.2f}) {row['gflops']:6.0f} GFLOP/s {100 * row['gflops'] / peak:4.0f}%  "
                         f"{', '.join(names)}",
                         flush=True,

@@ -1,4 +1,4 @@
-"""Torchvision models as they come, one thread: one image through eager torch, convert and convert + fuse, and a training
+"""Torchvision models as they come: one image through eager torch, convert and convert + fuse, and a training
 step: python benches/sweep_images.py [--threads N] [--json FILE].
 
 float32, default layout, 224x224, random weights. Outputs are compared before anything is timed; the ratios are eager
@@ -18,7 +18,7 @@ IMAGES = ("resnet18", "resnet50", "vgg16", "mobilenet_v2", "googlenet", "densene
 
 
 def torchvision_models():
-    """torchvision.models, also where torchvision's own compiled operators do not load: no classification model needs them."""
+    """torchvision.models, also where torchvision's compiled operators, which no classification model needs, do not load."""
     try:
         import torchvision.models
     except RuntimeError:

@@ -1,6 +1,6 @@
 """linear over the layers of common networks against torch: forward and backward ratios, GFLOP/s, share of the FMA peak.
 
-    python benches/sweep_linear.py --threads 1 --json out.json
+python benches/sweep_linear.py --threads 1 --json out.json
 """
 
 import argparse
@@ -32,7 +32,7 @@ SHAPES = [
 
 
 def fma_peak(seconds=0.3):
-    """GFLOP/s of one thread on a product that stays in cache, the fastest of either library: the machine's reach now."""
+    """GFLOP/s of one thread on a product that stays in cache, the faster of both libraries: the machine's reach now."""
     import time
 
     a, b = torch.randn(336, 256), torch.randn(256, 512)
@@ -81,7 +81,19 @@ def main():
 
     console = Console(width=150)
     table = Table(title=f"linear, {args.threads} thread(s), {fastnn._C.isa()}, torch {torch.__version__}")
-    for column in ("group", "batch x in x out", "pass", "algorithm", "us", "torch us", "ratio", "p20", "p80", "GFLOP/s", "% peak"):
+    for column in (
+        "group",
+        "batch x in x out",
+        "pass",
+        "algorithm",
+        "us",
+        "torch us",
+        "ratio",
+        "p20",
+        "p80",
+        "GFLOP/s",
+        "% peak",
+    ):
         table.add_column(column, justify="left" if column in ("group", "pass", "algorithm") else "right")
     rows = []
     for group, m, k, n in SHAPES:

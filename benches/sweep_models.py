@@ -1,4 +1,4 @@
-"""One training step of whole networks, fastnn against torch, A/B interleaved: python benches/sweep_models.py [--threads N].
+"""One training step of whole networks, fastnn against torch, interleaved: python benches/sweep_models.py [--threads N].
 
 Networks as every course trains them, float32, contiguous, SGD with momentum; losses of the first step are compared
 before anything is timed.

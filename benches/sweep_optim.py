@@ -41,7 +41,10 @@ def rows(only, seconds):
                 ps = parameters(model)
                 ours, torchs, fused, moved, footprint = (
                     lambda ps=ps: fastnn.clip_grad_norm_(ps, 1e-3),
-                    lambda ps=ps: torch.nn.utils.clip_grad_norm_(ps, 1e-3), None, 12 * n, 4 * n,
+                    lambda ps=ps: torch.nn.utils.clip_grad_norm_(ps, 1e-3),
+                    None,
+                    12 * n,
+                    4 * n,
                 )
             else:
                 options, per_parameter = OPTIMIZERS[name]
@@ -84,11 +87,17 @@ def main():
             bandwidth[footprint] = measured_bandwidth(footprint)
         ratios.setdefault(name, []).append(default.ratio)
         text = [f"{r.ratio:.2f} ({r.p20:.2f} to {r.p80:.2f})" if r else "" for r in (default, fused)]
-        lines.append(f"| {model} | {n:,} | {name} | {default.ours * 1e6:.1f} | {text[0]} | {text[1]} | {speed:.1f} "
-                     f"| {100 * speed / bandwidth[footprint]:.0f} | {faults:.0f} |")
+        lines.append(
+            f"| {model} | {n:,} | {name} | {default.ours * 1e6:.1f} | {text[0]} | {text[1]} | {speed:.1f} "
+            f"| {100 * speed / bandwidth[footprint]:.0f} | {faults:.0f} |"
+        )
         print(lines[-1], flush=True)
-    lines += ["", "Geometric means over the models, and the worst: " +
-              ", ".join(f"{name} x{geomean(r):.2f} (x{min(r):.2f})" for name, r in ratios.items()) + "."]
+    lines += [
+        "",
+        "Geometric means over the models, and the worst: "
+        + ", ".join(f"{name} x{geomean(r):.2f} (x{min(r):.2f})" for name, r in ratios.items())
+        + ".",
+    ]
     print("\n".join(lines[-2:]))
     if fastnn.fallbacks():
         sys.exit(f"fell back to torch: {fastnn.fallbacks()}")

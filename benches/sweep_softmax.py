@@ -44,8 +44,13 @@ def softmax_cases(layout):
             # Bytes: forward reads x, writes y; backward reads g and y, writes dx.
             for mode, call, tensors in (("forward", forward, 2), ("train", train, 5)):
                 ours, theirs = getattr(fastnn.functional, op), getattr(F, op)
-                yield f"{op} {mode}", shape, dim, lambda c=call, f=ours: c(f), lambda c=call, f=theirs: c(f), (
-                    tensors * y.numel() * y.element_size()
+                yield (
+                    f"{op} {mode}",
+                    shape,
+                    dim,
+                    lambda c=call, f=ours: c(f),
+                    lambda c=call, f=theirs: c(f),
+                    (tensors * y.numel() * y.element_size()),
                 )
 
 
@@ -59,9 +64,14 @@ def loss_cases(layout):
             return loss, *torch.autograd.grad(loss, x)
 
         # Bytes: forward reads x and writes dx, backward writes nothing more.
-        yield "cross_entropy train", shape, 1, lambda c=train: c(fastnn.functional.cross_entropy), (
-            lambda c=train: c(F.cross_entropy)
-        ), 2 * x.numel() * 4
+        yield (
+            "cross_entropy train",
+            shape,
+            1,
+            lambda c=train: c(fastnn.functional.cross_entropy),
+            (lambda c=train: c(F.cross_entropy)),
+            2 * x.numel() * 4,
+        )
 
 
 def check(ours, theirs):

@@ -21,8 +21,10 @@ def test_step(benchmark, model, name, library):
             pytest.skip("torch has no fused form")
         options = {**options, "fused": True}
     benchmark.group = f"{name} {model}"
-    check(getattr(fastnn.optim, name)(parameters(model), lr=1e-3, **options),
-          getattr(torch.optim, name)(parameters(model), lr=1e-3, **options))
+    check(
+        getattr(fastnn.optim, name)(parameters(model), lr=1e-3, **options),
+        getattr(torch.optim, name)(parameters(model), lr=1e-3, **options),
+    )
     module = fastnn.optim if library == "fastnn" else torch.optim
     optimizer = getattr(module, name)(parameters(model), lr=1e-3, **options)
     benchmark(optimizer.step)

@@ -9,7 +9,7 @@ import fastnn
 
 
 def write_rows(path, rows, **about):
-    """Writes `rows` (dicts) to `path` as JSON, after the versions, the CPU path, the date and whatever else is given."""
+    """Writes `rows` (dicts) to `path` as JSON, after the versions, the CPU path, the date and `about`."""
     versions = {"torch": torch.__version__, "fastnn": fastnn.__version__, "isa": fastnn._C.isa()}
     head = versions | {"date": str(datetime.date.today())} | about
     lines = ",\n  ".join(json.dumps(row) for row in rows)

@@ -55,7 +55,10 @@ LOSS = (
         # nll_loss gets values of one sign: a sum that cancels has no accuracy to compare. torch's own 4-D nll_loss
         # raises in backward for channels_last.
         case(
-            op, N(*shape, kind=kind), classes(*shape[:1], *shape[2:], high=shape[1]), **kwargs,
+            op,
+            N(*shape, kind=kind),
+            classes(*shape[:1], *shape[2:], high=shape[1]),
+            **kwargs,
             tags={*tags, *({"contiguous"} if op == "nll_loss" or len(shape) == 5 else ())},
         )  # fmt: skip
         for op, kind in (("cross_entropy", "normal"), ("nll_loss", "positive"))
@@ -101,7 +104,13 @@ LOSS = (
         for m, n in [(3, 1), (17, 2), (18, 15), (33, 16), (40, 17), (21, 31), (19, 33), (17, 64), (5, 65), (3, 1000)]
     ]
     + [
-        case("cross_entropy", N(*shape), classes(*shape[:1], *shape[2:], high=shape[1]), label_smoothing=0.1, tags={"big"})
+        case(
+            "cross_entropy",
+            N(*shape),
+            classes(*shape[:1], *shape[2:], high=shape[1]),
+            label_smoothing=0.1,
+            tags={"big"},
+        )
         for shape in [(19, 33), (2, 21, 20, 33)]
     ]
     + [
@@ -228,8 +237,16 @@ BATCH_NORM = [
         ((*stats, N(C), None), {}),
     ]
 ] + [
-    case("batch_norm", N(*shape), T((shape[1],), grad=False), T((shape[1],), "positive", grad=False), N(shape[1]),
-         N(shape[1]), training=training, tags={"big"})
+    case(
+        "batch_norm",
+        N(*shape),
+        T((shape[1],), grad=False),
+        T((shape[1],), "positive", grad=False),
+        N(shape[1]),
+        N(shape[1]),
+        training=training,
+        tags={"big"},
+    )
     for shape in [(5, 17, 9, 9), (2, 70, 3, 3), (3, 2, 70, 65), (300, 33), (0, 3), (0, 3, 4, 4), (2, 3, 0, 4), (4, 64)]
     for training in (True, False)
 ]

@@ -24,6 +24,7 @@ def run(function, case, dtype, layout="contiguous", upcast=False, device="cpu"):
     """
     args, kwargs = case.build(dtype, device, layout)
     if upcast:
+
         def up(v):
             if isinstance(v, torch.Tensor) and v.is_floating_point():
                 return v.detach().double().requires_grad_(v.requires_grad)

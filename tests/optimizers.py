@@ -13,28 +13,46 @@ DTYPES = [torch.float32, torch.float64]
 def options(**choices):
     """Every combination of the given values, options at their first value left out."""
     for values in itertools.product(*choices.values()):
-        yield {k: v for (k, v), choice in zip(zip(choices, values, strict=True), choices.values(), strict=True)
-               if v is not choice[0]}
+        yield {
+            k: v
+            for (k, v), choice in zip(zip(choices, values, strict=True), choices.values(), strict=True)
+            if v is not choice[0]
+        }
 
 
 CASES = [
-    *[("Adam", o) for o in options(weight_decay=(0, 0.1), amsgrad=(False, True), maximize=(False, True),
-                                   decoupled_weight_decay=(False, True))],
+    *[
+        ("Adam", o)
+        for o in options(
+            weight_decay=(0, 0.1), amsgrad=(False, True), maximize=(False, True), decoupled_weight_decay=(False, True)
+        )
+    ],
     ("Adam", {"betas": (0.5, 0.9), "eps": 1e-3}),
     ("Adam", {"fused": True}),
     ("Adam", {"foreach": True}),
     *[("AdamW", o) for o in options(weight_decay=(1e-2, 0.0), amsgrad=(False, True), maximize=(False, True))],
     ("AdamW", {"lr": 0}),
-    *[("SGD", o) for o in options(momentum=(0, 0.9), dampening=(0, 0.3), weight_decay=(0, 0.1),
-                                  maximize=(False, True))],
-    *[("SGD", {"nesterov": True, "momentum": 0.9, **o}) for o in options(weight_decay=(0, 0.1), maximize=(False, True))],
+    *[
+        ("SGD", o)
+        for o in options(momentum=(0, 0.9), dampening=(0, 0.3), weight_decay=(0, 0.1), maximize=(False, True))
+    ],
+    *[
+        ("SGD", {"nesterov": True, "momentum": 0.9, **o})
+        for o in options(weight_decay=(0, 0.1), maximize=(False, True))
+    ],
     ("SGD", {"momentum": 0.9, "fused": True}),
     ("SGD", {"momentum": 0.9, "foreach": True}),
-    *[("Adagrad", o) for o in options(lr_decay=(0, 0.1), weight_decay=(0, 0.1), initial_accumulator_value=(0, 0.5),
-                                      maximize=(False, True))],
+    *[
+        ("Adagrad", o)
+        for o in options(
+            lr_decay=(0, 0.1), weight_decay=(0, 0.1), initial_accumulator_value=(0, 0.5), maximize=(False, True)
+        )
+    ],
     ("Adagrad", {"fused": True}),
-    *[("RMSprop", o) for o in options(momentum=(0, 0.9), centered=(False, True), weight_decay=(0, 0.1),
-                                      maximize=(False, True))],
+    *[
+        ("RMSprop", o)
+        for o in options(momentum=(0, 0.9), centered=(False, True), weight_decay=(0, 0.1), maximize=(False, True))
+    ],
     ("RMSprop", {"alpha": 0.5, "eps": 1e-3, "foreach": True}),
     *[("Adadelta", o) for o in options(rho=(0.9, 0.5), weight_decay=(0, 0.1), maximize=(False, True))],
     *[("Yogi", o) for o in options(weight_decay=(0, 0.1), maximize=(False, True), betas=((0.9, 0.999), (0.5, 0.8)))],
@@ -67,7 +85,7 @@ class ReferenceYogi(fastnn.optim.Yogi):
             for p in (p for p in group["params"] if p.grad is not None):
                 state = self.state[p]
                 state["step"] += 1
-                real = (lambda t: torch.view_as_real(t) if t.is_complex() else t)  # noqa: E731
+                real = lambda t: torch.view_as_real(t) if t.is_complex() else t  # noqa: E731
                 w, g = real(p), real(p.grad) * (-1 if group["maximize"] else 1)
                 g = g + group["weight_decay"] * w
                 m, s = real(state["exp_avg"]), real(state["exp_avg_sq"])

@@ -1,4 +1,4 @@
-"""What the activations promise beyond the case list: in-place relu and relu6, special values, strides, accuracy in ulp."""
+"""What the activations promise beyond the case list: in-place relu and relu6, special values, strides, ulps."""
 
 import pytest
 import torch
@@ -7,7 +7,9 @@ import torch.nn.functional as F
 import fastnn
 
 UNARY = ["relu", "relu6", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
-SPECIAL = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-45, -1e-45, 6.0, 7.0, 88.0, -88.0, -100.0])
+SPECIAL = torch.tensor(
+    [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-45, -1e-45, 6.0, 7.0, 88.0, -88.0, -100.0]
+)
 
 
 def test_relu_derivative_at_zero_is_zero():

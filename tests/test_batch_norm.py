@@ -1,4 +1,4 @@
-"""What batch norm promises beyond the case list: large means, running statistics, modules, fused forms, mixed dtypes."""
+"""What batch norm promises beyond the cases: large means, running statistics, modules, fused forms, mixed dtypes."""
 
 import copy
 

@@ -114,12 +114,15 @@ def test_versions_are_bumped():
     assert all(p.grad._version > v for p, v in zip(ps, before, strict=True))
 
 
-@pytest.mark.parametrize(("make", "norm_type"), [
-    (lambda: parameters(), 3.0),
-    (lambda: parameters(), 0.5),
-    (lambda: parameters(torch.complex64), 2.0),
-    (lambda: [*parameters(), *parameters(torch.float64)], 2.0),
-])
+@pytest.mark.parametrize(
+    ("make", "norm_type"),
+    [
+        (lambda: parameters(), 3.0),
+        (lambda: parameters(), 0.5),
+        (lambda: parameters(torch.complex64), 2.0),
+        (lambda: [*parameters(), *parameters(torch.float64)], 2.0),
+    ],
+)
 def test_fallbacks_are_torchs(make, norm_type):
     ps, qs = make(), make()
     a, b = both(ps, qs, 0.5, norm_type)

@@ -54,7 +54,9 @@ def test_clear_errors(options, message, tmp_path):
     assert message in " ".join(configured.stderr.split())
 
 
-@pytest.mark.parametrize("options", [{"FASTNN_WITH_CUDA": "off"}, {"FASTNN_WITH_CUDA": "auto", "FASTNN_TORCH_CUDA": ""}])
+@pytest.mark.parametrize(
+    "options", [{"FASTNN_WITH_CUDA": "off"}, {"FASTNN_WITH_CUDA": "auto", "FASTNN_TORCH_CUDA": ""}]
+)
 def test_cpu_build_needs_no_nvcc(options, tmp_path):
     configured = configure(tmp_path, **options)
     assert configured.returncode == 0, configured.stderr

@@ -14,8 +14,11 @@ KERNELS = ROOT / "csrc" / "kernels"
 RUNTIME = ROOT / "tests" / "cuda_on_cpu"
 
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-unused-function"]
-SANITIZE = ["-fsanitize=address,alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero",
-            "-fno-sanitize-recover=all", "-fno-strict-aliasing"]
+SANITIZE = [
+    "-fsanitize=address,alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero",
+    "-fno-sanitize-recover=all",
+    "-fno-strict-aliasing",
+]
 RUNTIME_INCLUDE = ["-I", str(RUNTIME)]
 CPU_KERNEL = ["-DFASTNN_ISA_NS=isa_baseline", '-DFASTNN_ISA_NAME="baseline"', "-fno-exceptions", "-fno-math-errno"]
 

@@ -54,9 +54,7 @@ def worker(rank, folder):
     }
     half = fastnn.convert(network().float(), inplace=True)
     twin = network().float()
-    results["DDP float32"] = [
-        train(Cast(m), nn.CrossEntropyLoss(), DistributedDataParallel) for m in (twin, half)
-    ]
+    results["DDP float32"] = [train(Cast(m), nn.CrossEntropyLoss(), DistributedDataParallel) for m in (twin, half)]
     if rank == 0:
         torch.save(results, f"{folder}/results")
     dist.barrier()

@@ -1,4 +1,4 @@
-"""What the cases do not show of cross_entropy, nll_loss and softmax: memory, reuse, threads, modules, autocast, ulps."""
+"""What the cases do not show of cross_entropy, nll_loss and softmax: memory, reuse, threads, modules, autocast."""
 
 import math
 
@@ -52,8 +52,8 @@ def test_second_backward_and_double_use(reduction):
     reference = T.cross_entropy(x, target, reduction=reduction)
     for scale in (1.0, -2.5):
         seed = torch.full_like(loss, scale)
-        ours, = torch.autograd.grad(loss, x, seed, retain_graph=True)
-        theirs, = torch.autograd.grad(reference, x, seed, retain_graph=True)
+        (ours,) = torch.autograd.grad(loss, x, seed, retain_graph=True)
+        (theirs,) = torch.autograd.grad(reference, x, seed, retain_graph=True)
         torch.testing.assert_close(ours, theirs)
 
 
@@ -65,14 +65,14 @@ def test_gradient_that_came_with_the_loss(shape, reduction, weight):
     x, target = torch.randn(shape, requires_grad=True), torch.randint(shape[1], (shape[0], *shape[2:]))
     target.view(-1)[::5] = 2
     kwargs = {"reduction": reduction, "ignore_index": 2, "weight": torch.rand(shape[1]) + 0.1 if weight else None}
-    expected, = torch.autograd.grad(T.cross_entropy(x, target, **kwargs), x)
+    (expected,) = torch.autograd.grad(T.cross_entropy(x, target, **kwargs), x)
 
     def close(gradient, scale=1.0):
         torch.testing.assert_close(gradient, expected * scale, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
 
     loss = F.cross_entropy(x, target, **kwargs)
-    kept, = torch.autograd.grad(loss, x, retain_graph=True)
-    last, = torch.autograd.grad(loss, x)
+    (kept,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (last,) = torch.autograd.grad(loss, x)
     close(kept), close(last)
     kept.zero_()
     close(last)
@@ -85,7 +85,7 @@ def test_gradient_that_came_with_the_loss(shape, reduction, weight):
     with Allocations():
         close(torch.autograd.grad(F.cross_entropy(x, target, **kwargs), x)[0])
     seeds = torch.tensor([1.0, 3.0])
-    rows, = torch.autograd.grad(F.cross_entropy(x, target, **kwargs), x, seeds, is_grads_batched=True)
+    (rows,) = torch.autograd.grad(F.cross_entropy(x, target, **kwargs), x, seeds, is_grads_batched=True)
     close(rows[0]), close(rows[1], 3.0)
 
 
@@ -136,9 +136,9 @@ def test_layouts(loss, layout):
         x = torch.randn(2, 5, 1).expand(2, 5, 6)
     target = torch.randint(5, (2, *x.shape[2:]))
     ours, theirs = (v.detach().clone(memory_format=torch.preserve_format).requires_grad_() for v in (x, x))
-    g, = torch.autograd.grad(loss(ours, target), ours)
+    (g,) = torch.autograd.grad(loss(ours, target), ours)
     # torch's own 4-D nll_loss raises in backward for channels_last.
-    e, = torch.autograd.grad(reference(theirs.contiguous(), target), theirs)
+    (e,) = torch.autograd.grad(reference(theirs.contiguous(), target), theirs)
     torch.testing.assert_close(g, e)
     if layout != "expanded":
         assert g.stride() == x.stride()
@@ -149,7 +149,9 @@ def test_uint8_targets():
     x, target = torch.randn(6, 300), torch.tensor([0, 1, 255, 7, 100, 4], dtype=torch.uint8)
     for loss in LOSSES:
         torch.testing.assert_close(loss(x, target), getattr(T, loss.__name__)(x, target))
-        torch.testing.assert_close(loss(x, target, ignore_index=7), getattr(T, loss.__name__)(x, target, ignore_index=7))
+        torch.testing.assert_close(
+            loss(x, target, ignore_index=7), getattr(T, loss.__name__)(x, target, ignore_index=7)
+        )
     assert fastnn.fallbacks() == {}
 
 

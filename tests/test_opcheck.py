@@ -57,8 +57,10 @@ def fresh_call(func, args, kwargs):
     written = mutable_arguments(func)
     names = [a.name for a in func._schema.arguments]
     fixed = written | CONSTANTS.get(func.name(), set())
-    args = [fresh(a) if n not in fixed else a.detach().clone() if isinstance(a, torch.Tensor) else a
-            for n, a in zip(names, args, strict=False)]
+    args = [
+        fresh(a) if n not in fixed else a.detach().clone() if isinstance(a, torch.Tensor) else a
+        for n, a in zip(names, args, strict=False)
+    ]
     return tuple(args), {k: fresh(v) for k, v in kwargs.items()}
 
 
@@ -100,7 +102,11 @@ def test_every_op_is_reached():
 
 # Ops no functional reaches, and the file that tests them.
 TESTED_ELSEWHERE = {
-    *(f"fastnn::{name}_step_" for name in ("adam", "yogi", "sgd", "adagrad", "rmsprop", "adadelta")),  # test_optim_usage.py
-    "fastnn::grads_total_norm", "fastnn::scale_grads_",  # test_clip_grad.py
-    "fastnn::relu_", "fastnn::relu6_",  # test_activation.py
+    *(
+        f"fastnn::{name}_step_" for name in ("adam", "yogi", "sgd", "adagrad", "rmsprop", "adadelta")
+    ),  # test_optim_usage.py
+    "fastnn::grads_total_norm",
+    "fastnn::scale_grads_",  # test_clip_grad.py
+    "fastnn::relu_",
+    "fastnn::relu6_",  # test_activation.py
 }

@@ -33,8 +33,7 @@ def test_checkpoints_continue(name, direction):
         ours.step()
         torchs.step()
     source, target_class, start = (
-        (torchs, getattr(fastnn.optim, name), qs) if direction == "torch to fastnn"
-        else (ours, reference(name), ps)
+        (torchs, getattr(fastnn.optim, name), qs) if direction == "torch to fastnn" else (ours, reference(name), ps)
     )
     rs = [torch.nn.Parameter(p.detach().clone()) for p in start]
     target = target_class(rs, lr=0.5)
@@ -97,8 +96,10 @@ def test_scheduler_is_heard(name, tensor):
     ours = getattr(fastnn.optim, name)(ps, lr=lr[0], **FULL[name])
     torchs = reference(name)(qs, lr=lr[1], **FULL[name])
     momentum = not tensor and not {"momentum", "betas"}.isdisjoint(ours.defaults)
-    schedulers = [torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=20, cycle_momentum=momentum)
-                  for o in (ours, torchs)]
+    schedulers = [
+        torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=20, cycle_momentum=momentum)
+        for o in (ours, torchs)
+    ]
     for step in range(20):
         set_grads(step, ps, qs)
         ours.step()
@@ -217,11 +218,16 @@ def test_global_hooks_and_subclasses(name):
     class Heir(getattr(fastnn.optim, name)):
         pass
 
-    handles = [register_optimizer_step_pre_hook(lambda *_: calls.append("pre")),
-               register_optimizer_step_post_hook(lambda *_: calls.append("post"))]
+    handles = [
+        register_optimizer_step_pre_hook(lambda *_: calls.append("pre")),
+        register_optimizer_step_post_hook(lambda *_: calls.append("post")),
+    ]
     try:
-        for kind, expected in ((Sub, ["pre", "step", "post"]), (Heir, ["pre", "post"]),
-                               (getattr(fastnn.optim, name), ["pre", "post"])):
+        for kind, expected in (
+            (Sub, ["pre", "step", "post"]),
+            (Heir, ["pre", "post"]),
+            (getattr(fastnn.optim, name), ["pre", "post"]),
+        ):
             ps = parameters()
             optimizer = kind(ps, lr=1e-2)
             set_grads(0, ps)

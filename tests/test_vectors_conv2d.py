@@ -92,4 +92,3 @@ def test_autocast():
         y = layer(x)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), layer(x), rtol=2e-2, atol=2e-2)
-

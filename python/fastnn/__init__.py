@@ -10,10 +10,10 @@ from fastnn._fuse import fuse  # noqa: E402
 from fastnn.autotune import autotune  # noqa: E402
 from fastnn.convert import convert, disabled, report, revert  # noqa: E402
 from fastnn.info import fallbacks  # noqa: E402
-from fastnn.precision import set_strict_conv  # noqa: E402
 from fastnn.modules import *  # noqa: E402,F403
 from fastnn.modules import __all__ as _module_names  # noqa: E402
 from fastnn.optim import clip_grad_norm_  # noqa: E402
+from fastnn.precision import set_strict_conv  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [

@@ -35,7 +35,8 @@ _SAME = {
     "linear": F.linear, "mm": torch.mm, "bmm": torch.bmm, "matmul": torch.matmul, "addmm": torch.addmm,
     "conv2d": F.conv2d, "relu": torch.relu, "relu_": torch.relu_, "relu6": F.relu6, "relu6_": torch._C._nn.relu6_,
     "leaky_relu": F.leaky_relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": F.gelu, "silu": F.silu,
-    "avg_pool2d": F.avg_pool2d, "softmax": torch.softmax, "log_softmax": torch.log_softmax, "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
+    "avg_pool2d": F.avg_pool2d, "softmax": torch.softmax, "log_softmax": torch.log_softmax,
+    "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
 }  # fmt: skip
 for _name, _function in _SAME.items():
     _decomposition(_name)(lambda *args, _function=_function, **kwargs: _function(*args, **kwargs))

@@ -36,8 +36,11 @@ def main():
             continue
         done.append(outcome)
         errors = " ".join(f"{what} {ours:.0e}/{theirs:.0e}" for what, (ours, theirs) in outcome.errors.items())
-        console.print(f"{entry}: {outcome.converted} layers converted, {sum(outcome.left.values())} left; "
-                      f"errors ours/torch.nn's: {errors}; {outcome.seconds:.1f} s", highlight=False)
+        console.print(
+            f"{entry}: {outcome.converted} layers converted, {sum(outcome.left.values())} left; "
+            f"errors ours/torch.nn's: {errors}; {outcome.seconds:.1f} s",
+            highlight=False,
+        )
     summarize(console, done, failed)
     sys.exit(bool(failed))
 

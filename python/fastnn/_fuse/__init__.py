@@ -11,8 +11,8 @@ from fastnn._fuse.trace import CannotTrace, has_hooks, is_library, trace
 
 
 def _freeze(module, name, left):
-    """The frozen form of a module: a GraphModule, or, where fx fails or a hook looks at its calls, the module itself with
-    its children frozen."""
+    """The frozen form of a module: a GraphModule, or, where fx fails or a hook looks at its calls, the module itself
+    with its children frozen."""
     if is_library(module) or next(module.children(), None) is None:
         return module
     stays = set()  # names of submodules that cannot be traced into

@@ -47,8 +47,13 @@ def _runs_packed(x):
 def concatenate(tensors, more):
     """torch.cat(tensors, 1) in channels_last, with room for `more` channels behind the last."""
     first = tensors[0]
-    if not _runs_packed(first) or first.dim() != 4 or first.device.type != "cpu" or any(
-        t.dtype != first.dtype or t.shape[0] != first.shape[0] or t.shape[2:] != first.shape[2:] for t in tensors
+    if (
+        not _runs_packed(first)
+        or first.dim() != 4
+        or first.device.type != "cpu"
+        or any(
+            t.dtype != first.dtype or t.shape[0] != first.shape[0] or t.shape[2:] != first.shape[2:] for t in tensors
+        )
     ):
         return torch.cat(tensors, 1)
     n, _, h, w = first.shape
@@ -64,8 +69,10 @@ def append(before, tensors, more):
     channels = c + sum(t.shape[1] for t in tensors) if n else 0
     room = before.stride(3) if n else 0
     grows = _runs_packed(before) and n and w > 1 and h > 1 and room >= channels
-    if not grows or before.stride() != (h * w * room, 1, w * room, room) or any(
-        t.dtype != before.dtype or t.shape[0] != n or t.shape[2:] != before.shape[2:] for t in tensors
+    if (
+        not grows
+        or before.stride() != (h * w * room, 1, w * room, room)
+        or any(t.dtype != before.dtype or t.shape[0] != n or t.shape[2:] != before.shape[2:] for t in tensors)
     ):
         return concatenate([before, *tensors], more)
     whole = before.as_strided((n, room, h, w), before.stride())
@@ -206,7 +213,7 @@ class FrozenLinear(Frozen):
 
 
 class FrozenBatchNorm(Frozen):
-    """A batch norm in evaluation with nothing before it that it could be folded into, and a ReLU behind it: one pass."""
+    """A batch norm in evaluation with nothing before it that it could be folded into, and a ReLU after it: one pass."""
 
     def __init__(self, name, running_mean, running_var, weight, bias, eps):
         super().__init__([name])

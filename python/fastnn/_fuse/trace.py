@@ -26,8 +26,8 @@ class CannotTrace(Exception):
 class _TensorProxy(fx.Proxy):
     """A proxy that isinstance() takes for a tensor: code that asks then goes the way that tensors go.
 
-    Only a line of Python that says isinstance gets that answer. torch's own C++ code asks too, and would read the proxy's
-    memory as a tensor's (torch.zeros(proxy) does).
+    Only a line of Python that says isinstance gets that answer. torch's own C++ code asks too, and would read the
+    proxy's memory as a tensor's (torch.zeros(proxy) does).
     """
 
     _is_param = False

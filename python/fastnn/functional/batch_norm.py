@@ -24,9 +24,7 @@ def _call(input, running_mean, running_var, weight, bias, training, momentum, ep
     return _eval(input, weight, bias, running_mean, running_var, eps, residual, relu)
 
 
-def batch_norm(
-    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-05
-):
+def batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-05):
     """(x - mean) / sqrt(var + eps) * weight + bias, per channel (dimension 1).
 
     Args:
@@ -58,9 +56,7 @@ def batch_norm(
         return aten(F.batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-def batch_norm_relu(
-    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-05
-):
+def batch_norm_relu(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-05):
     """relu(batch_norm(...)) in the same passes over memory; backward takes the ReLU's mask from the sign of the output.
 
     Args, returns and errors as batch_norm. Source: torch.nn.functional.batch_norm and relu.

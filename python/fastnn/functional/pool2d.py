@@ -76,9 +76,7 @@ def avg_pool2d(
             )
         return _avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     except TypeError:
-        return aten(
-            F.avg_pool2d, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-        )
+        return aten(F.avg_pool2d, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
 def _plane(output_size, input):
@@ -127,9 +125,7 @@ def adaptive_max_pool2d(input, output_size, return_indices=False):
     Raises what torch.nn.functional.adaptive_max_pool2d raises. Source: torch.nn.functional.adaptive_max_pool2d.
     """
     if has_torch_function((input,)):
-        return handle_torch_function(
-            adaptive_max_pool2d, (input,), input, output_size, return_indices=return_indices
-        )
+        return handle_torch_function(adaptive_max_pool2d, (input,), input, output_size, return_indices=return_indices)
     function = _adaptive_max_pool2d_with_indices if return_indices else _adaptive_max_pool2d
     try:
         h, w = _plane(output_size, input)

@@ -23,6 +23,4 @@ class NLLLoss(torch.nn.NLLLoss):
     """torch.nn.NLLLoss on fastnn's kernels: log-probabilities (N, C, ...) and targets in, the loss out."""
 
     def forward(self, input, target):
-        return F.nll_loss(
-            input, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction
-        )
+        return F.nll_loss(input, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
