@@ -3,7 +3,6 @@
 
 #include <ATen/FunctionalTensorWrapper.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/gelu_backward.h>
@@ -27,6 +26,7 @@
 
 #include "common.h"
 #include "grad_node.h"
+#include "memory.h"
 #include "python_entry.h"
 
 namespace fastnn::ops {
@@ -152,7 +152,7 @@ double slope_of(double slope) { return slope; }
 
 // The tensor itself when its elements lie without gaps, in any order of dimensions; a copy in that order otherwise.
 Tensor gapless(const Tensor& t) {
-  return t.is_contiguous() || t.is_non_overlapping_and_dense() ? t : at::empty_like(t).copy_(t);
+  return t.is_contiguous() || t.is_non_overlapping_and_dense() ? t : fresh_like(t).copy_(t);
 }
 
 bool same_order(const Tensor& a, const Tensor& b) {
@@ -179,7 +179,7 @@ template <Act K, class... A>
 Tensor forward(const Tensor& input, A... args) {
   if (!native(Kind<K>::name, {&input}, true)) return Kind<K>::aten(input, args...);
   const Tensor x = gapless(input);
-  Tensor y = at::empty_like(x);
+  Tensor y = fresh_like(x);
   ActivationParams p = params(K, x, slope_of(args...));
   p.input = x.const_data_ptr();
   p.output = y.mutable_data_ptr();
@@ -192,8 +192,8 @@ Tensor backward(const Tensor& grad_output, const Tensor& saved, A... args) {
   if (grad_output.sizes() != saved.sizes() || !native(Kind<K>::name, {&grad_output, &saved}, true))
     return Kind<K>::aten_backward(grad_output, saved, args...);
   const Tensor s = gapless(saved);
-  const Tensor g = same_order(grad_output, s) ? grad_output : at::empty_like(s).copy_(grad_output);
-  Tensor dx = at::empty_like(s);
+  const Tensor g = same_order(grad_output, s) ? grad_output : fresh_like(s).copy_(grad_output);
+  Tensor dx = fresh_like(s);
   ActivationParams p = params(K, s, slope_of(args...));
   p.grad_output = g.const_data_ptr();
   p.saved = s.const_data_ptr();

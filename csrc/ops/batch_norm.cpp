@@ -5,7 +5,6 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/relu.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -13,6 +12,7 @@
 
 #include "common.h"
 #include "grad_node.h"
+#include "memory.h"
 #include "python_entry.h"
 
 namespace fastnn::ops {
@@ -118,7 +118,7 @@ Tensor workspace(BatchNormParams& p, const Tensor& x) {
 #ifdef FASTNN_CUDA
   if (x.is_cuda()) bytes = cuda::batch_norm_workspace(p);
 #endif
-  Tensor w = at::empty({bytes}, x.options().dtype(at::kByte));
+  Tensor w = fresh({bytes}, x.options().dtype(at::kByte));
   p.workspace = w.mutable_data_ptr();
   return w;
 }
@@ -129,7 +129,7 @@ Three forward(const Arguments& a) {
   const Tensor w = contiguous_or_undefined(a.weight), b = contiguous_or_undefined(a.bias);
   const Tensor running_mean = contiguous_or_undefined(a.running_mean);
   const Tensor running_var = contiguous_or_undefined(a.running_var);
-  Tensor y = at::empty_like(x);
+  Tensor y = fresh_like(x);
   const auto options = x.options().dtype(acc_type(x));
   Tensor mean = at::empty({x.size(1)}, options), invstd = at::empty({x.size(1)}, options);
   if (x.numel() == 0) return {y, mean.zero_(), invstd.zero_()};
@@ -189,9 +189,9 @@ Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& w
   const Tensor w = contiguous_or_undefined(weight_given);
   const auto params = (w.defined() ? w : mean).options();
   const auto none = [&] { return at::empty({0}, x.options()); };
-  Tensor dx = mask[0] ? at::empty_like(x) : none();
+  Tensor dx = mask[0] ? fresh_like(x) : none();
   Tensor dw = mask[1] ? at::empty({x.size(1)}, params) : none(), db = mask[2] ? at::empty({x.size(1)}, params) : none();
-  Tensor dr = !mask[3] ? none() : y.defined() ? at::empty_like(x) : g.clone();
+  Tensor dr = !mask[3] ? none() : y.defined() ? fresh_like(x) : g.clone();
   if (x.numel() == 0) {
     if (mask[1]) dw.zero_();
     if (mask[2]) db.zero_();

@@ -5,7 +5,6 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -17,6 +16,7 @@
 #include "grad_node.h"
 #include "kernels/epilogue.h"
 #include "python_entry.h"
+#include "memory.h"
 
 namespace fastnn::ops {
 namespace {
@@ -133,7 +133,7 @@ void run(Conv2dParams& p, const Tensor& like, const char* op) {
   if (like.is_cuda()) bytes = cuda::conv2d_workspace(p);
 #endif
   if (bytes) {
-    workspace = at::empty({bytes + 64}, like.options().dtype(at::kByte));
+    workspace = fresh({bytes + 64}, like.options().dtype(at::kByte));
     p.workspace =
         reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr()) + 63) & ~uintptr_t(63));
   }
@@ -166,7 +166,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias,
     return aten_forward(input, weight, bias, stride, padding, dilation, groups);
   Conv2dParams& p = *shape;
   const Tensor x = dense(input);
-  Tensor y = at::empty({p.N, p.K, p.P, p.Q}, x.options().memory_format(dense_format(x)));
+  Tensor y = fresh({p.N, p.K, p.P, p.Q}, x.options().memory_format(dense_format(x)));
   if (p.N == 0) return y;
   p.dtype = dtype_of(x);
   set_strides(p, x, weight, y);
@@ -199,7 +199,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   Grads grads;
   auto& [grad_input, grad_weight, grad_bias] = grads;
   if (p.N == 0) {
-    if (mask[0]) grad_input = at::empty_like(x);
+    if (mask[0]) grad_input = fresh_like(x);
     if (mask[1]) grad_weight = at::zeros_like(weight, dense_format(weight));
     if (mask[2]) grad_bias = at::zeros({p.K}, x.options());
     return grads;
@@ -225,7 +225,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   }
   p.grad_output = g.const_data_ptr();
   if (mask[0]) {
-    grad_input = at::empty_like(x, format);
+    grad_input = fresh_like(x, format);
     set_strides(p, grad_input, weight, g);
     p.weight = weight.const_data_ptr();
     if (const char* reason = vendor(Conv2dPass::grad_input); !reason) {
@@ -240,7 +240,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   }
   if (mask[2]) grad_bias = at::empty({p.K}, x.options());
   if (mask[1]) {
-    grad_weight = at::empty_like(weight, dense_format(weight));
+    grad_weight = fresh_like(weight, dense_format(weight));
     set_strides(p, x, grad_weight, g);
     if (const char* reason = vendor(Conv2dPass::grad_weight); !reason) {
       p.input = x.const_data_ptr();
@@ -491,7 +491,7 @@ OptTensor conv2d_epilogue(const Tensor& input, const Tensor& weight, const OptTe
     if (added.defined()) y.add_(added);
     return e.clamps ? y.clamp_(low, high) : y;
   }
-  const Tensor y = at::empty({p.N, p.K, p.P, p.Q}, x.options().memory_format(format));
+  const Tensor y = fresh({p.N, p.K, p.P, p.Q}, x.options().memory_format(format));
   const Tensor b = or_undefined(bias).defined() ? bias->contiguous() : Tensor();
   const Tensor r = added.defined() ? added.contiguous(format) : Tensor();
   set_strides(p, x, weight, y);

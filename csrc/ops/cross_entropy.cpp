@@ -5,7 +5,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
@@ -13,13 +12,10 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/utils/pybind.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "common.h"
 #include "loss.h"
 #include "grad_node.h"
+#include "memory.h"
 #include "python_entry.h"
 
 namespace fastnn::ops {
@@ -88,17 +84,6 @@ auto accumulators(const Tensor& x) {
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
-// Blocks from 32 MB on are mapped anew at every allocation by glibc, and their page faults cost several times the sweep
-// that fills them: 28 of 36 ms at 512 x 32000. Huge pages, where the system grants them, take that away.
-void advise_huge_pages(const Tensor& t) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kPage = 1 << 21;
-  const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr()), end = begin + t.nbytes();
-  const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
-  if (t.nbytes() >= 16 * kPage && last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
-
 // With `gradient`, which may_run_ahead() allows, the gradient for a grad_output of 1 comes with the loss.
 Results run_forward(const Tensor& input, const Tensor& target_, const OptTensor& weight_, int64_t reduction,
                     int64_t ignore_index, double label_smoothing, Tensor* gradient) {
@@ -110,8 +95,8 @@ Results run_forward(const Tensor& input, const Tensor& target_, const OptTensor&
   const Tensor x = dense_classes(input), target = dense_target(target_, x);
   const Tensor weight = w.defined() ? w.contiguous() : w;
   CrossEntropyParams p = params(x, target, weight, reduction, ignore_index, label_smoothing);
-  Tensor loss = p.reduction == Reduction::none ? at::empty(row_sizes(x), x.options()) : at::empty({}, x.options());
-  Tensor stats = at::empty({2 * p.outer * p.inner + 1}, accumulators(x));
+  Tensor loss = p.reduction == Reduction::none ? fresh(row_sizes(x), x.options()) : at::empty({}, x.options());
+  Tensor stats = fresh({2 * p.outer * p.inner + 1}, accumulators(x));
   p.loss = loss.mutable_data_ptr();
   p.stats = stats.mutable_data_ptr();
   int64_t blocks = loss_blocks(p.outer, p.classes, p.inner);
@@ -126,8 +111,7 @@ Results run_forward(const Tensor& input, const Tensor& target_, const OptTensor&
     p.partials = partials.mutable_data_ptr();
   }
   if (gradient) {
-    *gradient = at::empty_like(x);
-    advise_huge_pages(*gradient);
+    *gradient = fresh_like(x);
     p.grad_input = gradient->mutable_data_ptr();
   }
   bool out_of_range = false;
@@ -161,11 +145,11 @@ Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor&
   Tensor grad_input, grad_target;
   const bool probabilities = p.target_kind == TargetKind::probabilities;
   if (wanted[0] || !probabilities) {
-    grad_input = at::empty_like(x);
+    grad_input = fresh_like(x);
     p.grad_input = grad_input.mutable_data_ptr();
   }
   if (wanted[1] && probabilities) {
-    grad_target = at::empty_like(x);
+    grad_target = fresh_like(x);
     p.grad_target = grad_target.mutable_data_ptr();
   }
   launch(

@@ -5,13 +5,13 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/bmm.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "cuda_choice.h"
 #include "python_entry.h"
+#include "memory.h"
 
 namespace fastnn::ops {
 
@@ -73,7 +73,7 @@ void Product::run(const char* op, const Tensor& like) const {
     p.workspace = buffer;
     return check(cpu::gemm(p), op);
   }
-  const Tensor workspace = at::empty({bytes}, at::TensorOptions(at::kByte));
+  const Tensor workspace = fresh({bytes}, at::TensorOptions(at::kByte));
   p.workspace = workspace.mutable_data_ptr();
   check(cpu::gemm(p), op);
 }
@@ -137,7 +137,7 @@ Tensor product(const char* name, const Tensor& a, const Tensor& b) {
   if (b.dim() <= 2) {  // all rows of a against one matrix
     sizes.assign(a.sizes().begin(), a.sizes().end() - 1);
     if (b.dim() == 2) sizes.push_back(b.size(1));
-    Tensor out = at::empty(sizes, a.options());
+    Tensor out = fresh(sizes, a.options());
     if (out.numel() == 0) return out;
     const Matrix right = b.dim() == 2 ? matrix_of(b) : Matrix{b.const_data_ptr(), k, 1, k == 1 ? 1 : b.stride(0), 1};
     const Matrix left = a.dim() == 2 ? matrix_of(a) : rows_of(a, keep);
@@ -151,7 +151,7 @@ Tensor product(const char* name, const Tensor& a, const Tensor& b) {
   sizes.assign(batch.begin(), batch.end());
   if (a.dim() > 1) sizes.push_back(a.size(-2));
   sizes.push_back(b.size(-1));
-  Tensor out = at::empty(sizes, a.options());
+  Tensor out = fresh(sizes, a.options());
   if (out.numel() == 0) return out;
   // One stride over all batch dimensions; a copy where there is none.
   const auto flatten = [&](const Tensor& t) {
@@ -243,7 +243,7 @@ bool takes_addmm(const Tensor& input, const Tensor& a, const Tensor& b, const Sc
 
 Tensor addmm_forward(const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta, const Scalar& alpha) {
   if (!takes_addmm(input, a, b, beta, alpha)) return at::addmm(input, a, b, beta, alpha);
-  Tensor out = at::empty({a.size(0), b.size(1)}, a.options());
+  Tensor out = fresh({a.size(0), b.size(1)}, a.options());
   if (out.numel() == 0) return out;
   Product p{matrix_of(a), matrix_of(b), out.mutable_data_ptr(), dtype_of(a)};
   p.alpha = alpha.toDouble(), p.beta = beta.toDouble();

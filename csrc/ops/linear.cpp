@@ -13,6 +13,7 @@
 #include "grad_node.h"
 #include "kernels/epilogue.h"
 #include "python_entry.h"
+#include "memory.h"
 
 namespace fastnn::ops {
 namespace {
@@ -54,7 +55,7 @@ bool takes(const Tensor& input, const Tensor& weight, const Tensor& bias) {
 Tensor empty_rows(const Tensor& like, int64_t last) {
   c10::SmallVector<int64_t, 6> sizes(like.sizes().begin(), like.sizes().end());
   sizes.back() = last;
-  return at::empty(sizes, like.options());
+  return fresh(sizes, like.options());
 }
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
     if (grad_input.numel()) Product{g, matrix_of(weight), grad_input.mutable_data_ptr(), dtype}.run("linear_backward", input);
   }
   if (mask[1]) {
-    grad_weight = at::empty(weight.sizes(), weight.options());
+    grad_weight = fresh(weight.sizes(), weight.options());
     if (grad_weight.numel())
       Product{g.t(), rows_of(input, keep_x), grad_weight.mutable_data_ptr(), dtype}.run("linear_backward", input);
   }

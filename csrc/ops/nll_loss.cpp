@@ -3,7 +3,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/nll_loss_nd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
@@ -11,6 +10,7 @@
 #include "common.h"
 #include "loss.h"
 #include "grad_node.h"
+#include "memory.h"
 #include "python_entry.h"
 
 namespace fastnn::ops {
@@ -62,7 +62,7 @@ Results forward(const Tensor& input, const Tensor& target_, const OptTensor& wei
   const Tensor x = dense_classes(input), target = target_.contiguous();
   const Tensor weight = w.defined() ? w.contiguous() : w;
   NllLossParams p = params(x, target, weight, reduction, ignore_index);
-  Tensor loss = p.reduction == Reduction::none ? at::empty(row_sizes(x), x.options()) : at::empty({}, x.options());
+  Tensor loss = p.reduction == Reduction::none ? fresh(row_sizes(x), x.options()) : at::empty({}, x.options());
   Tensor total = at::empty({}, x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
   p.input = x.const_data_ptr();
   p.loss = loss.mutable_data_ptr();
@@ -81,7 +81,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
   const Tensor g = grad_output.contiguous(), target = target_.contiguous();
   TORCH_CHECK(native("nll_loss_backward", {&g, &input, &weight}, true) && valid_indices(input, target, weight),
               "fastnn::nll_loss_backward: arguments of no forward call");
-  Tensor dx = classes_last(input) ? at::empty_like(input) : at::empty(input.sizes(), input.options());
+  Tensor dx = classes_last(input) ? fresh_like(input) : fresh(input.sizes(), input.options());
   NllLossParams p = params(dx, target, weight, reduction, ignore_index);
   TORCH_CHECK(g.numel() == (reduction == 0 ? p.outer * p.inner : 1),
               "fastnn::nll_loss_backward: gradient of another call");

@@ -2,13 +2,13 @@
 #include "kernels/packed_conv2d.h"
 
 #include <ATen/autocast_mode.h>
-#include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <mutex>
 
 #include "conv2d.h"
+#include "memory.h"
 #include "kernels/cpu/table.h"
 
 namespace fastnn::ops {
@@ -19,7 +19,7 @@ constexpr auto kNhwc = at::MemoryFormat::ChannelsLast;
 void* aligned(const Tensor& bytes) {
   return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr()) + 63) & ~uintptr_t(63));
 }
-Tensor empty_bytes(int64_t bytes) { return at::empty({bytes + 64}, at::TensorOptions().dtype(at::kByte)); }
+Tensor empty_bytes(int64_t bytes) { return fresh({bytes + 64}, at::TensorOptions().dtype(at::kByte)); }
 
 // What a packed weight was made from. A version counter does not see `.data`, but a frozen weight has no such users.
 struct Source {
@@ -68,7 +68,7 @@ class PackedConv2d {
     p.input_stride_h = x.stride(2), p.input_stride_w = x.stride(3);
     if (!in_place || x.is_contiguous(kNhwc))
       set_dense(x, p.input_stride_n, p.input_stride_h, p.input_stride_w), p.input_stride_c = 1;
-    const Tensor y = at::empty({p.N, p.K, p.P, p.Q}, input.options().memory_format(kNhwc));
+    const Tensor y = fresh({p.N, p.K, p.P, p.Q}, input.options().memory_format(kNhwc));
     p.output_stride_w = p.K, p.output_stride_h = p.Q * p.K, p.output_stride_n = p.P * p.Q * p.K;
     Tensor r;
     if (or_undefined(residual).defined()) {

@@ -2,13 +2,13 @@
 // derivative with forward.
 #include <ATen/ops/adaptive_avg_pool2d.h>
 #include <ATen/ops/avg_pool2d.h>
-#include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "pool2d.h"
 #include "grad_node.h"
 #include "python_entry.h"
+#include "memory.h"
 
 namespace fastnn::ops {
 namespace {
@@ -46,7 +46,7 @@ constexpr int64_t kOne[] = {1};
 Tensor run_forward(const char* name, Pool2dParams& p, const Tensor& input) {
   const Tensor x = dense(input);
   const bool channels_last = is_channels_last(x);
-  Tensor y = at::empty(with_plane(x.sizes(), p.h.out, p.w.out), x.options().memory_format(format_of(channels_last)));
+  Tensor y = fresh(with_plane(x.sizes(), p.h.out, p.w.out), x.options().memory_format(format_of(channels_last)));
   if (y.numel() == 0) return y;
   fill_layout(p, x, channels_last);
   p.input = x.const_data_ptr();
@@ -58,7 +58,7 @@ Tensor run_forward(const char* name, Pool2dParams& p, const Tensor& input) {
 Tensor run_backward(const char* name, Pool2dParams& p, const Tensor& grad_output, bool channels_last) {
   const auto format = format_of(channels_last);
   const Tensor g = grad_output.contiguous(format);
-  Tensor dx = at::empty(with_plane(g.sizes(), p.h.in, p.w.in), g.options().memory_format(format));
+  Tensor dx = fresh(with_plane(g.sizes(), p.h.in, p.w.in), g.options().memory_format(format));
   if (dx.numel() == 0) return dx;
   fill_layout(p, g, channels_last);
   p.grad_output = g.const_data_ptr();

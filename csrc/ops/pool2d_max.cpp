@@ -2,7 +2,6 @@
 // of its window ("offset"); torch's int64 indices are computed from those when the caller asks for them.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/adaptive_max_pool2d.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/gather.h>
 #include <ATen/ops/max_pool2d.h>
@@ -13,6 +12,7 @@
 #include "pool2d.h"
 #include "grad_node.h"
 #include "python_entry.h"
+#include "memory.h"
 
 namespace fastnn::ops {
 namespace {
@@ -68,9 +68,9 @@ Tensor run_forward(const char* name, Pool2dParams& p, const Tensor& input, Tenso
   const Tensor x = dense(input);
   const bool channels_last = is_channels_last(x);
   const auto sizes = with_plane(x.sizes(), p.h.out, p.w.out);
-  Tensor y = at::empty(sizes, x.options().memory_format(format_of(channels_last)));
+  Tensor y = fresh(sizes, x.options().memory_format(format_of(channels_last)));
   if (offsets) {
-    *offsets = at::empty(sizes, x.options().dtype(p.wide ? at::kInt : at::kByte).memory_format(format_of(channels_last)));
+    *offsets = fresh(sizes, x.options().dtype(p.wide ? at::kInt : at::kByte).memory_format(format_of(channels_last)));
     p.offsets = offsets->mutable_data_ptr();
   }
   if (y.numel() == 0) return y;
@@ -146,7 +146,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& offsets, IntArrayRef in
               "fastnn::max_pool2d_backward: gradient and offsets do not fit the windows");
   const auto format = format_of(channels_last);
   const Tensor g = grad_output.contiguous(format), taps = offsets.contiguous(format);
-  Tensor dx = at::empty(with_plane(g.sizes(), p.h.in, p.w.in), g.options().memory_format(format));
+  Tensor dx = fresh(with_plane(g.sizes(), p.h.in, p.w.in), g.options().memory_format(format));
   if (dx.numel() == 0) return dx;
   fill_layout(p, g, channels_last);
   p.grad_output = g.const_data_ptr();

@@ -4,7 +4,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/_log_softmax_backward_data.h>
 #include <ATen/ops/_softmax_backward_data.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/softmax.h>
@@ -13,6 +12,7 @@
 
 #include "common.h"
 #include "grad_node.h"
+#include "memory.h"
 #include "python_entry.h"
 
 namespace fastnn::ops {
@@ -68,7 +68,7 @@ template <bool kLog>
 Tensor forward(const Tensor& input, int64_t dim) {
   if (!valid_dim(input, dim) || !native(kName<kLog>, {&input}, true)) return aten_forward<kLog>(input, dim);
   const Tensor x = dense(input);
-  Tensor y = at::empty_like(x);
+  Tensor y = fresh_like(x);
   if (x.numel() == 0) return y;
   SoftmaxParams p = shape_params(x, dim);
   p.input = x.const_data_ptr();
@@ -86,7 +86,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& result, int64_t dim) {
   }
   const Tensor y = dense(result);
   const Tensor g = grad_output.contiguous(dense_format(y));
-  Tensor dx = at::empty_like(y);
+  Tensor dx = fresh_like(y);
   if (y.numel() == 0) return dx;
   SoftmaxParams p = shape_params(y, dim);
   p.grad_output = g.const_data_ptr();
