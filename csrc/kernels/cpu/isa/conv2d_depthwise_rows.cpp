@@ -33,6 +33,7 @@ struct Rows {
   int64_t taps, stride;
   bool spread;  // the gradient of the input of stride 2: y is written in pairs of rows and columns
   bool pairs;   // two rows in a vector
+  bool far;     // rows longer than a vector, and more data than stays in the caches
 };
 
 Rows plan(const Conv2dParams& p) {
@@ -61,10 +62,19 @@ Rows plan(const Conv2dParams& p) {
     o.yn = p.output_stride_n, o.yc = p.output_stride_k, o.yh = p.output_stride_p;
     o.bias = forward ? static_cast<const float*>(p.bias) : nullptr;
   }
+  o.far = o.w > N && o.n * o.c * (o.h * o.xh + o.p * o.yh) > (1 << 20);
 #if defined(__AVX512F__)
   o.pairs = !o.spread && o.q <= N / 2 && o.w <= (o.stride == 1 ? N / 2 : N) && o.xh == o.w && o.yh == o.q;
 #endif
   return o;
+}
+
+// A few rows at a time are no pattern that the hardware prefetcher follows: out of the caches, 8 images of 32x112x112 took
+// 2.5 ms without these, 0.5 with (1024 floats ahead; 2048 and 4096 are slower).
+constexpr int64_t kAhead = 1024;
+template <int WRITE>
+FASTNN_INLINE void prefetch_rows(const float* at, int64_t floats) {
+  for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(at + kAhead + i, WRITE);
 }
 
 template <bool VALUE>
@@ -395,6 +405,11 @@ void forward_image(const Rows& o, const Pairing& pairing, const Block* blocks, i
   float* const y = o.y + n * o.yn + c * o.yc;
   for (int64_t row = 0; row < o.p;) {
     const int64_t vectors = ceil_div(o.p - row, M);
+    if (o.far) {
+      const int64_t rows = min64(4 * M, o.p - row);
+      prefetch_rows<0>(image.x + row * STRIDE * o.xh, rows * STRIDE * o.xh);
+      prefetch_rows<1>(y + row * o.yh, rows * o.yh);
+    }
     if (vectors >= (M == 1 ? 4 : 3)) forward_rows<TAPS, STRIDE, M, 4>(o, image, blocks, row, w, bias, y), row += 4 * M;
     else if (vectors >= 2) forward_rows<TAPS, STRIDE, M, 2>(o, image, blocks, row, w, bias, y), row += 2 * M;
     else forward_rows<TAPS, STRIDE, M, 1>(o, image, blocks, row, w, bias, y), row += M;
@@ -437,12 +452,17 @@ void spread_image(const Rows& o, const Block* blocks, int64_t n, int64_t c) {
   spread_weight<TAPS>(o, c, w);
   const float* const x = o.x + n * o.xn + c * o.xc;
   float* const y = o.y + n * o.yn + c * o.yc;
-  for (int64_t i = 0; 2 * i < o.p; ++i)
+  for (int64_t i = 0; 2 * i < o.p; ++i) {
+    if (o.far) {
+      prefetch_rows<0>(x + i * o.xh, o.xh);
+      prefetch_rows<1>(y + 2 * i * o.yh, 2 * o.yh);
+    }
     for (int64_t j = 0; 2 * j < o.q; j += N) {
       const Block& block = blocks[j / N];
       if (block.whole) spread_tile<TAPS, false>(o, x, i, j, block, w, y);
       else spread_tile<TAPS, true>(o, x, i, j, block, w, y);
     }
+  }
 }
 
 // ---- the gradient of the weight --------------------------------------------------------------------------------------
@@ -505,7 +525,13 @@ void grad_image(const Rows& o, const Pairing& pairing, const Block* blocks, int6
   const Image image = image_of(o, pairing, o.x + n * o.xn + c * o.xc);
   const float* const y = o.y + n * o.yn + c * o.yc;
   int64_t row = 0;
-  for (; ceil_div(o.p - row, M) >= T; row += T * M) grad_rows<TAPS, STRIDE, M, T>(o, image, blocks, row, y, acc);
+  for (; ceil_div(o.p - row, M) >= T; row += T * M) {
+    if (o.far) {
+      prefetch_rows<0>(image.x + row * STRIDE * o.xh, T * M * STRIDE * o.xh);
+      prefetch_rows<0>(y + row * o.yh, T * M * o.yh);
+    }
+    grad_rows<TAPS, STRIDE, M, T>(o, image, blocks, row, y, acc);
+  }
   for (; row < o.p; row += M) grad_rows<TAPS, STRIDE, M, 1>(o, image, blocks, row, y, acc);
 #pragma GCC unroll 32
   for (int i = 0; i < TAPS * TAPS; ++i) V{V::load(sums + i * N).v + acc[i]}.store(sums + i * N);
