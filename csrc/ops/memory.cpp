@@ -17,7 +17,7 @@
 namespace fastnn::ops {
 namespace {
 
-constexpr size_t kPage = size_t{2} << 20, kSmallPage = 4096;
+constexpr size_t kPage = size_t{2} << 20, kSmallPage = size_t{64} << 10;  // of any system
 constexpr size_t kLarge = kPage / 3 * 2, kKept = size_t{64} << 20;
 constexpr int kSlots = 32;
 
