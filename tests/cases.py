@@ -29,6 +29,7 @@ SOFTMAX = [
         ((N(4, 0),), {"dim": 1}),
         ((N(1),), {"dim": 0}),
         ((N(2, 17, 18),), {"dim": 1}),
+        *(((N(2, 19, n),), {"dim": 1}) for n in (2, 4, 5, 6, 8, 12, 15, 16)),  # rows that take turns
         ((N(3, 100),), {"dim": 1, "dtype": torch.float64}),
     ]
 ] + [case("log_softmax", N(2, n), 1, tags={"big"}) for n in (1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1000)]

@@ -151,7 +151,7 @@ FASTNN_INLINE void forward_rows(const Problem<S>& k, int64_t row, int count, Sum
     A maxima[V::N] = {}, exps[V::N] = {};
     for (int r = 0; r < count; ++r) {
       maxima[r] = reduce_max(row_max(x + r * n, n));
-      exps[r] = reduce_add(row_sum_exp(x + r * n, n, maxima[r], [](int64_t, int, V) {}));
+      exps[r] = reduce_add(row_sum_exp(x + r * n, n, V::set1(maxima[r]), [](int64_t, int, V) {}));
     }
     m = V::load(maxima);
     sum = V::load(exps);

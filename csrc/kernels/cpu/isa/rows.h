@@ -7,16 +7,16 @@ namespace fastnn::cpu::FASTNN_ISA_NS {
 
 constexpr int kUnroll = 4;  // independent accumulators that hide the latency of max and +
 
-// Applies f to each vector of N lanes along [0, count): f(offset, lanes, k), lanes == N but for the tail, k in
-// [0, kUnroll) the accumulator to use.
+// Applies f to each vector of `step` <= N lanes along [0, count): f(offset, lanes, k), lanes == step but for the tail, k
+// in [0, kUnroll) the accumulator to use.
 template <int N, class F>
-FASTNN_INLINE void for_vectors(int64_t count, const F& f) {
+FASTNN_INLINE void for_vectors(int64_t count, const F& f, int step = N) {
   int64_t i = 0;
-  for (; i + kUnroll * N <= count; i += kUnroll * N) {
+  for (; i + kUnroll * step <= count; i += kUnroll * step) {
 #pragma GCC unroll 4
-    for (int k = 0; k < kUnroll; ++k) f(i + k * N, N, k);
+    for (int k = 0; k < kUnroll; ++k) f(i + k * step, step, k);
   }
-  for (; i + N <= count; i += N) f(i, N, 0);
+  for (; i + step <= count; i += step) f(i, step, 0);
   if (i < count) f(i, int(count - i), 0);
 }
 
@@ -84,28 +84,59 @@ constexpr A kNegInf = -__builtin_inf();
 template <class V, class Op>
 FASTNN_INLINE V fold(const V (&v)[kUnroll], const Op& op) { return op(op(v[0], v[1]), op(v[2], v[3])); }
 
+// Rows that take turns: element i of memory belongs to row i % period. Swept by vectors of as many whole turns as fit,
+// a row keeps its lanes; then every lane becomes the reduction of its row.
+template <class A>
+FASTNN_INLINE int turns(int64_t period) { return int(Vec<A>::N / period * period); }
+
+template <class A, class Op>
+FASTNN_INLINE Vec<A> spread(Vec<A> v, int64_t period, const Op& op) {
+  using V = Vec<A>;
+  typename V::Int iota;
+  for (int l = 0; l < V::N; ++l) iota[l] = l;
+  if ((period & (period - 1)) == 0) {
+#pragma GCC unroll 4
+    for (int d = V::N / 2; d >= period; d /= 2) v = op(v, V{__builtin_shuffle(v.v, iota ^ d)});
+    return v;
+  }
+  const int64_t lanes = turns<A>(period);
+  auto next = iota + every_lane<A>(period), first = iota;
+  next = next < every_lane<A>(lanes) ? next : next - every_lane<A>(lanes);
+  V turned = v;
+  for (int64_t i = period; i < lanes; i += period) {
+    turned = V{__builtin_shuffle(turned.v, next)};
+    v = op(v, turned);
+    first = iota < every_lane<A>(i) ? first : iota - every_lane<A>(i);
+  }
+  return V{__builtin_shuffle(v.v, first)};
+}
+
 // ---- one row -------------------------------------------------------------------------------------------------------
 
 // The largest value lane by lane; NaNs are forgotten (they come back through exp(NaN - max)).
 template <class S, class A = acc_t<S>>
-FASTNN_INLINE Vec<A> row_max(const S* x, int64_t n) {
+FASTNN_INLINE Vec<A> row_max(const S* x, int64_t n, int step = Vec<A>::N) {
   using V = Vec<A>;
   V m[kUnroll];
   for (V& v : m) v = V::set1(kNegInf<A>);
-  for_vectors<V::N>(n, [&](int64_t i, int lanes, int k) { m[k] = max(load_some(x + i, lanes, kNegInf<A>), m[k]); });
+  for_vectors<V::N>(
+      n, [&](int64_t i, int lanes, int k) { m[k] = max(load_some(x + i, lanes, kNegInf<A>), m[k]); }, step);
   return fold(m, [](V a, V b) { return max(a, b); });
 }
 
 // Calls f(offset, lanes, exp(x - m)) along the row and returns the sums of those lane by lane.
 template <class S, class A = acc_t<S>, class F>
-FASTNN_INLINE Vec<A> row_sum_exp(const S* x, int64_t n, A m, const F& f) {
+FASTNN_INLINE Vec<A> row_sum_exp(const S* x, int64_t n, Vec<A> m, const F& f, int step = Vec<A>::N) {
   using V = Vec<A>;
   V sum[kUnroll] = {};
-  for_vectors<V::N>(n, [&](int64_t i, int lanes, int k) {
-    const V e = exp(load_some(x + i, lanes, kNegInf<A>) - V::set1(m));
-    f(i, lanes, e);
-    sum[k] = sum[k] + e;
-  });
+  for_vectors<V::N>(
+      n,
+      [&](int64_t i, int lanes, int k) {
+        const V e = exp(load_some(x + i, lanes, kNegInf<A>) - m);
+        f(i, lanes, e);
+        sum[k] = sum[k] + e;
+      },
+      step);
   return fold(sum, [](V a, V b) { return a + b; });
 }
 
@@ -174,7 +205,7 @@ FASTNN_INLINE void group_max_and_sum(const S* x, int64_t n, int count, Vec<A>& m
     m = max_rows(v);
     m.store(of_row);
     for (int r = 0; r < V::N; ++r)
-      v[r] = row_sum_exp(x + group_row(r, count) * n, n, of_row[r], [](int64_t, int, V) {});
+      v[r] = row_sum_exp(x + group_row(r, count) * n, n, V::set1(of_row[r]), [](int64_t, int, V) {});
   }
   sum = sum_rows(v);
 }
@@ -187,7 +218,7 @@ template <class S, class F>
 FASTNN_INLINE void row_scaled_exp(const S* x, S* y, int64_t n, const F& factor) {
   using V = Vec<S>;
   const S m = reduce_max(row_max(x, n));
-  const V sum = row_sum_exp(x, n, m, [&](int64_t i, int lanes, V e) { store_some(e, y + i, lanes); });
+  const V sum = row_sum_exp(x, n, V::set1(m), [&](int64_t i, int lanes, V e) { store_some(e, y + i, lanes); });
   const V scale = V::set1(factor(m, reduce_add(sum)));
   for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
     store_some(load_some(y + i, lanes, S(0)) * scale, y + i, lanes);
@@ -219,7 +250,7 @@ FASTNN_INLINE void group_scaled_exp(const S* x, S* y, int64_t n, int count, cons
   S exps[V::N * kGroupClasses];  // whole vectors: a load waits for a masked store before it
   const int64_t stride = round_up(n, V::N);
   for (int r = 0; r < V::N; ++r)
-    v[r] = row_sum_exp(x + group_row(r, count) * n, n, maxima[r],
+    v[r] = row_sum_exp(x + group_row(r, count) * n, n, V::set1(maxima[r]),
                        [&](int64_t i, int, V e) { e.store(exps + r * stride + i); });
   factor(m, sum_rows(v)).store(of_row);
   for (int r = 0; r < count; ++r) {

@@ -14,26 +14,28 @@ constexpr bool kKeepsExp = sizeof(S) > 2;
 
 // ---- rows: the classes of a row are contiguous ---------------------------------------------------------------------
 
-// One row: max; sum of exp; scale. The row stays in L1/L2 in between.
+// `period` rows that take turns: max; sum of exp; scale. They stay in L1/L2 in between.
 template <class S>
-FASTNN_INLINE void softmax_row(const S* x, S* y, int64_t n, bool log_form) {
+FASTNN_INLINE void softmax_row(const S* x, S* y, int64_t n, int64_t period, int step, bool log_form) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  if constexpr (kKeepsExp<S>) {
-    if (!log_form) return row_scaled_exp(x, y, n, [](A, A sum) { return A(1) / sum; });
+  const auto add = [](V a, V b) { return a + b; };
+  const auto write = [&](const auto& f) __attribute__((always_inline)) {
+    for_vectors<V::N>(n, [&](int64_t i, int lanes, int) { store_some(f(i, lanes), y + i, lanes); }, step);
+  };
+  const V m = spread(row_max(x, n, step), period, [](V a, V b) { return max(a, b); });
+  if (kKeepsExp<S> && !log_form && step == V::N) {  // a load waits for a masked store before it
+    const V sum = row_sum_exp(x, n, m, [&](int64_t i, int lanes, V e) { store_some(e, y + i, lanes); }, step);
+    const V scale = V::set1(A(1)) / spread(sum, period, add);
+    return write([&](int64_t i, int lanes) { return load_some(y + i, lanes, A(0)) * scale; });
   }
-  const A m = reduce_max(row_max(x, n));
+  const V sum = spread(row_sum_exp(x, n, m, [](int64_t, int, V) {}, step), period, add);
   if (log_form) {
-    const A log_sum = log(reduce_add(row_sum_exp(x, n, m, [](int64_t, int, V) {})));
-    for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
-      store_some((load_some(x + i, lanes, A(0)) - V::set1(m)) - V::set1(log_sum), y + i, lanes);
-    });
-    return;
+    const V log_sum = log(sum);
+    return write([&](int64_t i, int lanes) { return (load_some(x + i, lanes, A(0)) - m) - log_sum; });
   }
-  const V scale = V::set1(A(1) / reduce_add(row_sum_exp(x, n, m, [](int64_t, int, V) {})));
-  for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
-    store_some(exp(load_some(x + i, lanes, A(0)) - V::set1(m)) * scale, y + i, lanes);
-  });
+  const V scale = V::set1(A(1)) / sum;
+  write([&](int64_t i, int lanes) { return exp(load_some(x + i, lanes, A(0)) - m) * scale; });
 }
 
 // N short rows at once: their maxima and sums are reduced together, one row per lane.
@@ -59,32 +61,40 @@ FASTNN_INLINE void softmax_group(const S* x, S* y, int64_t n, int count, bool lo
 
 // softmax: dx = y (g - sum(g y));  log_softmax: dx = g - exp(y) sum(g).
 template <class S, class A = acc_t<S>>
-FASTNN_INLINE Vec<A> row_backward_sum(const S* g, const S* y, int64_t n, bool log_form) {
+FASTNN_INLINE Vec<A> row_backward_sum(const S* g, const S* y, int64_t n, bool log_form, int step = Vec<A>::N) {
   using V = Vec<A>;
   V sum[kUnroll] = {};
-  if (log_form) {
-    for_vectors<V::N>(n, [&](int64_t i, int lanes, int k) { sum[k] = sum[k] + load_some(g + i, lanes, A(0)); });
-  } else {
-    for_vectors<V::N>(n, [&](int64_t i, int lanes, int k) {
-      sum[k] = fma(load_some(g + i, lanes, A(0)), load_some(y + i, lanes, A(0)), sum[k]);
-    });
-  }
+  for_vectors<V::N>(
+      n,
+      [&](int64_t i, int lanes, int k) {
+        const V gi = load_some(g + i, lanes, A(0));
+        sum[k] = log_form ? sum[k] + gi : fma(gi, load_some(y + i, lanes, A(0)), sum[k]);
+      },
+      step);
   return fold(sum, [](V a, V b) { return a + b; });
 }
 
 template <class S, class A = acc_t<S>>
-FASTNN_INLINE void row_backward_write(const S* g, const S* y, S* dx, int64_t n, A sum, bool log_form) {
+FASTNN_INLINE void row_backward_write(const S* g, const S* y, S* dx, int64_t n, Vec<A> sum, bool log_form,
+                                      int step = Vec<A>::N) {
   using V = Vec<A>;
-  if (log_form) {
-    for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
-      const V e = exp(load_some(y + i, lanes, A(0)));
-      store_some(load_some(g + i, lanes, A(0)) - e * V::set1(sum), dx + i, lanes);
-    });
-  } else {
-    for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
-      store_some(load_some(y + i, lanes, A(0)) * (load_some(g + i, lanes, A(0)) - V::set1(sum)), dx + i, lanes);
-    });
-  }
+  const auto write = [&](const auto& f) __attribute__((always_inline)) {
+    for_vectors<V::N>(
+        n,
+        [&](int64_t i, int lanes, int) {
+          store_some(f(load_some(g + i, lanes, A(0)), load_some(y + i, lanes, A(0))), dx + i, lanes);
+        },
+        step);
+  };
+  if (log_form) write([&](V gi, V yi) { return gi - exp(yi) * sum; });
+  else write([&](V gi, V yi) { return yi * (gi - sum); });
+}
+
+template <class S>
+FASTNN_INLINE void backward_row(const S* g, const S* y, S* dx, int64_t n, int64_t period, int step, bool log_form) {
+  using V = Vec<acc_t<S>>;
+  const V sum = row_backward_sum(g, y, n, log_form, step);
+  row_backward_write(g, y, dx, n, spread(sum, period, [](V a, V b) { return a + b; }), log_form, step);
 }
 
 template <class S>
@@ -98,7 +108,7 @@ FASTNN_INLINE void backward_group(const S* g, const S* y, S* dx, int64_t n, int 
     v[r] = row_backward_sum(g + at, y + at, n, log_form);
   }
   sum_rows(v).store(of_row);
-  for (int r = 0; r < count; ++r) row_backward_write(g + r * n, y + r * n, dx + r * n, n, of_row[r], log_form);
+  for (int r = 0; r < count; ++r) row_backward_write(g + r * n, y + r * n, dx + r * n, n, V::set1(of_row[r]), log_form);
 }
 
 // ---- columns: every lane is a row, its classes `inner` apart --------------------------------------------------------
@@ -152,19 +162,26 @@ FASTNN_INLINE void backward_columns(const S* g, const S* y, S* dx, int64_t n, in
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-// Covers the input with calls of group(offset, rows) for up to N short rows, row(offset) for a long row, or
-// columns(offset, width) for a strip of neighbouring columns.
-template <int N, class Group, class Row, class Columns>
+// Covers the input with calls of group(offset, rows) for up to N short rows, row(offset, n, step) for a long row or a
+// few that take turns, or columns(offset, width) for a strip of neighbouring columns.
+template <class A, class Group, class Row, class Columns>
 void for_rows(const SoftmaxParams& p, const Group& group, const Row& row, const Columns& columns) {
+  constexpr int N = Vec<A>::N;
   constexpr int64_t kGrainElements = 1 << 15;
   const int64_t grain = max64(1, kGrainElements / max64(1, p.classes));
   if (p.inner == 1 && p.classes <= kGroupClasses) {
     parallel_for(0, ceil_div(p.outer, N), ceil_div(grain, N), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) group(i * N * p.classes, int(min64(N, p.outer - i * N)));
     });
-  } else if (p.inner == 1) {
-    parallel_for(0, p.outer, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) row(r * p.classes);
+  } else if (p.inner <= N) {
+    const int64_t n = p.classes * p.inner;
+    const int step = turns<A>(p.inner);
+    parallel_for(0, p.outer, ceil_div(grain, p.inner), [&](int64_t begin, int64_t end) {
+      if (step == N) {
+        for (int64_t r = begin; r < end; ++r) row(r * n, n, N);
+      } else {
+        for (int64_t r = begin; r < end; ++r) row(r * n, n, step);
+      }
     });
   } else {
     const int64_t width = strip_width(p.classes), strips = ceil_div(p.inner, width);
@@ -182,12 +199,13 @@ void for_rows(const SoftmaxParams& p, const Group& group, const Row& row, const 
 Status softmax_forward(const SoftmaxParams& p) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    constexpr int N = Vec<acc_t<S>>::N;
     const S* x = static_cast<const S*>(p.input);
     S* y = static_cast<S*>(p.output);
-    for_rows<N>(
+    for_rows<acc_t<S>>(
         p, [&](int64_t at, int rows) { softmax_group(x + at, y + at, p.classes, rows, p.log); },
-        [&](int64_t at) { softmax_row(x + at, y + at, p.classes, p.log); },
+        [&](int64_t at, int64_t n, int step) __attribute__((always_inline)) {
+          softmax_row(x + at, y + at, n, p.inner, step, p.log);
+        },
         [&](int64_t at, int64_t width) { softmax_columns(x + at, y + at, p.classes, p.inner, width, p.log); });
     return Status::ok;
   });
@@ -196,15 +214,13 @@ Status softmax_forward(const SoftmaxParams& p) {
 Status softmax_backward(const SoftmaxParams& p) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    constexpr int N = Vec<acc_t<S>>::N;
     const S* g = static_cast<const S*>(p.grad_output);
     const S* y = static_cast<const S*>(p.result);
     S* dx = static_cast<S*>(p.grad_input);
-    for_rows<N>(
+    for_rows<acc_t<S>>(
         p, [&](int64_t at, int rows) { backward_group(g + at, y + at, dx + at, p.classes, rows, p.log); },
-        [&](int64_t at) {
-          const auto sum = reduce_add(row_backward_sum(g + at, y + at, p.classes, p.log));
-          row_backward_write(g + at, y + at, dx + at, p.classes, sum, p.log);
+        [&](int64_t at, int64_t n, int step) __attribute__((always_inline)) {
+          backward_row(g + at, y + at, dx + at, n, p.inner, step, p.log);
         },
         [&](int64_t at, int64_t width) {
           backward_columns(g + at, y + at, dx + at, p.classes, p.inner, width, p.log);
