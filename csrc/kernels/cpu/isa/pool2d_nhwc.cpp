@@ -160,7 +160,27 @@ FASTNN_INLINE bool windows_overlap(const Pool2dParams& p) {
   return p.adaptive || (p.h.kernel - 1) * p.h.dilation >= p.h.stride || (p.w.kernel - 1) * p.w.dilation >= p.w.stride;
 }
 
-template <int kVectors, bool kOverlap, class S, class Value>
+// Whether windows that do not overlap leave no input out.
+FASTNN_INLINE bool windows_cover(const Pool2dParams& p) {
+  const PoolAxis* axes[] = {&p.h, &p.w};
+  for (const PoolAxis* a : axes)
+    if (a->padding != 0 || a->in != a->out * a->kernel || a->dilation != 1) return false;
+  return true;
+}
+
+// What becomes of the vectors written: added to what is there, where windows overlap; stored; or, whole and aligned,
+// stored past the caches.
+enum class Write { kAdd, kStore, kStream };
+
+template <Write kWrite, class S, class V>
+FASTNN_INLINE void write(V v, S* to, int lanes) {
+#if defined(__AVX512F__)
+  if constexpr (kWrite == Write::kStream && __is_same(S, float)) return _mm512_stream_ps(to, v.v);
+#endif
+  store_some(kWrite == Write::kAdd ? load_some(to, lanes) + v : v, to, lanes);
+}
+
+template <int kVectors, Write kWrite, class S, class Value>
 FASTNN_INLINE void spread_vectors(const Window& t, int64_t kernel, const S* g, int64_t out, S* first, const Value& value,
                                   int64_t count, int lanes) {
   using V = Vec<acc_t<S>>;
@@ -172,23 +192,19 @@ FASTNN_INLINE void spread_vectors(const Window& t, int64_t kernel, const S* g, i
     S* pixel = row;
     for (int64_t j = t.j0; j < t.j1; ++j, pixel += t.column_step)
 #pragma GCC unroll 4
-      for (int k = 0; k < kVectors; ++k) {
-        const V v = value.at(source[k], i * kernel + j);
-        store_some(kOverlap ? load_some(pixel + k * V::N, lanes) + v : v, pixel + k * V::N, lanes);
-      }
+      for (int k = 0; k < kVectors; ++k)
+        write<kWrite>(value.at(source[k], i * kernel + j), pixel + k * V::N, lanes);
   }
 }
 
 // Channels [from, to) of one image: what windows do not reach is cleared, and each window adds to (or, where windows
 // do not overlap, writes) its inputs.
-template <bool kOverlap, class S, class Value>
+template <Write kWrite, class S, class Value>
 FASTNN_INLINE void spread_windows(const Pool2dParams& p, const Axis& h, const Axis& w, const S* g, S* dx, int64_t from,
                                   int64_t to, const Value& value) {
   using V = Vec<acc_t<S>>;
   const int64_t channels = p.channels;
-  const bool covered = !kOverlap && p.h.padding == 0 && p.w.padding == 0 && p.h.in == p.h.out * p.h.kernel &&
-                       p.w.in == p.w.out * p.w.kernel;
-  if (!covered) {
+  if (kWrite == Write::kAdd || !windows_cover(p)) {
     if (to - from == channels) __builtin_memset(static_cast<void*>(dx), 0, size_t(h.in * w.in * channels) * sizeof(S));
     else
       for (int64_t pixel = 0; pixel < h.in * w.in; ++pixel)
@@ -198,9 +214,9 @@ FASTNN_INLINE void spread_windows(const Pool2dParams& p, const Axis& h, const Ax
     S* first = dx + ((top + t.i0 * h.dilation) * w.in + left + t.j0 * w.dilation) * channels;
     int64_t c = from;
     for (; c + 4 * V::N <= to; c += 4 * V::N)
-      spread_vectors<4, kOverlap>(t, w.kernel, g + out * channels + c, out * channels + c, first + c, value, count, V::N);
+      spread_vectors<4, kWrite>(t, w.kernel, g + out * channels + c, out * channels + c, first + c, value, count, V::N);
     for (; c < to; c += V::N)
-      spread_vectors<1, kOverlap>(t, w.kernel, g + out * channels + c, out * channels + c, first + c, value, count,
+      spread_vectors<1, kWrite>(t, w.kernel, g + out * channels + c, out * channels + c, first + c, value, count,
                                   int(min64(V::N, to - c)));
   });
 }
@@ -260,6 +276,7 @@ void spread(const Pool2dParams& p, const MakeValue& make_value) {
   constexpr int64_t kChannels = 256;  // a unit of work: whole cache lines of one image
   const int64_t blocks = p.batch >= 4 ? 1 : ceil_div(p.channels, kChannels), size = blocks == 1 ? p.channels : kChannels;
   const int64_t grain = max64(1, kGrain / (h.in * w.in * size));
+  const bool stream = kVecBytes == 64 && leaves_caches(p) && windows_cover(p) && p.channels % 16 == 0;
   parallel_for(0, p.batch * blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / blocks, from = unit % blocks * size, to = min64(p.channels, from + size);
@@ -272,9 +289,13 @@ void spread(const Pool2dParams& p, const MakeValue& make_value) {
           continue;
         }
       }
-      if (windows_overlap(p)) spread_windows<true>(p, h, w, g, dx, from, to, value);
-      else spread_windows<false>(p, h, w, g, dx, from, to, value);
+      if (windows_overlap(p)) spread_windows<Write::kAdd>(p, h, w, g, dx, from, to, value);
+      else if (stream) spread_windows<Write::kStream>(p, h, w, g, dx, from, to, value);
+      else spread_windows<Write::kStore>(p, h, w, g, dx, from, to, value);
     }
+#if defined(__AVX512F__)
+    if (stream) _mm_sfence();
+#endif
   });
 }
 
