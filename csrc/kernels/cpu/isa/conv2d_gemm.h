@@ -120,11 +120,29 @@ struct ConvStore {
                           bool) const {
     using V = Vec<float>;
     int64_t row[MR], column[NV * V::N];
-    offsets(rows, m0, mb, row);
     if (dense(n0, nb)) {
       offsets(columns, n0, 1, column);
+      float* const at = out + column[0];
+      if (rows == Axis::channels || (rows == Axis::pixels && pixels_flat())) {
+        const int64_t step = rows == Axis::pixels ? d->yw : channel_stride();
+        if (nb == NV * V::N) {
+          const auto each = [&](const auto& f) __attribute__((always_inline)) {
+            for_whole_tile(t, mb, at + m0 * step, step, [&](V v, float* to, int i, int j) __attribute__((always_inline)) {
+              f(v, to, i, j).store(to);
+            });
+          };
+          if (!first) each([](V v, float* to, int, int) __attribute__((always_inline)) { return v + V::load(to); });
+          else if (row_bias) each([&](V v, float*, int i, int) __attribute__((always_inline)) { return v + V::set1(row_bias[m0 + i]); });
+          else if (column_bias) each([&](V v, float*, int, int j) __attribute__((always_inline)) { return v + V::load(column_bias + n0 + j); });
+          else each([](V v, float*, int, int) __attribute__((always_inline)) { return v; });
+          return;
+        }
+        for (int i = 0; i < mb; ++i) row[i] = (m0 + i) * step;
+      } else {
+        offsets(rows, m0, mb, row);
+      }
       for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) {
-        float* const to = out + row[i] + column[0] + j;
+        float* const to = at + row[i] + j;
         if (!first) v = v + load_lanes(to, lanes);
         else if (row_bias) v = v + V::set1(row_bias[m0 + i]);
         else if (column_bias) v = v + V::load(column_bias + n0 + j);
@@ -135,6 +153,7 @@ struct ConvStore {
     }
 #if defined(__AVX512F__)
     if (two_images()) {
+      offsets(rows, m0, mb, row);
       const int64_t plane = d->p * d->q;
 #pragma GCC unroll 2
       for (int j = 0; j < NV; ++j) {
@@ -158,6 +177,7 @@ struct ConvStore {
       return;
     }
 #endif
+    offsets(rows, m0, mb, row);
     offsets(columns, n0, nb, column);
     scatter(t, m0, mb, n0, nb, first, row, column);
   }

@@ -31,22 +31,32 @@ struct GemmStore {
                           bool last) const {
     S* const at = c + m0 * c_m + n0 * c_n;
     if (c_n == 1 && alpha == A(1) && !(relu && last)) {
+      const bool whole = nb == NV * V::N;
       if (!first) {
-        for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) {
-          S* const to = at + i * c_m + j;
-          store(load(to, lanes) + v, to, lanes);
-        });
+        if (whole)
+          for_whole_tile(t, mb, at, c_m, [](V v, S* to, int, int) __attribute__((always_inline)) { (V::load(to) + v).store(to); });
+        else
+          for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) {
+            S* const to = at + i * c_m + j;
+            store(load(to, lanes) + v, to, lanes);
+          });
         return;
       }
       if (!d) {
-        for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) { store(v, at + i * c_m + j, lanes); });
+        if (whole) for_whole_tile(t, mb, at, c_m, [](V v, S* to, int, int) __attribute__((always_inline)) { v.store(to); });
+        else for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) { store(v, at + i * c_m + j, lanes); });
         return;
       }
       if (d_n == 1 && beta == A(1)) {
         const S* const from = d + m0 * d_m + n0;
-        for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) {
-          store(v + load(from + i * d_m + j, lanes), at + i * c_m + j, lanes);
-        });
+        if (whole)
+          for_whole_tile(t, mb, at, c_m, [&](V v, S* to, int i, int j) __attribute__((always_inline)) {
+            (v + V::load(from + i * d_m + j)).store(to);
+          });
+        else
+          for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) {
+            store(v + load(from + i * d_m + j, lanes), at + i * c_m + j, lanes);
+          });
         return;
       }
     }
