@@ -49,6 +49,8 @@ namespace cuda_on_cpu {
 void run_grid(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 
 extern bool descending;                      // order of threads and blocks
+inline int64_t longest_run = 0x7fffffff;     // the most items of one launch, where a launcher cuts
+inline bool cuts = false;                    // set when a launcher has asked for it
 std::vector<const void*> launched_kernels();  // every kernel that has run, once each
 
 void* shared(const void* key, size_t bytes);
@@ -170,6 +172,11 @@ inline double rsqrt(double x) { return 1 / std::sqrt(x); }
 // ---- launches --------------------------------------------------------------------------------------------------------
 
 namespace fastnn::cuda {
+
+inline int64_t longest_run() {
+  cuda_on_cpu::cuts = true;
+  return cuda_on_cpu::longest_run;
+}
 
 template <class... P, class... A>
 Status launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, CUstream_st*, const A&... args) {

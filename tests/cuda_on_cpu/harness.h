@@ -58,8 +58,9 @@ Array index_output(int64_t count) {
   return Array(DType::f32, count, sizeof(T), true, 0);
 }
 
-// Runs cpu() once and cuda() in both orders of threads and blocks, every array reset before each. The orders must agree
-// bit by bit, and with the CPU to each array's tolerance.
+// Runs cpu() once and cuda() in both orders of threads and blocks, and a third time where its launcher cuts problems too
+// large for 32-bit indices, then into short runs; every array is reset before each. They must agree bit by bit, and with
+// the CPU to each array's tolerance.
 void check(const std::string& name, const std::vector<Array*>& written, const std::function<Status()>& cpu,
            const std::function<Status()>& cuda);
 

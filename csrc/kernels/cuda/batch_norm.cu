@@ -358,11 +358,7 @@ bool indexable(const BatchNormParams& p) {
   return p.inner <= kMaxPlane && chunk_of(p) <= kMaxIndex && chunks_of(p) * p.channels <= kMaxIndex;
 }
 
-// Calls f(Tag<S>, Number<N>, Flag<rows>): N elements at a time where all pointers and sizes allow 16-byte accesses.
-template <auto V>
-struct Constant {
-  static constexpr auto value = V;
-};
+// Calls f(Tag<S>, Constant<N>, Constant<rows>): N elements at a time where all pointers and sizes allow 16-byte accesses.
 template <class F, class... P>
 Status with_layout(const BatchNormParams& p, const F& f, const P*... pointers) {
   return dispatch_dtype(p.dtype, [&](auto tag) {

@@ -254,7 +254,7 @@ int64_t images_per_split(const Conv2dParams& p) {
 // f(images, first) on runs of images short enough for 32-bit positions; the pointers of `part` move along.
 template <class S, class F>
 Status for_images(const Conv2dParams& p, int64_t positions, const F& f) {
-  const int64_t most = max64(1, kMaxIndex / max64(1, positions));
+  const int64_t most = max64(1, longest_run() / max64(1, positions));
   for (int64_t n = 0; n < p.N; n += most) {
     Conv2dParams part = p;
     part.N = min64(most, p.N - n);

@@ -266,7 +266,7 @@ Status run(const Conv2dParams& p, const Epilogue& e, CUstream_st* stream) {
     return status != Status::ok ? status : add_splits<S>(p, splits, false, stream);
   }
   const bool turned = p.pass == Conv2dPass::grad_input;
-  return launch(conv2d_depthwise_kernel<S, K, kStep>, grid_of(t.count(p.N)), dim3(kThreads), shared, stream,
+  return launch(conv2d_depthwise_kernel<S, K, kStep>, grid_up_to(t.count(p.N)), dim3(kThreads), shared, stream,
                 static_cast<const S*>(turned ? p.grad_output : p.input),
                 static_cast<S*>(turned ? p.grad_input : p.output), p, e, t, turned, t.count(p.N));
 }

@@ -157,7 +157,7 @@ Status direct(const Conv2dParams& p, const Epilogue& e, CUstream_st* stream) {
 
 template <class S>
 Status direct_grad_bias(const Conv2dParams& p, CUstream_st* stream) {
-  return launch(conv2d_grad_bias_kernel<S>, grid_of(p.K), dim3(kThreads), 0, stream, p, Divisor(p.Q));
+  return launch(conv2d_grad_bias_kernel<S>, grid_up_to(p.K), dim3(kThreads), 0, stream, p, Divisor(p.Q));
 }
 
 template Status direct<float>(const Conv2dParams&, const Epilogue&, CUstream_st*);

@@ -91,9 +91,20 @@ Status gemm(const GemmParams& p, const Epilogue& e, CUstream_st* stream) {
   if (p.batch * p.m * p.n == 0) return Status::ok;
   return dispatch_product(p.dtype, p.tf32, p.m, p.n, p.k, [&](auto tag, auto multiply) {
     using S = typename decltype(tag)::type;
-    const Strided<S> a{static_cast<const S*>(p.a), p.a_stride_m, p.a_stride_k, p.a_stride_m != 1};
-    const Strided<S> b{static_cast<const S*>(p.b), p.b_stride_n, p.b_stride_k, p.b_stride_n != 1};
-    return launch(gemm_kernel<S, multiply.value>, grid_of(tiles_of(p.m, p.n) * p.batch), dim3(kTileThreads), 0, stream, a, b, p, e);
+    const int64_t tiles = tiles_of(p.m, p.n), most = max64(1, longest_run() / tiles);
+    for (int64_t first = 0; first < p.batch; first += most) {
+      GemmParams part = p;
+      part.c = static_cast<S*>(p.c) + first * p.c_stride_batch;
+      if (p.d) part.d = static_cast<const S*>(p.d) + first * p.d_stride_batch;
+      const Strided<S> a{static_cast<const S*>(p.a) + first * p.a_stride_batch, p.a_stride_m, p.a_stride_k,
+                         p.a_stride_m != 1};
+      const Strided<S> b{static_cast<const S*>(p.b) + first * p.b_stride_batch, p.b_stride_n, p.b_stride_k,
+                         p.b_stride_n != 1};
+      const Status status = launch(gemm_kernel<S, multiply.value>, grid_of(tiles * min64(most, p.batch - first)),
+                                   dim3(kTileThreads), 0, stream, a, b, part, e);
+      if (status != Status::ok) return status;
+    }
+    return Status::ok;
   });
 }
 
@@ -101,7 +112,7 @@ Status column_sum(const ColumnSumParams& p, CUstream_st* stream) {
   if (p.columns == 0) return Status::ok;
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    if (p.x_stride_row == 1) return launch(column_sum_tall_kernel<S>, grid_of(p.columns), dim3(256), 0, stream, p);
+    if (p.x_stride_row == 1) return launch(column_sum_tall_kernel<S>, grid_up_to(p.columns), dim3(256), 0, stream, p);
     return launch(column_sum_wide_kernel<S>, grid_of(ceil_div(p.columns, kSumColumns)), dim3(kSumColumns, kSumRows), 0,
                   stream, p);
   });

@@ -85,7 +85,7 @@ Status nll_loss_backward(const NllLossParams& p, CUstream_st* stream) {
   if (image == 0) return Status::ok;
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    const int64_t most = kMaxIndex / image;
+    const int64_t most = max64(1, longest_run() / image);
     for (int64_t first = 0; first < p.outer; first += most) {
       const int64_t count = min64(most, p.outer - first) * image;
       const Status status = launch(nll_loss_backward_kernel<S>, grid_of(ceil_div(count, kThreads)), dim3(kThreads), 0,

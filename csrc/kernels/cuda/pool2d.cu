@@ -227,7 +227,7 @@ Status for_planes(const Pool2dParams& p, bool inputs, const F& f) {
   const int64_t inner = p.channels_last ? p.channels : 1, planes = p.channels_last ? p.batch : p.batch * p.channels;
   const int64_t in = p.h.in * p.w.in * inner, out = p.h.out * p.w.out * inner;
   if (max64(in, out) > kMaxIndex) return Status::invalid_argument;
-  const int64_t most = kMaxIndex / max64(1, max64(in, out));
+  const int64_t most = max64(1, longest_run() / max64(1, max64(in, out)));
   for (int64_t first = 0; first < planes; first += most) {
     Pool2dParams part = p;
     const auto move = [&](auto*& pointer, int64_t bytes) {
@@ -246,11 +246,7 @@ Status for_planes(const Pool2dParams& p, bool inputs, const F& f) {
   return Status::ok;
 }
 
-// Calls f(Tag<S>, Tag<O>, Lanes<N>, part, count): the element type, the type of a window tap, the channels of a thread.
-template <int N>
-struct Lanes {
-  static constexpr int value = N;
-};
+// Calls f(Tag<S>, Tag<O>, Constant<N>, part, count): the element type, the type of a window tap, the channels of a thread.
 template <class F>
 Status with_types(const Pool2dParams& p, bool inputs, const F& f) {
   return dispatch_dtype(p.dtype, [&](auto s) {
@@ -260,7 +256,7 @@ Status with_types(const Pool2dParams& p, bool inputs, const F& f) {
       const bool packed = p.channels_last && p.channels % N == 0 &&
                           aligned16(part.input, part.output, part.grad_output, part.grad_input, part.offsets);
       const auto with_taps = [&](auto taps) {
-        return packed ? f(s, taps, Lanes<N>{}, part, int(count / N)) : f(s, taps, Lanes<1>{}, part, int(count));
+        return packed ? f(s, taps, Constant<N>{}, part, int(count / N)) : f(s, taps, Constant<1>{}, part, int(count));
       };
       return p.wide ? with_taps(Tag<int32_t>{}) : with_taps(Tag<uint8_t>{});
     });

@@ -230,22 +230,18 @@ __global__ void __launch_bounds__(kColumnThreads) softmax_backward_columns_kerne
 
 constexpr int64_t kWarpRowClasses = 1024;
 
-// Calls f(Int<N>, Int<K>) for the fewest packs of N elements per lane that hold a row of at most 1024 classes.
-template <int V>
-struct Int {
-  static constexpr int value = V;
-};
+// Calls f(Constant<N>, Constant<K>) for the fewest packs of N elements per lane that hold a row of at most 1024 classes.
 template <class S, class F>
 Status with_warp_shape(int64_t classes, bool packed, const F& f) {
   constexpr int N = kPack<S>;
   if (packed) {
-    if (classes <= kWarp * N) return f(Int<N>{}, Int<1>{});
-    if (classes <= kWarp * N * 4) return f(Int<N>{}, Int<4>{});
-    return f(Int<N>{}, Int<(kWarpRowClasses + kWarp * N - 1) / (kWarp * N)>{});
+    if (classes <= kWarp * N) return f(Constant<N>{}, Constant<1>{});
+    if (classes <= kWarp * N * 4) return f(Constant<N>{}, Constant<4>{});
+    return f(Constant<N>{}, Constant<(kWarpRowClasses + kWarp * N - 1) / (kWarp * N)>{});
   }
-  if (classes <= kWarp) return f(Int<1>{}, Int<1>{});
-  if (classes <= kWarp * 4) return f(Int<1>{}, Int<4>{});
-  return f(Int<1>{}, Int<kWarpRowClasses / kWarp>{});
+  if (classes <= kWarp) return f(Constant<1>{}, Constant<1>{});
+  if (classes <= kWarp * 4) return f(Constant<1>{}, Constant<4>{});
+  return f(Constant<1>{}, Constant<kWarpRowClasses / kWarp>{});
 }
 
 int threads_for_row(int64_t packs) { return int(min64(1024, round_up(max64(packs / 4, 128), kWarp))); }
@@ -265,7 +261,7 @@ Status softmax_forward(const SoftmaxParams& p, CUstream_st* stream) {
     S* y = static_cast<S*>(p.output);
     if (p.inner > 1) {
       const dim3 block = column_block(p);
-      return launch(softmax_columns_kernel<S>, grid_of(p.outer * ceil_div(p.inner, block.x)), block, 0, stream, x, y,
+      return launch(softmax_columns_kernel<S>, grid_up_to(p.outer * ceil_div(p.inner, block.x)), block, 0, stream, x, y,
                     p.outer, p.classes, p.inner, p.log);
     }
     const bool packed = p.classes % kPack<S> == 0 && aligned16(x, y);
@@ -276,7 +272,7 @@ Status softmax_forward(const SoftmaxParams& p, CUstream_st* stream) {
       });
     }
     auto* kernel = packed ? softmax_block_kernel<S, kPack<S>> : softmax_block_kernel<S, 1>;
-    return launch(kernel, grid_of(p.outer), dim3(threads_for_row(p.classes / (packed ? kPack<S> : 1))), 0, stream, x, y,
+    return launch(kernel, grid_up_to(p.outer), dim3(threads_for_row(p.classes / (packed ? kPack<S> : 1))), 0, stream, x, y,
                   p.outer, p.classes, p.log);
   });
 }
@@ -289,8 +285,8 @@ Status softmax_backward(const SoftmaxParams& p, CUstream_st* stream) {
     S* dx = static_cast<S*>(p.grad_input);
     if (p.inner > 1) {
       const dim3 block = column_block(p);
-      return launch(softmax_backward_columns_kernel<S>, grid_of(p.outer * ceil_div(p.inner, block.x)), block, 0, stream,
-                    g, y, dx, p.outer, p.classes, p.inner, p.log);
+      return launch(softmax_backward_columns_kernel<S>, grid_up_to(p.outer * ceil_div(p.inner, block.x)), block, 0,
+                    stream, g, y, dx, p.outer, p.classes, p.inner, p.log);
     }
     const bool packed = p.classes % kPack<S> == 0 && aligned16(g, y, dx);
     if (p.classes <= kWarpRowClasses) {
@@ -300,7 +296,7 @@ Status softmax_backward(const SoftmaxParams& p, CUstream_st* stream) {
       });
     }
     auto* kernel = packed ? softmax_backward_block_kernel<S, kPack<S>> : softmax_backward_block_kernel<S, 1>;
-    return launch(kernel, grid_of(p.outer), dim3(threads_for_row(p.classes / (packed ? kPack<S> : 1))), 0, stream, g, y,
+    return launch(kernel, grid_up_to(p.outer), dim3(threads_for_row(p.classes / (packed ? kPack<S> : 1))), 0, stream, g, y,
                   dx, p.outer, p.classes, p.log);
   });
 }

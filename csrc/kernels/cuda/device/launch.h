@@ -35,6 +35,9 @@ Status launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, 
   return Status::launch_failed;
 }
 
+// The most items that a launcher gives one launch before it cuts the problem.
+constexpr int64_t longest_run() { return 0x7fffffff; }
+
 }  // namespace fastnn::cuda
 #else
 #include "cuda_on_cpu.h"
@@ -45,8 +48,17 @@ namespace fastnn::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-// A grid of at most 2^31 - 1 blocks along x; kernels stride over the rest.
-inline dim3 grid_of(int64_t blocks) { return dim3(unsigned(min64(blocks, 0x7fffffff))); }
+// A value as a type, for the lambdas that dispatch.
+template <auto V>
+struct Constant {
+  static constexpr auto value = V;
+};
+
+// Blocks along x. More than a grid has are none, which no launch accepts: nothing is left out in silence.
+constexpr int64_t kMaxBlocks = 0x7fffffff;
+inline dim3 grid_of(int64_t blocks) { return dim3(blocks <= kMaxBlocks ? unsigned(blocks) : 0u); }
+// The same for a kernel that strides over the blocks a grid has not.
+inline dim3 grid_up_to(int64_t blocks) { return grid_of(min64(blocks, kMaxBlocks)); }
 
 // As many blocks as keep every multiprocessor busy; the kernel strides over its items.
 inline dim3 strided_grid_of(int64_t items, int threads) {

@@ -196,18 +196,14 @@ __device__ __forceinline__ void product(const OperandA& a, const OperandB& b, in
     tile_product<acc_t<S>>(a, b, rows, columns, row0, column0, k_begin, k_end, along_rows, store);
 }
 
-// Calls f(Tag<S>, Multiplies<...>) for the kernels of a dtype. Strict float32 is split where the product fills at least
+// Calls f(Tag<S>, Constant<Multiply>) for the kernels of a dtype. Strict float32 is split where the product fills at least
 // half a tile each way, and plain where most of a tile would be padding.
-template <Multiply V>
-struct Multiplies {
-  static constexpr Multiply value = V;
-};
 template <class F>
 Status dispatch_product(DType dtype, bool tf32, int64_t rows, int64_t columns, int64_t depth, const F& f) {
   const bool fills = min64(min64(rows, columns), depth) >= kTile / 2;
-  if (dtype == DType::f32 && tf32) return f(Tag<float>{}, Multiplies<Multiply::rounded>{});
-  if (dtype == DType::f32 && fills) return f(Tag<float>{}, Multiplies<Multiply::split>{});
-  return dispatch_dtype(dtype, [&](auto tag) { return f(tag, Multiplies<Multiply::plain>{}); });
+  if (dtype == DType::f32 && tf32) return f(Tag<float>{}, Constant<Multiply::rounded>{});
+  if (dtype == DType::f32 && fills) return f(Tag<float>{}, Constant<Multiply::split>{});
+  return dispatch_dtype(dtype, [&](auto tag) { return f(tag, Constant<Multiply::plain>{}); });
 }
 
 // The tile of this block among `tiles` x `others` tiles: rows vary fastest.
