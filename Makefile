@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
 BUILD := build/dev
 
-.PHONY: demo test vision zoo bench develop tools install env cuda-compile gpu test-cuda bench-cuda aarch64-compile format clean help
+.PHONY: demo test vision zoo bench develop tools install env cuda-compile gpu report-cuda test-cuda bench-cuda aarch64-compile format clean help
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  --/'
@@ -89,15 +89,19 @@ cuda-compile: tools ## CUDA kernels (sm_80, sm_90; warnings are errors) and the 
 gpu: tools # an in-place build with CUDA kernels for the device that is present
 	@$(MAKE) develop FASTNN_WITH_CUDA=on BUILD=build/gpu
 
-test-cuda: gpu ## on a machine with a GPU: the tests on the device, then compute-sanitizer on a few of them
-	@PYTHONPATH=python $(PY) -m pytest -p no:cacheprovider tests -k cuda
-	@for tool in memcheck racecheck; do echo "-- compute-sanitizer --tool $$tool"; \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=python compute-sanitizer --tool $$tool --error-exitcode 1 \
-	  $(PY) -m pytest -p no:cacheprovider tests/test_cuda_device.py -k "no_synchronisation or optimizer" || exit 1; done
+# What wants a device, within MINUTES with the build: one file, out/cuda.json, complete after every step.
+MINUTES ?= 9
+CUDA_REPORT = end=$$(($$(date +%s) + 60 * $(MINUTES))); mkdir -p out; $(MAKE) gpu && \
+  PYTHONPATH=python $(PY) benches/cuda_report.py --out out/cuda.json --until $$end
 
-bench-cuda: gpu ## on a machine with a GPU: fastnn against torch, op by op; writes out/cuda.json
-	@mkdir -p out
-	@PYTHONPATH=python $(PY) benches/run_cuda.py --out out/cuda.json
+report-cuda: ## on a machine with a GPU: test-cuda and bench-cuda within MINUTES (9) in all; writes out/cuda.json
+	@$(CUDA_REPORT)
+
+test-cuda: ## on a machine with a GPU: the tests on the device, then compute-sanitizer on a few of them
+	@$(CUDA_REPORT) --steps tests,sanitizers
+
+bench-cuda: ## on a machine with a GPU: fastnn against torch, op by op, and both sides of every choice
+	@$(CUDA_REPORT) --steps sweep,choices
 
 AARCH64_CXX ?= aarch64-linux-gnu-g++
 aarch64-compile: ## the CPU kernels compiled for aarch64 by a cross compiler

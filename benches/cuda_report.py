@@ -22,6 +22,7 @@ import run_cuda
 from cuda_rows import Settings
 
 ROOT = Path(__file__).parents[1]
+TESTS = ["tests/test_forward.py", "tests/test_cuda_device.py"]  # those that name a device
 SANITIZED = "sanitize"  # the marker of the tests that compute-sanitizer runs
 
 
@@ -56,19 +57,18 @@ class Job:
 
 
 def tests(options, until):
-    """Every test of the device, in `processes` shards at once."""
-    n = options.processes
-    return [
-        Job(f"tests {i + 1}/{n}", pytest("tests", "-k", options.select), until, FASTNN_SHARD=f"{i}/{n}")
-        for i in range(n)
-    ]
+    """Every test of the device in `processes` shares at once, and products and convolutions on fastnn's own kernels."""
+    n, all_tests = options.processes, pytest(*TESTS, "-k", options.select)
+    jobs = [Job(f"tests {i + 1}/{n}", all_tests, until, FASTNN_SHARD=f"{i}/{n}") for i in range(n)]
+    own = pytest(*TESTS, "-k", options.own_select)
+    return [*jobs, Job("tests on fastnn's own kernels", own, until, FASTNN_CUDA_KERNELS="own")]
 
 
 def sanitizers(options, until):
     return [
         Job(f"compute-sanitizer {tool}",
             ["compute-sanitizer", "--tool", tool, "--error-exitcode", 9,
-             *pytest("tests/test_cuda_device.py", "-m", SANITIZED)],
+             *pytest(TESTS[1], "-m", SANITIZED)],
             until, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         for tool in ("memcheck", "racecheck")
     ]  # fmt: skip
@@ -89,8 +89,12 @@ def main(argv=None):
     parser.add_argument("--until", type=float, required=True, help="be done by this time (date +%%s)")
     parser.add_argument("--steps", default="tests,sanitizers,sweep,choices", help="which, with commas between")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a dry run")
-    parser.add_argument("--processes", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 2)), help="of the tests")
+    parser.add_argument(
+        "--processes", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 2)), help="of the tests"
+    )
     parser.add_argument("--select", default="cuda", help="the tests, as pytest's -k has it")
+    products = "cuda and (conv2d or linear or mm or matmul) and not no_synchronisation"
+    parser.add_argument("--own-select", default=products, help="those for which fastnn's kernels take every call")
     parser.add_argument("--only", default="", help="rows of the sweep whose name contains this text")
     options = parser.parse_args(argv)
     steps, begin = options.steps.split(","), time.time()
@@ -122,7 +126,9 @@ def main(argv=None):
     wrong = [r["job"] for r in results if r["exit"] != 0]
     rows = [row for r in results for row in r.get("rows", [])]
     met, passed = sum(row.get("met", False) for row in rows), sum(r.get("passed", 0) for r in results)
-    print(f"-- {passed} tests passed; {met} of {len(rows)} rows met their goal; {time.time() - begin:.0f} s; {options.out}")
+    print(
+        f"-- {passed} tests passed; {met} of {len(rows)} rows met their goal; {time.time() - begin:.0f} s; {options.out}"
+    )
     print(*(f"-- NOT OK: {name}" for name in wrong), sep="\n")
     return int(bool(wrong))
 

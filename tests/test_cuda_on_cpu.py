@@ -98,4 +98,6 @@ def test_every_kernel_against_the_cpu(program, capsys):
 
     sources_ = {re.sub("<.*", "", n) for n in names.values()}
     with capsys.disabled():
-        print(f"\ncuda_on_cpu: {cases} cases ({cut} of them also cut into short launches) ran {len(ran)} instantiations of {len(sources_)} kernels")
+        print(
+            f"\ncuda_on_cpu: {cases} cases ({cut} of them also cut into short launches) ran {len(ran)} instantiations of {len(sources_)} kernels"
+        )
