@@ -7,7 +7,8 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
 BUILD := build/dev
 
-.PHONY: demo test vision zoo bench develop tools install env cuda-compile gpu report-cuda test-cuda bench-cuda aarch64-compile format clean help
+.PHONY: demo test vision zoo bench develop tools install env cuda-compile gpu report-cuda test-cuda \
+  bench-cuda aarch64-compile format clean help
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  --/'

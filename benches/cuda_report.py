@@ -58,9 +58,10 @@ class Job:
 
 def tests(options, until):
     """Every test of the device in `processes` shares at once, and products and convolutions on fastnn's own kernels."""
-    n, all_tests = options.processes, pytest(*TESTS, "-k", options.select)
+    files = TESTS if options.device == "cuda" else TESTS[1:]
+    n, all_tests = options.processes, pytest(*files, "-k", options.select)
     jobs = [Job(f"tests {i + 1}/{n}", all_tests, until, FASTNN_SHARD=f"{i}/{n}") for i in range(n)]
-    own = pytest(*TESTS, "-k", options.own_select)
+    own = pytest(*files, "-k", options.own_select)
     return [*jobs, Job("tests on fastnn's own kernels", own, until, FASTNN_CUDA_KERNELS="own")]
 
 
@@ -126,9 +127,8 @@ def main(argv=None):
     wrong = [r["job"] for r in results if r["exit"] != 0]
     rows = [row for r in results for row in r.get("rows", [])]
     met, passed = sum(row.get("met", False) for row in rows), sum(r.get("passed", 0) for r in results)
-    print(
-        f"-- {passed} tests passed; {met} of {len(rows)} rows met their goal; {time.time() - begin:.0f} s; {options.out}"
-    )
+    seconds = time.time() - begin
+    print(f"-- {passed} tests passed; {met} of {len(rows)} rows met their goal; {seconds:.0f} s; {options.out}")
     print(*(f"-- NOT OK: {name}" for name in wrong), sep="\n")
     return int(bool(wrong))
 

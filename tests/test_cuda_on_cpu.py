@@ -98,6 +98,5 @@ def test_every_kernel_against_the_cpu(program, capsys):
 
     sources_ = {re.sub("<.*", "", n) for n in names.values()}
     with capsys.disabled():
-        print(
-            f"\ncuda_on_cpu: {cases} cases ({cut} of them also cut into short launches) ran {len(ran)} instantiations of {len(sources_)} kernels"
-        )
+        text = f"{cases} cases ({cut} of them also cut into short launches)"
+        print(f"\ncuda_on_cpu: {text} ran {len(ran)} instantiations of {len(sources_)} kernels")
