@@ -8,6 +8,7 @@
 #pragma once
 #include "../../parallel.h"
 #include "conv2d_problem.h"
+#include "lanes.h"
 #include "simd.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
@@ -82,6 +83,7 @@ ShiftPlan make_plan(const ConvProblem& d) {
   const int64_t row = d.c * s.phases_h * s.phases_w * s.pitch * int64_t(sizeof(A));
   const int64_t rows = s.in_place ? d.p : max64(2, kBandBytes / max64(1, row) - s.reach_h);
   s.bands = max64(1, ceil_div(d.p, rows));
+  if (s.bands > 1 && d.n * s.bands < 16) s.bands = min64(d.p, round_up(s.bands, 4));  // even shares for a few threads
   s.band_p = ceil_div(d.p, s.bands);
   s.bands = ceil_div(d.p, s.band_p);
   s.plane = (s.band_p + s.reach_h) * s.pitch;
@@ -134,6 +136,13 @@ void fill_band(const ConvProblem& d, const ShiftPlan& s, const S* x, int64_t p0,
               for (; i + Vec<A>::N <= end; i += Vec<A>::N) Vec<A>::load(from + i).store(to + i);
               if (i < end) Vec<A>::load_n(from + i, end - i).store_n(to + i, end - i);
             } else {
+              using V = Vec<A>;
+              const auto pair = [&](const S* at) { return evens(V::load(at), V::load(at + V::N)); };
+              if (step == 2)
+                for (; i + V::N <= end && (i + V::N) * 2 + shift <= d.w; i += V::N) pair(from + 2 * i).store(to + i);
+              if (step == 4)
+                for (; i + V::N <= end && (i + V::N) * 4 + shift <= d.w; i += V::N)
+                  evens(pair(from + 4 * i), pair(from + 4 * i + 2 * V::N)).store(to + i);
               for (; i < end; ++i) to[i] = to_acc(from[i * step]);
             }
             i = end;
