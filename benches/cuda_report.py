@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import run_cuda
 from cuda_rows import Settings
 
 ROOT = Path(__file__).parents[1]
-TESTS = ["tests/test_forward.py", "tests/test_cuda_device.py"]  # those that name a device
+TESTS = ["tests/test_cuda_device.py", "tests/test_forward.py", "tests/test_gradcheck.py"]  # those that name a device
 SANITIZED = "sanitize"  # the marker of the tests that compute-sanitizer runs
 
 
@@ -44,9 +45,13 @@ class Job:
         try:
             code = self.process.wait(max(1.0, self.until - time.time()))
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
             code = "out of time"
+            self.process.send_signal(signal.SIGINT)  # pytest then says what has passed
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
         self.output.seek(0)
         text = self.output.read()
         print(f"-- {self.name}: {code}\n{text[-3000:]}", flush=True)
@@ -58,7 +63,7 @@ class Job:
 
 def tests(options, until):
     """Every test of the device in `processes` shares at once, and products and convolutions on fastnn's own kernels."""
-    files = TESTS if options.device == "cuda" else TESTS[1:]
+    files = TESTS if options.device == "cuda" else TESTS[:1]
     n, all_tests = options.processes, pytest(*files, "-k", options.select)
     jobs = [Job(f"tests {i + 1}/{n}", all_tests, until, FASTNN_SHARD=f"{i}/{n}") for i in range(n)]
     own = pytest(*files, "-k", options.own_select)
@@ -69,7 +74,7 @@ def sanitizers(options, until):
     return [
         Job(f"compute-sanitizer {tool}",
             ["compute-sanitizer", "--tool", tool, "--error-exitcode", 9,
-             *pytest(TESTS[1], "-m", SANITIZED)],
+             *pytest(TESTS[0], "-m", SANITIZED)],
             until, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         for tool in ("memcheck", "racecheck")
     ]  # fmt: skip

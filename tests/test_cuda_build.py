@@ -36,6 +36,16 @@ if shutil.which("nvcc"):
         objects = {o.name.removesuffix(".o") for o in tmp_path.rglob("*.cu.o")}
         assert objects == {s.name for s in ROOT.glob("csrc/kernels/cuda/*.cu")} != set()
 
+    @pytest.mark.parametrize(
+        ("arch", "architectures"),
+        [("8.0 9.0 10.0+PTX", "80-real;90-real;100"), ("9.0a", "90a-real"), ("8.6,8.9+PTX;8.6", "86-real;89")],
+    )
+    def test_architectures(arch, architectures, tmp_path):
+        """One setting names them all; machine code for each, and PTX where it is asked for."""
+        configured = configure(tmp_path, FASTNN_WITH_CUDA="compile-only", arch=arch)
+        assert configured.returncode == 0, configured.stderr
+        assert f"(compile-only) for {architectures}\n" in configured.stdout
+
 
 @pytest.mark.parametrize(
     ("options", "message"),

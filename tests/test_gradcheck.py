@@ -3,13 +3,15 @@
 import pytest
 import torch
 from cases import ALL, differentiable
+from compare import DEVICES
 
 SMALL = [c for c in ALL if "big" not in c.tags]
+by_device = pytest.mark.parametrize("device", DEVICES)
 
 
-def as_function(case):
+def as_function(case, device):
     """The case as a function of its differentiable tensors alone, and those tensors."""
-    args, kwargs = case.build(torch.float64)
+    args, kwargs = case.build(torch.float64, device)
     inputs = differentiable(args, kwargs)
 
     def function(*values):
@@ -26,13 +28,15 @@ def as_function(case):
     return function, inputs
 
 
+@by_device
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
-def test_gradcheck(case):
-    function, inputs = as_function(case)
+def test_gradcheck(case, device):
+    function, inputs = as_function(case, device)
     assert torch.autograd.gradcheck(function, inputs)
 
 
+@by_device
 @pytest.mark.parametrize("case", [c for c in SMALL if "nodiff2" not in c.tags], ids=lambda c: c.name)
-def test_gradgradcheck(case):
-    function, inputs = as_function(case)
+def test_gradgradcheck(case, device):
+    function, inputs = as_function(case, device)
     assert torch.autograd.gradgradcheck(function, inputs)
