@@ -64,9 +64,10 @@ class Job:
 def tests(options, until):
     """Every test of the device in `processes` shares at once, and products and convolutions on fastnn's own kernels."""
     files = TESTS if options.device == "cuda" else TESTS[:1]
-    n, all_tests = options.processes, pytest(*files, "-k", options.select)
+    n, all_tests = options.processes, pytest(*files, "-m", "not large", "-k", options.select)
     jobs = [Job(f"tests {i + 1}/{n}", all_tests, until, FASTNN_SHARD=f"{i}/{n}") for i in range(n)]
-    own = pytest(*files, "-k", options.own_select)
+    own = pytest(*files, "-m", "not large", "-k", options.own_select)
+    jobs.append(Job("tests of large tensors", pytest(TESTS[0], "-m", "large"), until))  # one after the other
     return [*jobs, Job("tests on fastnn's own kernels", own, until, FASTNN_CUDA_KERNELS="own")]
 
 

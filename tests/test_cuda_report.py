@@ -83,8 +83,9 @@ def test_tests_and_sanitizers(tmp_path):
     options = ["--steps", "tests,sanitizers", "--processes", "2", "--select", select, "--own-select", "fused_layers"]
     code, output, content = report(tmp_path, *options)
     assert code == 0, output
-    first, second, own = content["steps"]["tests"]
+    first, second, large, own = content["steps"]["tests"]
     assert first["passed"] + second["passed"] == 5 and first["passed"] > 0 < second["passed"]
+    assert large["passed"] == 14 and large["job"].endswith("large tensors")
     assert own["passed"] == 8 and own["job"].endswith("own kernels")
     for tool, job in zip(("memcheck", "racecheck"), content["steps"]["sanitizers"], strict=True):
         assert job["job"].endswith(tool) and job["passed"] > 20 and job["exit"] == 0
