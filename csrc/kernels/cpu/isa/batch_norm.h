@@ -56,6 +56,16 @@ FASTNN_INLINE int64_t channels_together(const BatchNormParams& p) {
   return max64(1, min64(kGroup, (p.inner <= 64 ? 1 << 16 : kBlock) / (p.batch * p.inner)));
 }
 
+// Calls f(first, width) for groups of up to kGroup channels, whose `chunks` partial sums are joined.
+template <class F>
+FASTNN_INLINE void for_channel_groups(const BatchNormParams& p, int64_t chunks, const F& f) {
+  const int64_t grain = ceil_div(kParallelElements, kGroup * (4 * chunks + 32));
+  parallel_for(0, ceil_div(p.channels, kGroup), grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * kGroup; i < min64(end * kGroup, p.channels); i += kGroup)
+      f(i, min64(kGroup, p.channels - i));
+  });
+}
+
 // Calls f(offset, lanes, k) along [0, length), k in 0..3 cycling over independent accumulators.
 template <int N, class F>
 FASTNN_INLINE void for_lanes(int64_t length, const F& f) {

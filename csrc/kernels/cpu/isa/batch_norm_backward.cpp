@@ -215,19 +215,20 @@ void backward_rows(const BatchNormParams& p) {
         chunk_sums<S>(p, k * rows, min64(rows, p.batch - k * rows), partial + 2 * k * channels);
     });
   }
-  for (int64_t c = 0; c < channels; ++c) {
-    double sum = 0, dot = 0;
-    if (needs_sums(p)) {
-      for (int64_t k = 0; k < chunks; ++k) {
-        sum += double(partial[2 * k * channels + c]);
-        dot += double(partial[(2 * k + 1) * channels + c]);
-      }
+  for_channel_groups(p, chunks, [&](int64_t first, int64_t width) {
+    double sum[kGroup] = {}, dot[kGroup] = {};
+    for (int64_t k = 0; k < (needs_sums(p) ? chunks : 0); ++k) {
+      const A *sums = partial + 2 * k * channels + first, *dots = sums + channels;
+      for (int64_t i = 0; i < width; ++i) sum[i] += double(sums[i]), dot[i] += double(dots[i]);
     }
-    const auto k = finish_channel<A>(p, c, sum, dot);
-    coefficients[c] = k.scale;
-    coefficients[channels + c] = k.slope;
-    coefficients[2 * channels + c] = k.offset;
-  }
+    for (int64_t i = 0; i < width; ++i) {
+      const int64_t c = first + i;
+      const auto k = finish_channel<A>(p, c, sum[i], dot[i]);
+      coefficients[c] = k.scale;
+      coefficients[channels + c] = k.slope;
+      coefficients[2 * channels + c] = k.offset;
+    }
+  });
   if (!p.grad_input && !p.grad_residual) return;
   parallel_for(0, p.batch, ceil_div(kParallelElements, channels),
                [&](int64_t begin, int64_t end) { write_rows<S>(p, begin, end); });

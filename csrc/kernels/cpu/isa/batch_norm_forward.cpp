@@ -173,28 +173,30 @@ void chunk_moments(const S* x, int64_t rows, int64_t channels, acc_t<S>* near_ou
   });
 }
 
-// Joins the chunks' moments of one channel.
+// Joins the chunks' moments of `width` <= kGroup channels from c on, side by side: one alone would wait for its own sums.
 template <class A>
-void join_chunks(const BatchNormParams& p, int64_t c, int64_t chunk_rows, double* mean_out, double* m2_out) {
+void join_chunks(const BatchNormParams& p, int64_t c, int64_t width, int64_t chunk_rows, double* mean, double* m2) {
   const int64_t channels = p.channels;
   const A* chunks = static_cast<const A*>(p.workspace) + 3 * channels + c;
   const int64_t count = ceil_div(p.batch, chunk_rows);
   const auto rows_of = [&](int64_t k) { return double(min64(chunk_rows, p.batch - k * chunk_rows)); };
-  double total = 0;
+  for (int64_t i = 0; i < width; ++i) mean[i] = m2[i] = 0;
   for (int64_t k = 0; k < count; ++k) {
     const A* s = chunks + 3 * k * channels;
-    total += rows_of(k) * double(s[0]) + double(s[channels]);
+    const double rows = rows_of(k);
+    for (int64_t i = 0; i < width; ++i) mean[i] += rows * double(s[i]) + double(s[channels + i]);
   }
-  const double mean = total / double(p.batch);
-  double m2 = 0;
+  for (int64_t i = 0; i < width; ++i) mean[i] /= double(p.batch);
   for (int64_t k = 0; k < count; ++k) {
     // About the common mean: sum (d + e)^2 = sum d^2 + 2 e sum d + n e^2, e being the distance of `near` to it.
     const A* s = chunks + 3 * k * channels;
-    const double e = double(s[0]) - mean;
-    m2 += double(s[2 * channels]) + e * (2 * double(s[channels]) + rows_of(k) * e);
+    const double rows = rows_of(k);
+    for (int64_t i = 0; i < width; ++i) {
+      const double e = double(s[i]) - mean[i];
+      m2[i] += double(s[2 * channels + i]) + e * (2 * double(s[channels + i]) + rows * e);
+    }
   }
-  *mean_out = mean;
-  *m2_out = m2 > 0 || m2 != m2 ? m2 : 0;
+  for (int64_t i = 0; i < width; ++i) m2[i] = m2[i] > 0 || m2[i] != m2[i] ? m2[i] : 0;
 }
 
 // ---- layouts -------------------------------------------------------------------------------------------------------
@@ -235,11 +237,12 @@ void train_rows(const BatchNormParams& p) {
                                  min64(rows, p.batch - k * rows), channels,
                                  static_cast<A*>(p.workspace) + 3 * (k + 1) * channels);
                });
-  for (int64_t c = 0; c < channels; ++c) {
-    double mean, m2;
-    join_chunks<A>(p, c, rows, &mean, &m2);
-    store_coefficients(p, c, finish_channel<A>(p, c, mean, m2));
-  }
+  for_channel_groups(p, ceil_div(p.batch, rows), [&](int64_t first, int64_t width) {
+    double mean[kGroup], m2[kGroup];
+    join_chunks<A>(p, first, width, rows, mean, m2);
+    for (int64_t i = 0; i < width; ++i)
+      store_coefficients(p, first + i, finish_channel<A>(p, first + i, mean[i], m2[i]));
+  });
   sweep_rows<S>(p);
 }
 
