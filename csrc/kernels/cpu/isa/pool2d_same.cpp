@@ -1,5 +1,5 @@
-// Backward of 3x3 max pooling with stride 1 that keeps the plane's size: each row of gradients is read once, its three tap
-// rows added up in registers, and what they send to the rows below is kept for those.
+// Backward of max pooling with stride 1 that keeps the plane's size. 3x3: each row of gradients is read once, its three tap
+// rows added up in registers, and what they send to the rows below is kept for those. Wider: columns first, then rows.
 #include "../../parallel.h"
 #include "pool2d_lanes.h"
 #include "pool2d_paths.h"
@@ -70,16 +70,98 @@ __attribute__((noinline)) void same_plane(const Pool2dParams& p, int64_t plane) 
 }
 
 FASTNN_INLINE bool keeps_size(const PoolAxis& a) {
-  return a.kernel == 3 && a.stride == 1 && a.padding == 1 && a.dilation == 1;
+  return a.stride == 1 && a.dilation == 1 && a.in == a.out && 2 * a.padding == a.kernel - 1;
+}
+FASTNN_INLINE bool is_3_by_3(const Pool2dParams& p) { return p.h.kernel == 3 && p.w.kernel == 3; }
+
+// ---- wider windows -------------------------------------------------------------------------------------------------
+
+constexpr int64_t kPlane = 4096;  // elements of a plane: 20 KB of sums and columns
+constexpr int64_t kMargin = 16;   // around them, what vectors read past the plane
+
+// One plane. The maximum of a window is the maximum, over its rows, of the maxima along them: all windows of one column
+// whose maximum lies in a row found it at the same place of that row. So the gradients are added up along the columns, to
+// the row of the maximum, and those sums along that row: 2 k masked additions for each input instead of k k. As above
+// elements are counted through the tensor, and kWhole says that `padding` rows and 16 elements around the plane are in it.
+template <int kKernel, bool kWhole>
+__attribute__((noinline)) void separable_plane(const Pool2dParams& p, int64_t plane, bool spill) {
+  const int64_t rows = kKernel ? kKernel : p.h.kernel, columns = kKernel ? kKernel : p.w.kernel;
+  const int64_t width = p.w.in, size = p.h.in * width, first = plane * size, total = p.batch * p.channels * size;
+  const float* const g = static_cast<const float*>(p.grad_output);
+  const uint8_t* const taps = static_cast<const uint8_t*>(p.offsets);
+  float* const dx = static_cast<float*>(p.grad_input) + first;
+  float sums[kPlane + 2 * kMargin];
+  uint8_t at[kPlane + 2 * kMargin];  // column of the window in which its row has the maximum; 255: no window has it there
+  const __m128i nowhere = _mm_set1_epi8(-1), limit = _mm_set1_epi8(char(columns));
+  const int64_t end = kMargin + round_up(size, 16);
+  _mm_storeu_si128((__m128i*)at, nowhere);
+  _mm_storeu_si128((__m128i*)(at + end), nowhere);
+  _mm512_storeu_ps(sums, _mm512_setzero_ps());
+  _mm512_storeu_ps(sums + end, _mm512_setzero_ps());
+  for (int64_t m = 0; m < size; m += 16) {
+    __m512 sum = _mm512_setzero_ps();
+    __m128i column = nowhere;
+#pragma GCC unroll 5
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t from = first + m - (i - p.h.padding) * width;
+      __m512 v;
+      __m128i t;
+      if constexpr (kWhole) {
+        v = _mm512_loadu_ps(g + from);
+        t = _mm_loadu_si128((const __m128i*)(taps + from));
+      } else {
+        const __mmask16 here = lanes_from(from, total);
+        v = _mm512_maskz_loadu_ps(here, g + from);
+        t = _mm_mask_loadu_epi8(nowhere, here, taps + from);
+      }
+      t = _mm_sub_epi8(t, _mm_set1_epi8(char(i * columns)));
+      const __mmask16 hit = _mm_cmplt_epu8_mask(t, limit);
+      sum = _mm512_mask_add_ps(sum, hit, sum, v);
+      column = _mm_mask_mov_epi8(column, hit, t);
+    }
+    _mm512_storeu_ps(sums + kMargin + m, sum);
+    _mm_storeu_si128((__m128i*)(at + kMargin + m), column);
+  }
+  for (int64_t q = 0; q < size; q += 16) {
+    __m512 sum = _mm512_setzero_ps();
+#pragma GCC unroll 5
+    for (int64_t j = 0; j < columns; ++j) {
+      const int64_t from = kMargin + q - (j - p.w.padding);
+      const __m128i column = _mm_loadu_si128((const __m128i*)(at + from));
+      const __mmask16 hit = _mm_cmpeq_epi8_mask(column, _mm_set1_epi8(char(j)));
+      sum = _mm512_mask_add_ps(sum, hit, sum, _mm512_loadu_ps(sums + from));
+    }
+    if (spill) _mm512_storeu_ps(dx + q, sum);
+    else store_upto(Vec<float>{sum}, dx + q, size - q);
+  }
+}
+
+// `spill`: the 16 elements after the plane are this thread's to write, and written later.
+template <int kKernel>
+void separable(const Pool2dParams& p) {
+  const int64_t size = p.h.in * p.w.in, planes = p.batch * p.channels, reach = p.h.padding * p.w.in + kMargin;
+  parallel_for(0, planes, max64(1, kGrain / size), [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const bool spill = (end - plane - 1) * size >= 16;
+      if (plane * size >= reach && (planes - plane - 1) * size >= reach) separable_plane<kKernel, true>(p, plane, spill);
+      else separable_plane<kKernel, false>(p, plane, spill);
+    }
+  });
 }
 
 }  // namespace
 
 bool fits_same(const Pool2dParams& p) {
-  return !p.channels_last && !p.adaptive && p.dtype == DType::f32 && keeps_size(p.h) && keeps_size(p.w) &&
-         p.w.in <= 16 * kMostStrips;
+  if (p.channels_last || p.adaptive || p.wide || p.dtype != DType::f32 || !keeps_size(p.h) || !keeps_size(p.w)) return false;
+  if (is_3_by_3(p)) return p.w.in <= 16 * kMostStrips;
+  return p.h.kernel >= 3 && p.w.kernel >= 3 && p.h.in * p.w.in <= kPlane;
 }
 Status max_pool2d_backward_same(const Pool2dParams& p) {
+  if (!is_3_by_3(p)) {
+    if (p.h.kernel == 5 && p.w.kernel == 5) separable<5>(p);
+    else separable<0>(p);
+    return Status::ok;
+  }
   const int64_t size = p.h.in * p.w.in;
   parallel_for(0, p.batch * p.channels, max64(1, kGrain / size), [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) {
