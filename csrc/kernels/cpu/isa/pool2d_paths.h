@@ -39,7 +39,7 @@ bool is_global(const Pool2dParams& p);
 Status avg_pool2d_forward_global(const Pool2dParams& p);
 Status avg_pool2d_backward_global(const Pool2dParams& p);
 
-// AVX-512, float32, contiguous: stride 1, the plane's size kept.
+// AVX-512, float32: stride 1, the plane's size kept; channels_last whole vectors of channels and more than 16 taps.
 bool fits_same(const Pool2dParams& p);
 Status max_pool2d_backward_same(const Pool2dParams& p);
 

@@ -149,16 +149,69 @@ void separable(const Pool2dParams& p) {
   });
 }
 
+// The same for the channels of one row of inputs, channels_last: [from, from + count), whole vectors.
+constexpr int64_t kRow = 4096;  // columns times channels
+
+void separable_row(const Pool2dParams& p, int64_t image, int64_t ih, int64_t from, int64_t count) {
+  const int64_t width = p.w.in, channels = p.channels, pixel = (image * p.h.in + ih) * width;
+  const float* const g = static_cast<const float*>(p.grad_output) + pixel * channels + from;
+  const uint8_t* const taps = static_cast<const uint8_t*>(p.offsets) + pixel * channels + from;
+  float* const dx = static_cast<float*>(p.grad_input) + pixel * channels + from;
+  alignas(64) float sums[kRow];
+  alignas(64) uint8_t at[kRow];
+  const __m128i limit = _mm_set1_epi8(char(p.w.kernel));
+  // The windows of row ih - (i - padding) have it as their row i.
+  const int64_t i0 = max64(0, ih + p.h.padding - p.h.in + 1), i1 = min64(p.h.kernel, ih + p.h.padding + 1);
+  for (int64_t ow = 0; ow < width; ++ow)
+    for (int64_t c = 0; c < count; c += 16) {
+      __m512 sum = _mm512_setzero_ps();
+      __m128i column = _mm_set1_epi8(-1);
+      for (int64_t i = i0; i < i1; ++i) {
+        const int64_t o = (ow - (i - p.h.padding) * width) * channels + c;
+        const __m128i tap = _mm_loadu_si128((const __m128i*)(taps + o));
+        const __m128i t = _mm_sub_epi8(tap, _mm_set1_epi8(char(i * p.w.kernel)));
+        const __mmask16 hit = _mm_cmplt_epu8_mask(t, limit);
+        sum = _mm512_mask_add_ps(sum, hit, sum, _mm512_loadu_ps(g + o));
+        column = _mm_mask_mov_epi8(column, hit, t);
+      }
+      _mm512_store_ps(sums + ow * count + c, sum);
+      _mm_store_si128((__m128i*)(at + ow * count + c), column);
+    }
+  for (int64_t iw = 0; iw < width; ++iw) {
+    const int64_t j0 = max64(0, iw + p.w.padding - width + 1), j1 = min64(p.w.kernel, iw + p.w.padding + 1);
+    for (int64_t c = 0; c < count; c += 16) {
+      __m512 sum = _mm512_setzero_ps();
+      for (int64_t j = j0; j < j1; ++j) {
+        const int64_t o = (iw - (j - p.w.padding)) * count + c;
+        const __mmask16 hit = _mm_cmpeq_epi8_mask(_mm_load_si128((const __m128i*)(at + o)), _mm_set1_epi8(char(j)));
+        sum = _mm512_mask_add_ps(sum, hit, sum, _mm512_load_ps(sums + o));
+      }
+      _mm512_storeu_ps(dx + iw * channels + c, sum);
+    }
+  }
+}
+
+void separable_rows(const Pool2dParams& p) {
+  const int64_t most = kRow / p.w.in / 16 * 16, row = p.w.in * p.channels;
+  parallel_for(0, p.batch * p.h.in, max64(1, kGrain / row), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      for (int64_t c = 0; c < p.channels; c += most)
+        separable_row(p, r / p.h.in, r % p.h.in, c, min64(most, p.channels - c));
+  });
+}
+
 }  // namespace
 
 bool fits_same(const Pool2dParams& p) {
-  if (p.channels_last || p.adaptive || p.wide || p.dtype != DType::f32 || !keeps_size(p.h) || !keeps_size(p.w)) return false;
+  if (p.adaptive || p.wide || p.dtype != DType::f32 || !keeps_size(p.h) || !keeps_size(p.w)) return false;
+  if (p.channels_last) return p.h.kernel * p.w.kernel > 16 && p.channels % 16 == 0 && p.w.in <= kRow / 16;
   if (is_3_by_3(p)) return p.w.in <= 16 * kMostStrips;
   return p.h.kernel >= 3 && p.w.kernel >= 3 && p.h.in * p.w.in <= kPlane;
 }
 Status max_pool2d_backward_same(const Pool2dParams& p) {
   if (!is_3_by_3(p)) {
-    if (p.h.kernel == 5 && p.w.kernel == 5) separable<5>(p);
+    if (p.channels_last) separable_rows(p);
+    else if (p.h.kernel == 5 && p.w.kernel == 5) separable<5>(p);
     else separable<0>(p);
     return Status::ok;
   }
