@@ -125,7 +125,8 @@ def main(argv=None):
     for step, running in jobs.items():
         keep(step, [job.result() for job in running])
     if "sweep" in steps:
-        keep("sweep", sweep(options, options.until, "--only", options.only))
+        now, share = time.time(), 0.7 if "choices" in steps else 1
+        keep("sweep", sweep(options, now + share * (options.until - now), "--only", options.only))
     if "choices" in steps:
         keep("choices", sweep(options, options.until, "--autotune", "--only", options.only or "product"))
 
