@@ -55,6 +55,32 @@ def test_depthwise_on_random_shapes(isa, forced):
             torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5 * float(e.detach().abs().max()))
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_pointwise_on_random_shapes(isa, channels_last, forced):
+    """Matrix products of every kind a 1x1 layer becomes: images of one pixel (a squeeze layer), small ones, many, strided."""
+    assert fastnn._C.set_isa(isa) and forced("gemm")
+    generator = torch.Generator().manual_seed(7)
+
+    def pick(*values):
+        return values[int(torch.randint(len(values), (), generator=generator))]
+
+    for _ in range(60):
+        n, side, c, k = pick(1, 2, 5, 33, 70), pick(1, 1, 2, 3, 4, 7, 8, 9), pick(1, 3, 16, 33, 530, 1100), pick(1, 5, 16, 37)
+        x = torch.randn(n, c, side + 1, side + 2, generator=generator)
+        x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+        x = x[:, :, :side, 1 : side + 1] if pick(0, 1) else x[:, :, :side, :side].clone()
+        weight = torch.randn(k, c, 1, 1, generator=generator)
+        inputs = [t.requires_grad_() for t in (x, weight, torch.randn(k, generator=generator))]
+        doubles = [t.detach().double().requires_grad_() for t in inputs]
+        y, expected = fastnn.functional.conv2d(*inputs), torch_conv2d(*doubles)
+        g = torch.randn(y.shape, generator=generator)
+        ours = [y, *torch.autograd.grad(y, inputs, g)]
+        theirs = [expected, *torch.autograd.grad(expected, doubles, g.double())]
+        for a, e in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5 * float(e.detach().abs().max()))
+
+
 def test_depthwise_weight_gradient_sees_no_pixel_of_another_window(forced):
     """grad_weight[r][s] is finite where tap (r, s) never meets the one infinite pixel, in the last column."""
     assert forced("depthwise")

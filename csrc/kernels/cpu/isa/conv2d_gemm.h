@@ -11,7 +11,13 @@ inline bool channels_together(const ConvProblem& d) { return d.xc == 1 && d.yk =
 // A 1x1 convolution of dense images without stride or padding is a matrix product: one long row per image.
 inline ConvProblem flatten_pointwise(ConvProblem d) {
   const bool pointwise = d.r == 1 && d.s == 1 && d.stride_h == 1 && d.stride_w == 1 && d.pad_h == 0 && d.pad_w == 0;
-  if (!pointwise || d.p != d.h || d.q != d.w || d.xh != d.w * d.xw || d.yh != d.q * d.yw) return d;
+  if (!pointwise) return d;
+  if (d.p * d.q == 1 && d.h * d.w == 1) {  // images of one pixel: one image of all of them, channels side by side
+    d.w = d.q = d.n, d.n = 1;
+    d.xw = d.xn, d.yw = d.yn, d.xh = d.w * d.xw, d.yh = d.q * d.yw;
+    return d;
+  }
+  if (d.p != d.h || d.q != d.w || d.xh != d.w * d.xw || d.yh != d.q * d.yw) return d;
   d.w = d.q = d.h * d.w;
   d.h = d.p = 1;
   d.xh = d.w * d.xw, d.yh = d.q * d.yw;

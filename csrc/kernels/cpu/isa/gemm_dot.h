@@ -11,8 +11,9 @@ constexpr int kDotRows = 2;  // 2 x 4 of 16 registers
 #endif
 constexpr int64_t kDotMaxM = 64;
 constexpr int kDotGroup = 16;  // columns per task
+constexpr int64_t kDotK = 1024;  // four rows of b this long leave room in L1 for the rows of a that pass
 
-// Sums over the lanes of four vectors, written to out[0..3].
+// Sums over the lanes of four vectors, added to out[0..3].
 template <class A>
 FASTNN_INLINE void reduce_four(Vec<A> x0, Vec<A> x1, Vec<A> x2, Vec<A> x3, A* out) {
 #if defined(__AVX512F__)
@@ -23,20 +24,20 @@ FASTNN_INLINE void reduce_four(Vec<A> x0, Vec<A> x1, Vec<A> x2, Vec<A> x3, A* ou
     const __m512 s = (__m512)_mm512_unpacklo_pd((__m512d)ab, (__m512d)cd) +
                      (__m512)_mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
     const __m256 h = _mm512_castps512_ps256(s) + (__m256)_mm512_extractf64x4_pd((__m512d)s, 1);
-    _mm_storeu_ps(out, _mm256_castps256_ps128(h) + _mm256_extractf128_ps(h, 1));
+    _mm_storeu_ps(out, _mm_loadu_ps(out) + (_mm256_castps256_ps128(h) + _mm256_extractf128_ps(h, 1)));
     return;
   }
 #elif defined(__AVX2__)
   if constexpr (__is_same(A, float)) {
     const __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(x0.v, x1.v), _mm256_hadd_ps(x2.v, x3.v));
-    _mm_storeu_ps(out, _mm256_castps256_ps128(s) + _mm256_extractf128_ps(s, 1));
+    _mm_storeu_ps(out, _mm_loadu_ps(out) + (_mm256_castps256_ps128(s) + _mm256_extractf128_ps(s, 1)));
     return;
   }
 #endif
-  out[0] = reduce_add(x0), out[1] = reduce_add(x1), out[2] = reduce_add(x2), out[3] = reduce_add(x3);
+  out[0] += reduce_add(x0), out[1] += reduce_add(x1), out[2] += reduce_add(x2), out[3] += reduce_add(x3);
 }
 
-// MR rows of a times NC rows of b: sums[i * kDotGroup + j].
+// MR rows of a times NC rows of b, added to sums[i * kDotGroup + j].
 template <class S, int MR, int NC, class A = acc_t<S>>
 void dot_tile(int64_t k, const S* a, int64_t lda, const S* b, int64_t ldb, A* sums) {
   using V = Vec<A>;
@@ -62,7 +63,7 @@ void dot_tile(int64_t k, const S* a, int64_t lda, const S* b, int64_t ldb, A* su
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i) {
     if constexpr (NC == 1) {
-      sums[i * kDotGroup] = reduce_add(c[i][0]);
+      sums[i * kDotGroup] += reduce_add(c[i][0]);
     } else {
 #pragma GCC unroll 2
       for (int j = 0; j < NC; j += 4)
@@ -89,17 +90,20 @@ void gemm_dot(int64_t m, int64_t n, int64_t k, const S* a, int64_t lda, const S*
   using A = acc_t<S>;
   using V = Vec<A>;
   const int mr = int(ceil_div(m, ceil_div(m, kDotRows)));
+  const int64_t kc = m <= mr ? k : round_up(ceil_div(k, ceil_div(k, kDotK)), V::N);
   const int64_t grain = max64(1, kGemmThreadFma / max64(1, m * k * kDotGroup));
   parallel_for(0, ceil_div(n, kDotGroup), grain, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
       A sums[kDotMaxM * kDotGroup];
+      for (int64_t i = 0; i < m * kDotGroup; ++i) sums[i] = 0;
       const int64_t n0 = g * kDotGroup;
       const int nb = int(min64(kDotGroup, n - n0));
       for (int j = 0; j < nb;) {  // the rows of b stay in L1 while all of a passes
         const int nc = m == 1 && nb - j >= 8 ? 8 : nb - j >= 4 ? 4 : 1;
-        for (int64_t i = 0; i < m; i += mr)
-          dot_rows<S, kDotRows>(int(min64(mr, m - i)), nc, k, a + i * lda, lda, b + (n0 + j) * ldb, ldb,
-                                sums + i * kDotGroup + j);
+        for (int64_t k0 = 0; k0 < k; k0 += kc)
+          for (int64_t i = 0; i < m; i += mr)
+            dot_rows<S, kDotRows>(int(min64(mr, m - i)), nc, min64(kc, k - k0), a + i * lda + k0, lda,
+                                  b + (n0 + j) * ldb + k0, ldb, sums + i * kDotGroup + j);
         j += nc;
       }
       for (int64_t i = 0; i < m; ++i)
