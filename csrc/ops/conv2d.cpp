@@ -93,13 +93,19 @@ bool valid(const Tensor& input, const Tensor& weight, const OptTensor& bias, Int
   return true;
 }
 
-void set_strides(Conv2dParams& p, const Tensor& x, const Tensor& w, const Tensor& y) {
+void set_strides(Conv2dParams& p, const Tensor& x, const Tensor& w, IntArrayRef y) {
   p.input_stride_n = x.stride(0), p.input_stride_c = x.stride(1);
   p.input_stride_h = x.stride(2), p.input_stride_w = x.stride(3);
   p.weight_stride_k = w.stride(0), p.weight_stride_c = w.stride(1);
   p.weight_stride_r = w.stride(2), p.weight_stride_s = w.stride(3);
-  p.output_stride_n = y.stride(0), p.output_stride_k = y.stride(1);
-  p.output_stride_p = y.stride(2), p.output_stride_q = y.stride(3);
+  p.output_stride_n = y[0], p.output_stride_k = y[1], p.output_stride_p = y[2], p.output_stride_q = y[3];
+}
+
+// The strides of an output that is not allocated yet: it may become torch's own.
+std::array<int64_t, 4> output_strides(const Conv2dParams& p, at::MemoryFormat format) {
+  const int64_t plane = p.P * p.Q;
+  if (format == at::MemoryFormat::ChannelsLast) return {plane * p.K, 1, p.Q * p.K, p.K};
+  return {p.K * plane, plane, p.Q, 1};
 }
 
 #ifdef FASTNN_CUDA
@@ -166,16 +172,17 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias,
     return aten_forward(input, weight, bias, stride, padding, dilation, groups);
   Conv2dParams& p = *shape;
   const Tensor x = dense(input);
-  Tensor y = fresh({p.N, p.K, p.P, p.Q}, x.options().memory_format(dense_format(x)));
-  if (p.N == 0) return y;
+  const at::MemoryFormat format = dense_format(x);
+  const auto output = [&] { return fresh({p.N, p.K, p.P, p.Q}, x.options().memory_format(format)); };
+  if (p.N == 0) return output();
   p.dtype = dtype_of(x);
-  set_strides(p, x, weight, y);
+  set_strides(p, x, weight, output_strides(p, format));
   const auto again = [&] { forward(x, weight, bias, stride, padding, dilation, groups); };
   if (const char* reason = choose(p, Conv2dPass::forward, {&x, &weight, &or_undefined(bias)}, again)) {
     note_fallback(kName, reason);
-    y = Tensor();  // two large blocks at the heap's end would go back to the system with every call
-    return aten_forward(x, weight, bias, stride, padding, dilation, groups).contiguous(dense_format(x));
+    return aten_forward(x, weight, bias, stride, padding, dilation, groups).contiguous(format);
   }
+  Tensor y = output();
   const Tensor b = or_undefined(bias).defined() ? bias->contiguous() : Tensor();
   p.input = x.const_data_ptr();
   p.weight = weight.const_data_ptr();
@@ -204,7 +211,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
     if (mask[2]) grad_bias = at::zeros({p.K}, x.options());
     return grads;
   }
-  set_strides(p, x, weight, g);
+  set_strides(p, x, weight, g.strides());
   // Why a gradient is torch's, or null.
   const auto vendor = [&](Conv2dPass pass) {
     const bool input_alone = pass == Conv2dPass::grad_input;
@@ -226,7 +233,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   p.grad_output = g.const_data_ptr();
   if (mask[0]) {
     grad_input = fresh_like(x, format);
-    set_strides(p, grad_input, weight, g);
+    set_strides(p, grad_input, weight, g.strides());
     p.weight = weight.const_data_ptr();
     if (const char* reason = vendor(Conv2dPass::grad_input); !reason) {
       p.grad_input = grad_input.mutable_data_ptr();
@@ -241,7 +248,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   if (mask[2]) grad_bias = at::empty({p.K}, x.options());
   if (mask[1]) {
     grad_weight = fresh_like(weight, dense_format(weight));
-    set_strides(p, x, grad_weight, g);
+    set_strides(p, x, grad_weight, g.strides());
     if (const char* reason = vendor(Conv2dPass::grad_weight); !reason) {
       p.input = x.const_data_ptr();
       p.grad_weight = grad_weight.mutable_data_ptr();
@@ -254,7 +261,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
       grad_bias = db;
     }
   } else if (mask[2]) {
-    set_strides(p, x, weight, g);
+    set_strides(p, x, weight, g.strides());
     p.grad_bias = grad_bias.mutable_data_ptr();
     launch(
         kBackwardName, x, [&] { return cpu::conv2d_grad_bias(p); }, [&](auto s) { return cuda::conv2d_grad_bias(p, s); });
@@ -439,7 +446,7 @@ std::string algorithm(const Tensor& input, const Tensor& weight, std::vector<int
   TORCH_CHECK(pass == "forward" || pass == "grad_input" || pass == "grad_weight", "unknown pass: ", pass);
   const Tensor x = dense(input);
   p->dtype = dtype_of(x);
-  set_strides(*p, x, weight, at::empty({p->N, p->K, p->P, p->Q}, x.options().memory_format(dense_format(x))));
+  set_strides(*p, x, weight, output_strides(*p, dense_format(x)));
   choose(*p, pass == "forward"      ? Conv2dPass::forward
              : pass == "grad_input" ? Conv2dPass::grad_input
                                     : Conv2dPass::grad_weight,
@@ -494,7 +501,7 @@ OptTensor conv2d_epilogue(const Tensor& input, const Tensor& weight, const OptTe
   const Tensor y = fresh({p.N, p.K, p.P, p.Q}, x.options().memory_format(format));
   const Tensor b = or_undefined(bias).defined() ? bias->contiguous() : Tensor();
   const Tensor r = added.defined() ? added.contiguous(format) : Tensor();
-  set_strides(p, x, weight, y);
+  set_strides(p, x, weight, y.strides());
   p.pass = Conv2dPass::forward;
   p.input = x.const_data_ptr();
   p.weight = weight.const_data_ptr();

@@ -175,10 +175,18 @@ void for_problems(const Conv2dParams& p, int64_t first, int64_t last, const F& f
 template <class S>
 void fill_zero(const ConvProblem& d) {
   S* y = static_cast<S*>(d.y);
-  parallel_for(0, d.n * d.k, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t p = 0; p < d.p; ++p)
-        for (int64_t q = 0; q < d.q; ++q) y[i / d.k * d.yn + i % d.k * d.yk + p * d.yh + q * d.yw] = S{};
+  const bool together = d.yk == 1;  // NHWC: a pixel's channels lie side by side
+  parallel_for(0, d.n * (together ? d.p : d.k), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      S* const at = y + (together ? i / d.p * d.yn + i % d.p * d.yh : i / d.k * d.yn + i % d.k * d.yk);
+      if (together) {
+        for (int64_t q = 0; q < d.q; ++q)
+          for (int64_t k = 0; k < d.k; ++k) at[q * d.yw + k] = S{};
+      } else {
+        for (int64_t p = 0; p < d.p; ++p)
+          for (int64_t q = 0; q < d.q; ++q) at[p * d.yh + q * d.yw] = S{};
+      }
+    }
   });
 }
 
