@@ -98,7 +98,7 @@ def run(name, goal, options, build):
             line += f" memory x{result['memory']:.2f} (goal {options['memory']})"
         verdict = "dry" if Settings.dry else "" if result["met"] else "MISSED"
         print(f"{verdict:6} {name:75} {line}{' torch' * bool(result['fallbacks'])}", flush=True)
-    except Exception:  # noqa: BLE001: one broken row must not cost the others
+    except Exception:  # noqa: BLE001 - one broken row must not cost the others
         result["error"] = traceback.format_exc()
         print(f"FAILED {name:75} {result['error'].splitlines()[-1]}", flush=True)
     return result

@@ -18,7 +18,7 @@ IMAGES = ("resnet18", "resnet50", "vgg16", "mobilenet_v2", "googlenet", "densene
 
 
 def torchvision_models():
-    """torchvision.models, also where torchvision's compiled operators, which no classification model needs, do not load."""
+    """torchvision.models, also where its compiled operators, which no classification model needs, do not load."""
     try:
         import torchvision.models
     except RuntimeError:

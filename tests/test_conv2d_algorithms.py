@@ -58,7 +58,7 @@ def test_depthwise_on_random_shapes(isa, forced):
 @pytest.mark.parametrize("isa", fastnn._C.isas())
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_pointwise_on_random_shapes(isa, channels_last, forced):
-    """Matrix products of every kind a 1x1 layer becomes: images of one pixel (a squeeze layer), small ones, many, strided."""
+    """Every matrix product a 1x1 layer becomes: images of one pixel (a squeeze layer), small ones, many, strided."""
     assert fastnn._C.set_isa(isa) and forced("gemm")
     generator = torch.Generator().manual_seed(7)
 
@@ -66,7 +66,8 @@ def test_pointwise_on_random_shapes(isa, channels_last, forced):
         return values[int(torch.randint(len(values), (), generator=generator))]
 
     for _ in range(60):
-        n, side, c, k = pick(1, 2, 5, 33, 70), pick(1, 1, 2, 3, 4, 7, 8, 9), pick(1, 3, 16, 33, 530, 1100), pick(1, 5, 16, 37)
+        n, side = pick(1, 2, 5, 33, 70), pick(1, 1, 2, 3, 4, 7, 8, 9)
+        c, k = pick(1, 3, 16, 33, 530, 1100), pick(1, 5, 16, 37)
         x = torch.randn(n, c, side + 1, side + 2, generator=generator)
         x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
         x = x[:, :, :side, 1 : side + 1] if pick(0, 1) else x[:, :, :side, :side].clone()

@@ -23,7 +23,8 @@ def network():
     """Every layer that inference has, twice over."""
     return fastnn.convert(nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-        nn.Conv2d(8, 8, 3), nn.GELU(), nn.ReLU6(inplace=True), nn.Conv2d(8, 8, 1), nn.GELU(approximate="tanh"), nn.AvgPool2d(2),
+        nn.Conv2d(8, 8, 3), nn.GELU(), nn.ReLU6(inplace=True), nn.Conv2d(8, 8, 1), nn.GELU(approximate="tanh"),
+        nn.AvgPool2d(2),
         nn.SiLU(),
         nn.AdaptiveMaxPool2d(2), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Sigmoid(), nn.Flatten(), nn.Linear(8, 6),
         nn.LeakyReLU(), nn.BatchNorm1d(6), nn.Softmax(1), nn.ReLU(), nn.LogSoftmax(1),

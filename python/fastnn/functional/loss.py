@@ -37,8 +37,8 @@ def cross_entropy(
 
     Raises what torch.nn.functional.cross_entropy raises, IndexError for a class out of range among it. Where a gradient
     will be needed of a reduced loss in float32 or float64 (class indices, no smoothing, CPU), one pass computes both
-    and the graph keeps the gradient; elsewhere backward reads the logits again instead of keeping softmax. Changing them in
-    place in between is an error.
+    and the graph keeps the gradient; elsewhere backward reads the logits again instead of keeping softmax. Changing
+    them in place in between is an error.
     Source: torch.nn.functional.cross_entropy; label smoothing: Szegedy et al., "Rethinking the Inception Architecture
     for Computer Vision".
     """
