@@ -70,7 +70,7 @@ void gemm_axpy(int64_t m, int64_t n, int64_t k, const S* a, int64_t a_m, int64_t
   gemm_axpy_rows<S, int(kAxpyMaxM)>(m, n, k, a, a_m, a_k, b, ldb, store);
 }
 
-// k <= kAxpyMaxM: sums of a few outer products, C written row by row.
+// k of one or two: sums of outer products, C written row by row.
 template <class S>
 void gemm_outer(int64_t m, int64_t n, int64_t k, const S* a, int64_t a_m, int64_t a_k, const S* b, int64_t ldb,
                 const GemmStore<S>& store) {
