@@ -91,6 +91,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=4, help="per network")
+    parser.add_argument("--fuse", action="store_true", help="fastnn's networks with their layers joined")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -99,6 +100,7 @@ def main():
         torch.manual_seed(0)
         plain = build()
         ours = fastnn.convert(plain, inplace=False)
+        ours = fastnn.fuse(ours) if options.fuse else ours
         x, y = torch.randn(shape), torch.randint(10, (shape[0],))
         theirs_step = training_step(plain, nn.CrossEntropyLoss(), torch.optim.SGD(plain.parameters(), 0.01, 0.5), x, y)
         ours_step = training_step(ours, fastnn.CrossEntropyLoss(), fastnn.optim.SGD(ours.parameters(), 0.01, 0.5), x, y)
