@@ -7,9 +7,8 @@
 // outputs. There are two orders of work. Many tiles: V and M of a block of tile rows stay in L2 while all of U passes.
 // Few tiles beside a large weight (deep layers, one image): V holds every tile, and each piece of the weight is
 // transformed into L2, used once and forgotten, since writing U out and reading it back would take longer than the products.
-#include "conv2d_winograd.h"
-
 #include "../../parallel.h"
+#include "conv2d_winograd_product.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
@@ -17,12 +16,6 @@ namespace {
 using V = Vec<float>;
 using Raw = V::Raw;
 constexpr int N = V::N;
-
-#if defined(__AVX512F__)
-constexpr int kMaxRows = 14;
-#else
-constexpr int kMaxRows = 6;
-#endif
 
 struct Plan {
   bool few;                 // the order of work for few tiles
@@ -141,72 +134,10 @@ void transform_weight(const ConvProblem& d, int64_t group, int64_t c0, int64_t c
           __builtin_prefetch(w + (c + kAhead) * d.wc - (TAPS * TAPS - 1) + i * 16);
       gather_weight<TAPS>(w + c * d.wc, d.wk, d.wr, d.ws, lanes, lane);
     }
-    Raw t[6][TAPS];
-#pragma GCC unroll 5
-    for (int s = 0; s < TAPS; ++s) {
-      Raw g[TAPS], o[6];
-#pragma GCC unroll 5
-      for (int r = 0; r < TAPS; ++r) g[r] = V::load(taps[(r * TAPS + s) * taps_row]).v;
-      weight_line<TAPS>(g, o);
-#pragma GCC unroll 6
-      for (int i = 0; i < 6; ++i) t[i][s] = o[i];
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < 6; ++i) {
-      Raw o[6];
-      weight_line<TAPS>(t[i], o);
-#pragma GCC unroll 6
-      for (int j = 0; j < 6; ++j) V{o[j]}.store(u + (i * 6 + j) * u_xi);
-    }
+    transform_tile<weight_line<TAPS>, TAPS, 6>(
+        [&](int r, int s) __attribute__((always_inline)) { return V::load(taps[(r * TAPS + s) * taps_row]).v; },
+        store_points(u, u_xi));
   }
-}
-
-// ---- the 36 products -----------------------------------------------------------------------------------------------
-
-// M[group][tile][lane] = (or +=) sum over c of V[c][tile] U[c][lanes], MR tiles by NV lane groups.
-template <int MR, int NV>
-void product(const float* v, int64_t v_group, const float* u, int64_t c_groups, float* m, int64_t m_group, bool add) {
-  Raw acc[MR][NV];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) acc[i][j] = add ? V::load(m + j * m_group + i * N).v : Raw{};
-  for (int64_t g = 0; g < c_groups; ++g, v += v_group) {
-    for (int c = 0; c < N; ++c, u += 2 * N) {
-      Raw b[NV];
-#pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) b[j] = V::load(u + j * N).v;
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) {
-        const Raw a = V::set1(v[i * N + c]).v;
-#pragma GCC unroll 2
-        for (int j = 0; j < NV; ++j) acc[i][j] += a * b[j];
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) V{acc[i][j]}.store(m + j * m_group + i * N);
-}
-
-using ProductFn = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
-template <int MR, int NV>
-ProductFn find_product(int rows) {
-  if constexpr (MR == 0) return nullptr;
-  else return rows == MR ? product<MR, NV> : find_product<MR - 1, NV>(rows);
-}
-
-// The 36 products of `tiles` tiles with one pair (nv = 2) or one (nv = 1) of output channel groups.
-void products(const float* v, int64_t v_xi, int64_t v_group, int64_t tiles, const float* u, int64_t u_xi,
-              int64_t c_groups, int nv, float* m, bool add) {
-  const int64_t mr = ceil_div(tiles, ceil_div(tiles, kMaxRows)), m_group = tiles * N, m_xi = odd_lines(nv * m_group);
-  for (int64_t xi = 0; xi < 36; ++xi)
-    for (int64_t t = 0; t < tiles; t += mr) {
-      const int count = int(min64(mr, tiles - t));
-      const ProductFn run = nv == 2 ? find_product<kMaxRows, 2>(count) : find_product<kMaxRows, 1>(count);
-      run(v + xi * v_xi + t * N, v_group, u + xi * u_xi, c_groups, m + xi * m_xi + t * N, m_group, add);
-    }
 }
 
 // ---- outputs -------------------------------------------------------------------------------------------------------
@@ -215,26 +146,11 @@ void products(const float* v, int64_t v_xi, int64_t v_group, int64_t tiles, cons
 template <int TAPS>
 void transform_output(const Plan& p, const float* m, int64_t xi_stride, Raw bias, float* strip) {
   constexpr int OUT = kTileOut<TAPS>;
-  for (int64_t t = 0; t < p.tw; ++t) {
-    const float* from = m + t * N;
-    Raw mid[OUT][6];
-#pragma GCC unroll 6
-    for (int s = 0; s < 6; ++s) {
-      Raw line[6], o[OUT];
-#pragma GCC unroll 6
-      for (int r = 0; r < 6; ++r) line[r] = V::load(from + (r * 6 + s) * xi_stride).v;
-      output_line<OUT>(line, o);
-#pragma GCC unroll 4
-      for (int r = 0; r < OUT; ++r) mid[r][s] = o[r];
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < OUT; ++r) {
-      Raw o[OUT];
-      output_line<OUT>(mid[r], o);
-#pragma GCC unroll 4
-      for (int s = 0; s < OUT; ++s) V{o[s] + bias}.store(strip + (r * p.columns + OUT * t + s) * N);
-    }
-  }
+  for (int64_t t = 0; t < p.tw; ++t)
+    transform_tile<output_line<OUT>, 6, OUT>(
+        load_points(m + t * N, xi_stride), [&](int r, int s, Raw y) __attribute__((always_inline)) {
+          V{y + bias}.store(strip + (r * p.columns + OUT * t + s) * N);
+        });
 }
 
 template <int TAPS>
@@ -298,7 +214,7 @@ void run_block(const ConvProblem& d, const Plan& p, int64_t block, int64_t first
   for (int64_t g = 0; g < p.c_groups; ++g) transform_rows<TAPS>(d, p, row0, rows, g, strip, v + g * v_group, v_xi);
   for (int64_t at = 0; at < groups; at += 2) {
     const int nv = int(min64(2, groups - at));
-    products(v, v_xi, v_group, tiles, u + at * p.c_groups * N * N, p.u_xi, p.c_groups, nv, m, false);
+    winograd_products<false>(v, v_xi, v_group, tiles, u + at * p.c_groups * N * N, p.u_xi, p.c_groups, nv, m, false);
     finish<TAPS>(d, p, m, row0, rows, first_group + at, nv, strip);
   }
 }
@@ -341,7 +257,7 @@ void run_few(const ConvProblem& d, const Plan& p, int64_t workers, char* workspa
         for (int64_t g = 0; g < p.c_groups; g += p.chunk_groups) {
           const int64_t count = min64(p.chunk_groups, p.c_groups - g);
           for (int j = 0; j < nv; ++j) transform_weight<TAPS>(d, group + j, g * N, (g + count) * N, u + j * N, p.u_xi);
-          products(v + g * v_group, p.v_xi, v_group, p.tiles, u, p.u_xi, count, nv, m, g > 0);
+          winograd_products<false>(v + g * v_group, p.v_xi, v_group, p.tiles, u, p.u_xi, count, nv, m, g > 0);
         }
         finish<TAPS>(d, p, m, 0, p.tile_rows, group, nv, reinterpret_cast<float*>(own + p.strip));
       }

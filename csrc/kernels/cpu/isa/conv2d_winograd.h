@@ -86,6 +86,43 @@ FASTNN_INLINE void grad_weight_line(const f32v u[6], f32v w[TAPS]) {
   }
 }
 
+// ---- tiles ---------------------------------------------------------------------------------------------------------
+
+// A transform in two dimensions: kLine(in, out) of every column of load(r, s), IN values to OUT, then of every row of
+// what that gave.
+template <auto kLine, int IN, int OUT, class Load>
+FASTNN_INLINE void transform_columns(const Load& load, f32v mid[OUT][IN]) {
+#pragma GCC unroll 6
+  for (int s = 0; s < IN; ++s) {
+    f32v in[IN], out[OUT];
+#pragma GCC unroll 6
+    for (int r = 0; r < IN; ++r) in[r] = load(r, s);
+    kLine(in, out);
+#pragma GCC unroll 6
+    for (int r = 0; r < OUT; ++r) mid[r][s] = out[r];
+  }
+}
+template <auto kLine, int IN, int OUT, class Load, class Store>
+FASTNN_INLINE void transform_tile(const Load& load, const Store& store) {
+  f32v mid[OUT][IN];
+  transform_columns<kLine, IN, OUT>(load, mid);
+#pragma GCC unroll 6
+  for (int r = 0; r < OUT; ++r) {
+    f32v out[OUT];
+    kLine(mid[r], out);
+#pragma GCC unroll 6
+    for (int s = 0; s < OUT; ++s) store(r, s, out[s]);
+  }
+}
+
+// The 36 points of a tile, `xi_stride` apart, to load or to store.
+FASTNN_INLINE auto load_points(const float* m, int64_t xi_stride) {
+  return [=](int r, int s) __attribute__((always_inline)) { return Vec<float>::load(m + (r * 6 + s) * xi_stride).v; };
+}
+FASTNN_INLINE auto store_points(float* v, int64_t xi_stride) {
+  return [=](int r, int s, f32v x) __attribute__((always_inline)) { Vec<float>{x}.store(v + (r * 6 + s) * xi_stride); };
+}
+
 // ---- strips --------------------------------------------------------------------------------------------------------
 
 template <int TAPS>
@@ -127,27 +164,11 @@ void fill_strip(const ConvProblem& d, int64_t tw, int64_t columns, const float* 
 template <int TAPS>
 void transform_input(int64_t tw, int64_t columns, const float* strip, float* v, int64_t xi_stride) {
   using V = Vec<float>;
-  using Raw = V::Raw;
-  constexpr int N = V::N;
   for (int64_t t = 0; t < tw; ++t) {
-    Raw mid[6][6];
-#pragma GCC unroll 6
-    for (int s = 0; s < 6; ++s) {
-      Raw line[6], o[6];
-#pragma GCC unroll 6
-      for (int r = 0; r < 6; ++r) line[r] = V::load(strip + (r * columns + kTileOut<TAPS> * t + s) * N).v;
-      input_line(line, o);
-#pragma GCC unroll 6
-      for (int r = 0; r < 6; ++r) mid[r][s] = o[r];
-    }
-    float* to = v + t * N;
-#pragma GCC unroll 6
-    for (int r = 0; r < 6; ++r) {
-      Raw o[6];
-      input_line(mid[r], o);
-#pragma GCC unroll 6
-      for (int s = 0; s < 6; ++s) V{o[s]}.store(to + (r * 6 + s) * xi_stride);
-    }
+    const auto load = [&](int r, int s) __attribute__((always_inline)) {
+      return V::load(strip + (r * columns + kTileOut<TAPS> * t + s) * V::N).v;
+    };
+    transform_tile<input_line, 6, 6>(load, store_points(v + t * V::N, xi_stride));
   }
 }
 

@@ -86,27 +86,12 @@ void transform_grad(const Plan& p, const float* strip, float* m, int64_t xi_stri
   constexpr int OUT = kTileOut<TAPS>;
   Raw sum = V::load(bias).v;
   for (int64_t t = 0; t < p.tw; ++t) {
-    Raw mid[6][OUT];
-#pragma GCC unroll 4
-    for (int s = 0; s < OUT; ++s) {
-      Raw line[OUT], o[6];
-#pragma GCC unroll 4
-      for (int r = 0; r < OUT; ++r) {
-        line[r] = V::load(strip + (r * p.columns + OUT * t + s) * N).v;
-        sum = sum + line[r];
-      }
-      grad_line<OUT>(line, o);
-#pragma GCC unroll 6
-      for (int r = 0; r < 6; ++r) mid[r][s] = o[r];
-    }
-    float* to = m + t * N;
-#pragma GCC unroll 6
-    for (int r = 0; r < 6; ++r) {
-      Raw o[6];
-      grad_line<OUT>(mid[r], o);
-#pragma GCC unroll 6
-      for (int s = 0; s < 6; ++s) V{o[s]}.store(to + (r * 6 + s) * xi_stride);
-    }
+    const auto load = [&](int r, int s) __attribute__((always_inline)) {
+      const Raw g = V::load(strip + (r * p.columns + OUT * t + s) * N).v;
+      sum = sum + g;
+      return g;
+    };
+    transform_tile<grad_line<OUT>, OUT, 6>(load, store_points(m + t * N, xi_stride));
   }
   V{sum}.store(bias);
 }
@@ -181,28 +166,15 @@ void finish(const ConvProblem& d, const float* u, int64_t u_xi, int64_t slices, 
             float* w) {
   constexpr int kTaps = TAPS * TAPS;
   for (int64_t g = 0; g < groups; ++g) {
-    Raw mid[TAPS][6];
-#pragma GCC unroll 6
-    for (int s = 0; s < 6; ++s) {
-      Raw line[6], o[TAPS];
-#pragma GCC unroll 6
-      for (int r = 0; r < 6; ++r) {
-        const float* from = u + (r * 6 + s) * u_xi + g * N;
-        line[r] = V::load(from).v;
-        for (int64_t i = 1; i < slices; ++i) line[r] = line[r] + V::load(from + i * slice).v;
-      }
-      grad_weight_line<TAPS>(line, o);
-#pragma GCC unroll 5
-      for (int r = 0; r < TAPS; ++r) mid[r][s] = o[r];
-    }
+    const auto load = [&](int r, int s) __attribute__((always_inline)) {
+      const float* from = u + (r * 6 + s) * u_xi + g * N;
+      Raw sum = V::load(from).v;
+      for (int64_t i = 1; i < slices; ++i) sum = sum + V::load(from + i * slice).v;
+      return sum;
+    };
     alignas(64) float taps[(kTaps + N - 1) / N * N][N];
-#pragma GCC unroll 5
-    for (int r = 0; r < TAPS; ++r) {
-      Raw o[TAPS];
-      grad_weight_line<TAPS>(mid[r], o);
-#pragma GCC unroll 5
-      for (int s = 0; s < TAPS; ++s) V{o[s]}.store(taps[r * TAPS + s]);
-    }
+    transform_tile<grad_weight_line<TAPS>, 6, TAPS>(
+        load, [&](int r, int s, Raw w) __attribute__((always_inline)) { V{w}.store(taps[r * TAPS + s]); });
     const int lanes = int(min64(N, d.c - (group + g) * N));
     float* to = w + g * N * d.wc;
     if (d.ws == 1 && d.wr == TAPS) {

@@ -4,7 +4,7 @@
 // As conv2d_winograd.cpp, but tiles are read from and written to the images in place, and U lies in the order it is
 // read: [pair of channel groups][xi][c][2 N].
 #include "../../parallel.h"
-#include "conv2d_winograd.h"
+#include "conv2d_winograd_product.h"
 #include "packed_conv2d.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
@@ -13,15 +13,6 @@ namespace {
 using V = Vec<float>;
 using Raw = V::Raw;
 constexpr int N = V::N;
-
-#if defined(__AVX512F__)
-constexpr int kMaxRows = 14;
-#else
-constexpr int kMaxRows = 6;
-#endif
-
-constexpr int64_t kNear = 512;
-constexpr int64_t kAhead = (32 << 10) / sizeof(float);
 
 struct Plan {
   int64_t th, tw;                         // tiles per image
@@ -54,24 +45,9 @@ Plan make_plan(const PackedConv2dParams& p, int64_t workers) {
 // ---- input ---------------------------------------------------------------------------------------------------------
 
 // The 36 points of one tile of N channels: rows and columns `xh` and `xw` apart.
-FASTNN_INLINE void transform_tile(const float* x, int64_t xh, int64_t xw, float* to, int64_t xi_stride) {
-  Raw mid[6][6];
-#pragma GCC unroll 6
-  for (int s = 0; s < 6; ++s) {
-    Raw line[6], o[6];
-#pragma GCC unroll 6
-    for (int r = 0; r < 6; ++r) line[r] = V::load(x + r * xh + s * xw).v;
-    input_line(line, o);
-#pragma GCC unroll 6
-    for (int r = 0; r < 6; ++r) mid[r][s] = o[r];
-  }
-#pragma GCC unroll 6
-  for (int r = 0; r < 6; ++r) {
-    Raw o[6];
-    input_line(mid[r], o);
-#pragma GCC unroll 6
-    for (int s = 0; s < 6; ++s) V{o[s]}.store(to + (r * 6 + s) * xi_stride);
-  }
+FASTNN_INLINE void transform_input_tile(const float* x, int64_t xh, int64_t xw, float* v, int64_t xi_stride) {
+  const auto load = [=](int r, int s) __attribute__((always_inline)) { return V::load(x + r * xh + s * xw).v; };
+  transform_tile<input_line, 6, 6>(load, store_points(v, xi_stride));
 }
 
 // V of one row of tiles and one group of channels.
@@ -86,7 +62,7 @@ void transform_row(const PackedConv2dParams& p, const Plan& o, const float* imag
   for (int64_t t = 0; t < o.tw; ++t, v += N) {
     const int64_t w = t * OUT - p.pad_w;
     if (rows_inside && w >= 0 && w + 6 <= p.W) {
-      transform_tile(x + h * xh + w * xw, xh, xw, v, xi_stride);
+      transform_input_tile(x + h * xh + w * xw, xh, xw, v, xi_stride);
       continue;
     }
     alignas(64) float patch[36 * N];
@@ -99,48 +75,8 @@ void transform_row(const PackedConv2dParams& p, const Plan& o, const float* imag
         }
         value.store(patch + (r * 6 + s) * N);
       }
-    transform_tile(patch, 6 * N, N, v, xi_stride);
+    transform_input_tile(patch, 6 * N, N, v, xi_stride);
   }
-}
-
-// ---- products ------------------------------------------------------------------------------------------------------
-
-// M[group][tile][lane] = sum over c of V[c][tile] U[c][lanes], MR tiles by NV lane groups.
-template <int MR, int NV>
-void product(const float* v, int64_t v_group, const float* u, int64_t ahead, int64_t c_groups, float* m,
-             int64_t m_group) {
-  Raw acc[MR][NV];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) acc[i][j] = Raw{};
-  for (int64_t g = 0; g < c_groups; ++g, v += v_group) {
-    for (int c = 0; c < N; ++c, u += NV * N) {
-      Raw b[NV];
-#pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) {
-        b[j] = V::load(u + j * N).v;
-        __builtin_prefetch(u + ahead + j * N, 0, 2);
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) {
-        const Raw a = V::set1(v[i * N + c]).v;
-#pragma GCC unroll 2
-        for (int j = 0; j < NV; ++j) acc[i][j] += a * b[j];
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) V{acc[i][j]}.store(m + j * m_group + i * N);
-}
-
-using ProductFn = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float*, int64_t);
-template <int MR, int NV>
-ProductFn find_product(int64_t rows) {
-  if constexpr (MR == 0) return nullptr;
-  else return rows == MR ? product<MR, NV> : find_product<MR - 1, NV>(rows);
 }
 
 // ---- output --------------------------------------------------------------------------------------------------------
@@ -157,15 +93,7 @@ void finish_row(const PackedConv2dParams& p, const Plan& o, const float* m, int6
   for (int64_t t = 0; t < o.tw; ++t, m += N) {
     const int columns = int(min64(OUT, p.Q - t * OUT));
     Raw mid[OUT][6];
-#pragma GCC unroll 6
-    for (int s = 0; s < 6; ++s) {
-      Raw line[6], out[OUT];
-#pragma GCC unroll 6
-      for (int r = 0; r < 6; ++r) line[r] = V::load(m + (r * 6 + s) * xi_stride).v;
-      output_line<OUT>(line, out);
-#pragma GCC unroll 4
-      for (int r = 0; r < OUT; ++r) mid[r][s] = out[r];
-    }
+    transform_columns<output_line<OUT>, 6, OUT>(load_points(m, xi_stride), mid);
 #pragma GCC unroll 4
     for (int r = 0; r < OUT; ++r) {
       if (r >= rows) break;
@@ -201,20 +129,13 @@ void run_block(const PackedConv2dParams& p, const Plan& o, int64_t block, int64_
       const int64_t image = (row0 + r) / o.th, tile_row = (row0 + r) % o.th;
       transform_row<TAPS>(p, o, p.input + image * p.input_stride_n, tile_row, g, v + g * group_v + r * o.tw * N, v_xi);
     }
-  const int64_t mr = ceil_div(tiles, ceil_div(tiles, kMaxRows)), u_xi = o.c_groups * N * 2 * N;
+  const int64_t u_xi = o.c_groups * N * 2 * N;
   const float* const bias = p.packed + ceil_div(o.k_groups, 2) * 36 * u_xi;
   for (int64_t pair = first_pair; pair < last_pair; ++pair) {
     const int nv = int(min64(2, o.k_groups - 2 * pair));
-    const float* const u = p.packed + pair * 36 * u_xi;
+    winograd_products<true>(v, v_xi, group_v, tiles, p.packed + pair * 36 * u_xi, o.c_groups * N * nv * N, o.c_groups, nv,
+                            m, false);
     const int64_t m_xi = odd_lines(nv * group_v);
-    for (int64_t xi = 0; xi < 36; ++xi)
-      for (int64_t t = 0; t < tiles; t += mr) {
-        const int64_t count = min64(mr, tiles - t);
-        const ProductFn run = nv == 2 ? find_product<kMaxRows, 2>(count) : find_product<kMaxRows, 1>(count);
-        // During the last tiles, the next xi of U is asked for: it comes from memory. Larger ones displace V.
-        const int64_t u_size = o.c_groups * N * nv * N, ahead = t + mr >= tiles && u_size <= kAhead ? u_size : kNear;
-        run(v + xi * v_xi + t * N, group_v, u + xi * u_size, ahead, o.c_groups, m + xi * m_xi + t * N, group_v);
-      }
     for (int j = 0; j < nv; ++j) {
       const int64_t k = (2 * pair + j) * N;
       for (int64_t r = 0; r < rows; ++r) {
@@ -254,30 +175,15 @@ void pack(const PackedConv2dParams& p) {
       float* const u = p.packed + group / 2 * u_pair + group % 2 * N;
       const int64_t k0 = group * N, lanes = min64(N, p.K - k0);
       for (int64_t c = 0; c < c_padded; ++c) {
-        Raw t[6][TAPS];
-#pragma GCC unroll 5
-        for (int s = 0; s < TAPS; ++s) {
-          Raw g[TAPS], o[6];
-#pragma GCC unroll 5
-          for (int r = 0; r < TAPS; ++r) {
-            alignas(64) float lane[N] = {};
-            if (c < p.C)
-              for (int64_t l = 0; l < lanes; ++l)
-                lane[l] = p.weight[(k0 + l) * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r +
-                                   s * p.weight_stride_s];
-            g[r] = V::load(lane).v;
-          }
-          weight_line<TAPS>(g, o);
-#pragma GCC unroll 6
-          for (int i = 0; i < 6; ++i) t[i][s] = o[i];
-        }
-#pragma GCC unroll 6
-        for (int i = 0; i < 6; ++i) {
-          Raw o[6];
-          weight_line<TAPS>(t[i], o);
-#pragma GCC unroll 6
-          for (int j = 0; j < 6; ++j) V{o[j]}.store(u + ((i * 6 + j) * c_padded + c) * nv * N);
-        }
+        const auto load = [&](int r, int s) {
+          alignas(64) float lane[N] = {};
+          if (c < p.C)
+            for (int64_t l = 0; l < lanes; ++l)
+              lane[l] = p.weight[(k0 + l) * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r +
+                                 s * p.weight_stride_s];
+          return V::load(lane).v;
+        };
+        transform_tile<weight_line<TAPS>, TAPS, 6>(load, store_points(u + c * nv * N, c_padded * nv * N));
       }
     }
   });
