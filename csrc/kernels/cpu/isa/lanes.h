@@ -1,4 +1,4 @@
-// Parts of a vector: the lanes at the end of a row, even and odd lanes.
+// Parts of a vector: the lanes at the end of a row, lanes picked from two vectors.
 #pragma once
 #include "simd.h"
 
@@ -18,36 +18,43 @@ FASTNN_INLINE void store_upto(Vec<A> v, S* p, int64_t left) {
   else if (left > 0) v.store_n(p, left);
 }
 
-// ---- even and odd lanes ----------------------------------------------------------------------------------------------
+// ---- lanes of two vectors --------------------------------------------------------------------------------------------
+
+template <int... I>
+struct LaneNumbers {};
+template <int N, int... I>
+struct LaneNumbersTo : LaneNumbersTo<N - 1, N - 1, I...> {};
+template <int... I>
+struct LaneNumbersTo<0, I...> {
+  using type = LaneNumbers<I...>;
+};
+
+// Lane i of the result is lane kFrom(i, N) of a and b one behind the other.
+template <auto kFrom, class A, int... I>
+FASTNN_INLINE Vec<A> pick_lanes(Vec<A> a, Vec<A> b, LaneNumbers<I...>) {
+  return {__builtin_shufflevector(a.v, b.v, kFrom(I, Vec<A>::N)...)};
+}
+template <auto kFrom, class A>
+FASTNN_INLINE Vec<A> pick_lanes(Vec<A> a, Vec<A> b) {
+  return pick_lanes<kFrom>(a, b, typename LaneNumbersTo<Vec<A>::N>::type{});
+}
 
 // Even (odd) lanes of a, then of b; and back: a0 b0 a1 b1 ... from the lower (upper) halves.
 template <class A>
 FASTNN_INLINE Vec<A> evens(Vec<A> a, Vec<A> b) {
-  if constexpr (Vec<A>::N == 2) return {__builtin_shufflevector(a.v, b.v, 0, 2)};
-  else if constexpr (Vec<A>::N == 4) return {__builtin_shufflevector(a.v, b.v, 0, 2, 4, 6)};
-  else if constexpr (Vec<A>::N == 8) return {__builtin_shufflevector(a.v, b.v, 0, 2, 4, 6, 8, 10, 12, 14)};
-  else return {__builtin_shufflevector(a.v, b.v, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)};
+  return pick_lanes<[](int i, int) { return 2 * i; }>(a, b);
 }
 template <class A>
 FASTNN_INLINE Vec<A> odds(Vec<A> a, Vec<A> b) {
-  if constexpr (Vec<A>::N == 2) return {__builtin_shufflevector(a.v, b.v, 1, 3)};
-  else if constexpr (Vec<A>::N == 4) return {__builtin_shufflevector(a.v, b.v, 1, 3, 5, 7)};
-  else if constexpr (Vec<A>::N == 8) return {__builtin_shufflevector(a.v, b.v, 1, 3, 5, 7, 9, 11, 13, 15)};
-  else return {__builtin_shufflevector(a.v, b.v, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)};
+  return pick_lanes<[](int i, int) { return 2 * i + 1; }>(a, b);
 }
 template <class A>
 FASTNN_INLINE Vec<A> interleave_low(Vec<A> a, Vec<A> b) {
-  if constexpr (Vec<A>::N == 2) return {__builtin_shufflevector(a.v, b.v, 0, 2)};
-  else if constexpr (Vec<A>::N == 4) return {__builtin_shufflevector(a.v, b.v, 0, 4, 1, 5)};
-  else if constexpr (Vec<A>::N == 8) return {__builtin_shufflevector(a.v, b.v, 0, 8, 1, 9, 2, 10, 3, 11)};
-  else return {__builtin_shufflevector(a.v, b.v, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)};
+  return pick_lanes<[](int i, int n) { return i / 2 + i % 2 * n; }>(a, b);
 }
 template <class A>
 FASTNN_INLINE Vec<A> interleave_high(Vec<A> a, Vec<A> b) {
-  if constexpr (Vec<A>::N == 2) return {__builtin_shufflevector(a.v, b.v, 1, 3)};
-  else if constexpr (Vec<A>::N == 4) return {__builtin_shufflevector(a.v, b.v, 2, 6, 3, 7)};
-  else if constexpr (Vec<A>::N == 8) return {__builtin_shufflevector(a.v, b.v, 4, 12, 5, 13, 6, 14, 7, 15)};
-  else return {__builtin_shufflevector(a.v, b.v, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)};
+  return pick_lanes<[](int i, int n) { return (n + i) / 2 + i % 2 * n; }>(a, b);
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -1,5 +1,6 @@
 // Sweeps over rows of contiguous classes, shared by softmax and the losses.
 #pragma once
+#include "lanes.h"
 #include "math.h"
 #include "simd.h"
 
@@ -142,21 +143,12 @@ FASTNN_INLINE Vec<A> row_sum_exp(const S* x, int64_t n, Vec<A> m, const F& f, in
 
 // ---- N rows at once ------------------------------------------------------------------------------------------------
 
-template <int... J>
-struct Lanes {};
-template <int n, int... J>
-struct LanesTo : LanesTo<n - 1, n - 1, J...> {};
-template <int... J>
-struct LanesTo<0, J...> {
-  using type = Lanes<J...>;
-};
-
 // One level of the tree: lanes whose index has bit d clear come from a, the others from b, neighbours at distance d
 // reduced by op.
-template <int d, class V, class Op, int... J>
-FASTNN_INLINE V pair_lanes(V a, V b, const Op& op, Lanes<J...>) {
-  return op(V{__builtin_shufflevector(a.v, b.v, (J & d ? V::N + J - d : J)...)},
-            V{__builtin_shufflevector(a.v, b.v, (J & d ? V::N + J : J + d)...)});
+template <int d, class V, class Op>
+FASTNN_INLINE V pair_lanes(V a, V b, const Op& op) {
+  return op(pick_lanes<[](int i, int n) { return i & d ? n + i - d : i; }>(a, b),
+            pick_lanes<[](int i, int n) { return i & d ? n + i : i + d; }>(a, b));
 }
 
 // Lane r of the result is v[r] reduced over its lanes: N - 1 shuffled operations instead of N log2(N). Overwrites v.
@@ -166,8 +158,7 @@ FASTNN_INLINE V reduce_rows(V* v, const Op& op) {
     return v[0];
   } else {
 #pragma GCC unroll 16
-    for (int i = 0; i < V::N / (2 * d); ++i)
-      v[i] = pair_lanes<d>(v[2 * i], v[2 * i + 1], op, typename LanesTo<V::N>::type{});
+    for (int i = 0; i < V::N / (2 * d); ++i) v[i] = pair_lanes<d>(v[2 * i], v[2 * i + 1], op);
     return reduce_rows<2 * d>(v, op);
   }
 }
