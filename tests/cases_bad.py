@@ -112,7 +112,7 @@ BAD = [
             (torch.randn(3, 5), [0, 1, 2]),
             ([[0.0]], torch.zeros(1, dtype=torch.int64)),
             (torch.randn(3, 5), None),
-            (torch.randn(3, 5, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")),
+            (torch.empty(3, 5, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")),
         ]
     ),
     *(

@@ -12,31 +12,42 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Stands for compute-sanitizer: takes its options away, as that does, and runs the rest.
-SANITIZER = '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do echo "option $1 $2"; shift 2; done\nexec "$@"\n'
+# Stands for compute-sanitizer: takes its options away, as that does, and keeps what it is to run; runs it for one tool.
+SANITIZER = """#!/bin/sh
+tool=$2
+while [ "${1#-}" != "$1" ]; do shift 2; done
+echo "$@" > "$0.$tool"
+[ "$tool" != memcheck ] || exec "$@"
+"""
 
 
-def report(tmp_path, *options, seconds=600, sanitizer=SANITIZER):
-    """Runs the script: (exit code, what it printed, the file)."""
-    (tmp_path / "bin").mkdir()
-    if sanitizer:
-        (tmp_path / "bin" / "compute-sanitizer").write_text(sanitizer)
-        (tmp_path / "bin" / "compute-sanitizer").chmod(0o755)
-    path, out = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", tmp_path / "report.json"
-    command = [sys.executable, ROOT / "benches" / "cuda_report.py", "--out", out, "--device", "cpu"]
-    command += ["--until", time.time() + seconds, *options]
-    result = subprocess.run(
-        list(map(str, command)),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
-    )
-    return result.returncode, result.stdout + result.stderr, json.loads(out.read_text())
+def arguments(tmp_path, *options, seconds=600):
+    until = str(time.time() + seconds)
+    return ["--out", str(tmp_path / "report.json"), "--device", "cpu", "--until", until, *options]
 
 
-def test_every_row_of_the_sweep_works(tmp_path):
+@pytest.fixture
+def report(tmp_path, monkeypatch, capfd):
+    """A function that runs the script in this process: (exit code, what it printed, the file)."""
+    monkeypatch.syspath_prepend(ROOT / "benches")
+    import cuda_report
+
+    def run(*options, sanitizer=SANITIZER):
+        (tmp_path / "bin").mkdir()
+        if sanitizer:
+            (tmp_path / "bin" / "compute-sanitizer").write_text(sanitizer)
+            (tmp_path / "bin" / "compute-sanitizer").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        code = cuda_report.main(arguments(tmp_path, *options))
+        return code, capfd.readouterr().out, json.loads((tmp_path / "report.json").read_text())
+
+    return run
+
+
+def test_every_row_of_the_sweep_works(report):
     """Every row is built, its result is compared with torch's, and it is timed."""
-    code, output, content = report(tmp_path, "--steps", "sweep,choices")
+    code, output, content = report("--steps", "sweep,choices")
     sweep, choices = content["steps"]["sweep"], content["steps"]["choices"]
     assert code == 0, "\n".join(line for line in output.splitlines() if line.startswith("FAILED")) or output
     assert content.keys() >= {"device", "driver", "torch", "cuDNN", "date", "commit", "allow_tf32"}
@@ -77,18 +88,21 @@ def test_every_goal_has_a_row(monkeypatch):
     assert len(others) > 30 and all(goal >= 0.95 for _, goal, _, _ in others)
 
 
-def test_tests_and_sanitizers(tmp_path):
-    """Two shares of the tests together run all of them, once each; the sanitizers run the marked ones."""
+def test_tests_and_sanitizers(report, tmp_path):
+    """Two shares of the tests together run all of them, once each; both sanitizers would run the marked ones."""
     select = "cuda_device and (clip_grad_norm or (test_optimizer and SGD))"
     options = ["--steps", "tests,sanitizers", "--processes", "2", "--select", select, "--own-select", "fused_layers"]
-    code, output, content = report(tmp_path, *options)
+    code, output, content = report(*options)
     assert code == 0, output
     first, second, large, own = content["steps"]["tests"]
     assert first["passed"] + second["passed"] == 5 and first["passed"] > 0 < second["passed"]
     assert large["passed"] == 14 and large["job"].endswith("large tensors")
     assert own["passed"] == 8 and own["job"].endswith("own kernels")
-    for tool, job in zip(("memcheck", "racecheck"), content["steps"]["sanitizers"], strict=True):
-        assert job["job"].endswith(tool) and job["passed"] > 20 and job["exit"] == 0
+    memcheck, racecheck = content["steps"]["sanitizers"]
+    assert memcheck["job"].endswith("memcheck") and memcheck["passed"] > 20 and memcheck["exit"] == 0
+    assert racecheck["job"].endswith("racecheck") and racecheck["exit"] == 0
+    commands = [(tmp_path / "bin" / f"compute-sanitizer.{tool}").read_text() for tool in ("memcheck", "racecheck")]
+    assert commands[0] == commands[1]
 
 
 def test_every_test_of_a_device_is_run(monkeypatch):
@@ -101,16 +115,19 @@ def test_every_test_of_a_device_is_run(monkeypatch):
 
 
 @pytest.mark.parametrize("failure", ["absent", "fails"])
-def test_what_goes_wrong_is_in_the_file(tmp_path, failure):
+def test_what_goes_wrong_is_in_the_file(report, failure):
     sanitizer = {"absent": None, "fails": "#!/bin/sh\necho 'ERROR SUMMARY: 1 error'\nexit 9\n"}[failure]
     if failure == "absent" and any((Path(p) / "compute-sanitizer").exists() for p in os.get_exec_path()):
         sanitizer = "not a program"
-    code, output, content = report(tmp_path, "--steps", "sanitizers", sanitizer=sanitizer)
+    code, output, content = report("--steps", "sanitizers", sanitizer=sanitizer)
     assert code == 1 and "NOT OK: compute-sanitizer" in output
     assert all(job["exit"] != 0 for job in content["steps"]["sanitizers"])
 
 
 def test_time_that_is_over(tmp_path):
-    code, output, content = report(tmp_path, "--steps", "sweep", "--only", "relu forward", seconds=-100)
-    assert code == 1
+    """As make runs it, in a process of its own."""
+    options = arguments(tmp_path, "--steps", "sweep", "--only", "relu forward", seconds=-100)
+    result = subprocess.run([sys.executable, ROOT / "benches" / "cuda_report.py", *options], capture_output=True)
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert result.returncode == 1
     assert content["steps"]["sweep"]["exit"] == "out of time"
