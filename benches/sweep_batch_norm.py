@@ -1,14 +1,12 @@
 """Sweep of batch norm over the feature maps of residual, mobile and dense networks: fastnn against eager torch."""
 
-import argparse
 import math
-import resource
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from write_rows import write_rows
+from sweep import page_faults, parser, setting, summary, write_rows
 
 import fastnn
 from fastnn.bench import compare
@@ -78,13 +76,6 @@ def workloads(shape, layout):
     yield "bn+add+relu, forward and backward", 8, both(add_relu, [*leaves, r]), both(add_relu_of, [*leaves, r])
 
 
-def faults(call, repeats=5):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(repeats):
-        call()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / repeats
-
-
 def check(ours, theirs, name):
     for a, b in zip(ours(), theirs(), strict=True):
         # The mean: an output within rounding of zero may have another sign, and then another gradient; torch's own
@@ -94,29 +85,24 @@ def check(ours, theirs, name):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--layout", choices=["contiguous", "channels_last"], default="contiguous")
-    parser.add_argument("--seconds", type=float, default=0.2, help="time per case")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there too")
-    options = parser.parse_args()
+    options = parser(__doc__, 0.2, "case", layout=True).parse_args()
     torch.set_num_threads(options.threads)
 
-    rows, groups = [], {}
+    rows, measured = [], []
     for shape in SHAPES:
         for group, passes, ours, theirs in workloads(shape, options.layout):
             name = f"{group} {'x'.join(map(str, shape))}"
             check(ours, theirs, name)
             result = compare(ours, theirs, min_pairs=7, seconds=options.seconds)
-            groups.setdefault(group, []).append((result.ratio, shape))
+            measured.append((group, result.ratio, "x".join(map(str, shape))))
             rows.append({
                 "group": group, "shape": shape, "ours_us": result.ours * 1e6, "torch_us": result.reference * 1e6,
                 "ratio": result.ratio, "p20": result.p20, "p80": result.p80,
                 "gb_per_s": passes * 4 * math.prod(shape) / result.ours / 1e9,
-                "page_faults": faults(ours), "torch_page_faults": faults(theirs),
+                "page_faults": page_faults(ours), "torch_page_faults": page_faults(theirs),
             })  # fmt: skip
 
-    title = f"batch_norm, float32, {options.layout}, {options.threads} thread(s), {fastnn._C.isa()}"
+    title = f"batch_norm, float32, {options.layout}, {setting(options)}"
     table = Table(
         "group", "shape", "fastnn us", "torch us", "ratio", "p20", "p80", "GB/s", "faults", "torch's", title=title
     )
@@ -126,16 +112,9 @@ def main():
             f"{r['ratio']:.2f}", f"{r['p20']:.2f}", f"{r['p80']:.2f}", f"{r['gb_per_s']:.1f}",
             f"{r['page_faults']:.0f}", f"{r['torch_page_faults']:.0f}",
         )  # fmt: skip
-    summary = Table("group", "geomean", "worst", "at")
-    for group, ratios in groups.items():
-        worst, shape = min(ratios)
-        mean = math.exp(sum(math.log(r) for r, _ in ratios) / len(ratios))
-        summary.add_row(group, f"x{mean:.2f}", f"x{worst:.2f}", "x".join(map(str, shape)))
-    console = Console(width=140)
-    console.print(table)
-    console.print(summary)
-    if options.json:
-        write_rows(options.json, rows, title=title)
+    Console(width=140).print(table)
+    summary(measured)
+    write_rows(options.json, rows, title=title)
 
 
 if __name__ == "__main__":

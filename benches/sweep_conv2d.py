@@ -5,11 +5,8 @@ percent of the FMA peak measured at the start, and the algorithm of each pass. R
 they are timed. The end: geometric mean and worst case per group.
 """
 
-import argparse
-import math
-
 import torch
-from write_rows import write_rows
+from sweep import fma_peak, parser, setting, summary, write_rows
 
 import fastnn
 from fastnn.bench import compare
@@ -115,13 +112,6 @@ def kind(c, k, size, stride, groups):
     return "3x3 stride 1" if size == 3 and stride == 1 else "other"
 
 
-def measured_peak():
-    """GFLOP/s of one thread on a matrix product that fits its cache, on the faster of both kernels."""
-    a, b = torch.randn(768, 768), torch.randn(768, 768)
-    r = compare(lambda: fastnn.functional.mm(a, b), lambda: torch.mm(a, b), seconds=0.5)
-    return 2 * 768**3 / min(r.ours, r.reference) / 1e9
-
-
 def measure(layer, batch, layout, training, seconds):
     c, image, k, size, stride, padding, groups = layer
     x = torch.randn(batch, c, image, image).contiguous(memory_format=layout)
@@ -154,16 +144,13 @@ def measure(layer, batch, layout, training, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="NCHW and the small batch only, short timings")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=0.3, help="per measurement")
-    parser.add_argument("--only", default="", help="networks whose name contains this")
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
+    arguments = parser(__doc__, 0.3, "measurement")
+    arguments.add_argument("--quick", action="store_true", help="NCHW and the small batch only, short timings")
+    arguments.add_argument("--only", default="", help="networks whose name contains this")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
-    peak = measured_peak()
-    print(f"fastnn {fastnn._C.isa()}, torch {torch.__version__}, {options.threads} thread(s), {peak:.0f} GFLOP/s by mm")
+    peak = fma_peak()
+    print(f"{setting(options)}, {peak:.0f} GFLOP/s by mm")
     rows = []
     for network, (train_batch, layers) in NETWORKS.items():
         if options.only.lower() not in network.lower():
@@ -200,25 +187,13 @@ def main():
                         f"{', '.join(names)}",
                         flush=True,
                     )
-    print()
-    summary(rows)
-    if options.json:
-        write_rows(options.json, rows, threads=options.threads, peak_gflops=peak)
-
-
-def summary(rows):
-    """Geometric mean and worst case over all rows, and per kind, layout and mode."""
-    groups = {}
-    for row in rows:
-        for key in (("all", row["mode"]), (row["layout"], row["mode"]), (row["kind"], row["mode"])):
-            groups.setdefault(key, []).append(row)
-    for (name, mode), members in sorted(groups.items()):
-        mean = math.exp(sum(math.log(m["ratio"]) for m in members) / len(members))
-        worst = min(members, key=lambda m: m["ratio"])
-        print(
-            f"{name:14s} {mode:8s} {len(members):4d} cases  geomean x{mean:.2f}  worst x{worst['ratio']:.2f} "
-            f"({worst['network']} {worst['layer']} {worst['layout']} n{worst['batch']})"
-        )
+    measured = [
+        (f"{key} {r['mode']}", r["ratio"], f"{r['network']} {r['layer']} {r['layout']} n{r['batch']}")
+        for r in rows
+        for key in ("all", r["layout"], r["kind"])
+    ]
+    summary(sorted(measured))
+    write_rows(options.json, rows, threads=options.threads, peak_gflops=peak)
 
 
 if __name__ == "__main__":

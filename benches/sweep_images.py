@@ -5,50 +5,31 @@ float32, default layout, 224x224, random weights. Outputs are compared before an
 torch's time over ours, A/B interleaved.
 """
 
-import argparse
+import sys
 import warnings
+from pathlib import Path
 
 import torch
-from write_rows import write_rows
+from sweep import parser, training_step, write_rows
 
 import fastnn
 from fastnn.bench import compare
 
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from vision import torchvision  # noqa: E402
+
 IMAGES = ("resnet18", "resnet50", "vgg16", "mobilenet_v2", "googlenet", "densenet121")
 
 
-def torchvision_models():
-    """torchvision.models, also where its compiled operators, which no classification model needs, do not load."""
-    try:
-        import torchvision.models
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision.models
-    return torchvision.models
-
-
-def build(models, name):
+def build(name):
     torch.manual_seed(0)
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
-    model = getattr(models, name)(weights=None, **options)
+    model = getattr(torchvision.models, name)(weights=None, **options)
     for m in model.modules():  # statistics as training leaves them, so that folding them shows
         if isinstance(m, torch.nn.BatchNorm2d):
             m.running_mean.uniform_(-0.1, 0.1)
             m.running_var.uniform_(0.5, 1.5)
     return model
-
-
-def training_step(model, criterion, optimizer, x, y):
-    def step():
-        optimizer.zero_grad()
-        loss = criterion(model(x), y)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
 
 
 def row(name, what, converted, fused, plain, seconds):
@@ -61,8 +42,8 @@ def row(name, what, converted, fused, plain, seconds):
     return {"model": name, "what": what, "convert": vars(a), "fuse": vars(b)}
 
 
-def image(models, name, seconds):
-    plain = build(models, name).eval()
+def image(name, seconds):
+    plain = build(name).eval()
     converted = fastnn.convert(plain, inplace=False)
     fused = fastnn.fuse(converted)
     x = torch.randn(1, 3, 224, 224)
@@ -74,8 +55,8 @@ def image(models, name, seconds):
         return row(name, "one image", lambda: converted(x), lambda: fused(x), lambda: plain(x), seconds)
 
 
-def training(models, name, batch, seconds):
-    plain = build(models, name).train()
+def training(name, batch, seconds):
+    plain = build(name).train()
     converted = fastnn.convert(plain, inplace=False)
     fused = fastnn.fuse(fastnn.convert(plain, inplace=False))
     x, y = torch.randn(batch, 3, 224, 224), torch.randint(1000, (batch,))
@@ -89,20 +70,15 @@ def training(models, name, batch, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=3, help="per model and way")
-    parser.add_argument("--models", nargs="*", default=IMAGES)
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
+    arguments = parser(__doc__, 3, "model and way")
+    arguments.add_argument("--models", nargs="*", default=IMAGES)
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
-    models = torchvision_models()
-    rows = [image(models, name, options.seconds) for name in options.models]
+    rows = [image(name, options.seconds) for name in options.models]
     if "resnet18" in options.models:
-        rows.append(training(models, "resnet18", 4, options.seconds))
-    if options.json:
-        write_rows(options.json, rows, threads=options.threads)
+        rows.append(training("resnet18", 4, options.seconds))
+    write_rows(options.json, rows, threads=options.threads)
 
 
 if __name__ == "__main__":

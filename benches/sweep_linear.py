@@ -3,13 +3,10 @@
 python benches/sweep_linear.py --threads 1 --json out.json
 """
 
-import argparse
-import math
-
 import torch
 from rich.console import Console
 from rich.table import Table
-from write_rows import write_rows
+from sweep import fma_peak, parser, setting, summary, write_rows
 
 import fastnn
 from fastnn import functional as F
@@ -29,20 +26,6 @@ SHAPES = [
     ("square and skinny", 1, 1024, 1024),
     ("square and skinny", 1, 8, 1),
 ]
-
-
-def fma_peak(seconds=0.3):
-    """GFLOP/s of one thread on a product that stays in cache, the faster of both libraries: the machine's reach now."""
-    import time
-
-    a, b = torch.randn(336, 256), torch.randn(256, 512)
-    best, end = math.inf, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for mm in (F.mm, torch.mm):
-            start = time.perf_counter()
-            mm(a, b)
-            best = min(best, time.perf_counter() - start)
-    return 2 * 336 * 256 * 512 / best / 1e9
 
 
 def measure(m, k, n, seconds):
@@ -66,21 +49,12 @@ def measure(m, k, n, seconds):
     return fastnn._C.gemm_algorithm(x.detach(), w.detach().t()), forward, both
 
 
-def geomean(values):
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=0.5, help="time per measurement")
-    parser.add_argument("--json", help="write the rows to this file")
-    args = parser.parse_args()
+    args = parser(__doc__, 0.5, "measurement").parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
-    console = Console(width=150)
-    table = Table(title=f"linear, {args.threads} thread(s), {fastnn._C.isa()}, torch {torch.__version__}")
+    table = Table(title=f"linear, {setting(args)}")
     for column in (
         "group",
         "batch x in x out",
@@ -111,16 +85,10 @@ def main():
                 f"{r.reference * 1e6:.1f}", f"{r.ratio:.2f}", f"{r.p20:.2f}", f"{r.p80:.2f}", f"{gflops:.0f}",
                 f"{100 * gflops / peak:.0f}",
             )  # fmt: skip
-    console.print(table)
-    summary = {}
-    for name in ("forward", "backward"):
-        part = [r for r in rows if r["direction"] == name]
-        worst = min(part, key=lambda r: r["ratio"])
-        summary[name] = dict(geomean=geomean([r["ratio"] for r in part]), worst=worst["ratio"])
-        shape = f"{worst['batch']}x{worst['in_features']}x{worst['out_features']}"
-        console.print(f"{name}: geomean x{summary[name]['geomean']:.2f}, worst x{worst['ratio']:.2f} ({shape})")
-    if args.json:
-        write_rows(args.json, rows, threads=args.threads, summary=summary)
+    Console(width=150).print(table)
+    shape = "{batch}x{in_features}x{out_features}"
+    measured = [(r["direction"], r["ratio"], shape.format(**r)) for r in rows]
+    write_rows(args.json, rows, threads=args.threads, summary=summary(measured))
 
 
 if __name__ == "__main__":

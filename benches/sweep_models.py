@@ -4,11 +4,9 @@ Networks as every course trains them, float32, contiguous, SGD with momentum; lo
 before anything is timed.
 """
 
-import argparse
-
 import torch
+from sweep import parser, training_step, write_rows
 from torch import nn
-from write_rows import write_rows
 
 import fastnn
 from fastnn.bench import compare
@@ -76,24 +74,10 @@ MODELS = {
 }
 
 
-def training_step(model, criterion, optimizer, x, y):
-    def step():
-        optimizer.zero_grad()
-        loss = criterion(model(x), y)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=4, help="per network")
-    parser.add_argument("--fuse", action="store_true", help="fastnn's networks with their layers joined")
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
+    arguments = parser(__doc__, 4, "network")
+    arguments.add_argument("--fuse", action="store_true", help="fastnn's networks with their layers joined")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     rows = []
     for name, (build, shape) in MODELS.items():
@@ -109,8 +93,7 @@ def main():
         ratio = compare(ours_step, theirs_step, seconds=options.seconds, min_pairs=10)
         rows.append({"model": name, "batch": shape[0], **vars(ratio)})
         print(f"{name:12s} batch {shape[0]:3d}  {ratio}", flush=True)
-    if options.json:
-        write_rows(options.json, rows, threads=options.threads)
+    write_rows(options.json, rows, threads=options.threads)
 
 
 if __name__ == "__main__":

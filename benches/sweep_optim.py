@@ -4,12 +4,11 @@ python benches/sweep_optim.py [--seconds 1] [--only Adam SGD] [--threads 1] [--o
 """
 
 import argparse
-import math
-import resource
 import sys
 
 import torch
 from optim_models import HAS_FUSED, MODELS, OPTIMIZERS, check, parameters, size
+from sweep import geomean, page_faults, setting
 
 import fastnn
 from fastnn.bench import compare
@@ -20,17 +19,6 @@ def measured_bandwidth(footprint):
     x = torch.ones(max(1024, footprint // 4))
     times = [compare(lambda: x.mul_(1.0), lambda: None, min_pairs=5, seconds=0.1).ours for _ in range(2)]
     return 2 * 4 * x.numel() / min(times) / 1e9
-
-
-def faults_per_call(function, calls=5):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(calls):
-        function()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / calls
-
-
-def geomean(values):
-    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def rows(only, seconds):
@@ -59,7 +47,7 @@ def rows(only, seconds):
             default = compare(ours, torchs, seconds=seconds)
             against_fused = compare(ours, fused, seconds=seconds) if fused else None
             best = min(r.ours for r in (default, against_fused) if r)
-            yield model, name, n, default, against_fused, moved / best / 1e9, footprint, faults_per_call(ours)
+            yield model, name, n, default, against_fused, moved / best / 1e9, footprint, page_faults(ours)
 
 
 def main():
@@ -72,7 +60,7 @@ def main():
     torch.set_num_threads(arguments.threads)
     bandwidth = {}
     lines = [
-        f"# Optimizer steps, float32, {arguments.threads} thread(s), {fastnn._C.isa()}, torch {torch.__version__}",
+        f"# Optimizer steps, float32, {setting(arguments)}",
         "",
         "Ratios are torch's time over fastnn's, interleaved medians (p20 to p80); GB/s counts the compulsory reads and",
         "writes; % is of the measured read + write bandwidth of one array of the same footprint.",

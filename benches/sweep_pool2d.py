@@ -3,16 +3,11 @@
 python benches/sweep_pool2d.py --threads 1 --layout contiguous --json benches/results/pool2d.json
 """
 
-import argparse
-import math
-import resource
-import statistics
-
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from write_rows import write_rows
+from sweep import page_faults, parser, setting, summary, write_rows
 
 import fastnn
 from fastnn.bench import compare
@@ -73,15 +68,6 @@ CASES = (
 )
 
 
-def faults(function, calls=20):
-    """Minor page faults per call."""
-    function()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(calls):
-        function()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / calls
-
-
 def measure(group, op, model, shape, args, what, layout, seconds):
     """One row: `what` is "forward" (no gradient wanted), "forward+taps" (kept for backward) or "backward" alone."""
     x = torch.randn(shape).contiguous(memory_format=layout)
@@ -103,21 +89,17 @@ def measure(group, op, model, shape, args, what, layout, seconds):
     return {
         "group": f"{group} {what}", "model": model, "case": name, "us": r.ours * 1e6, "torch_us": r.reference * 1e6,
         "ratio": r.ratio, "p20": r.p20, "p80": r.p80, "GB/s": size / r.ours / 1e9,
-        "faults": faults(calls[0]), "torch_faults": faults(calls[1]),
+        "faults": page_faults(calls[0]), "torch_faults": page_faults(calls[1]),
     }  # fmt: skip
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--layout", choices=["contiguous", "channels_last"], default="contiguous")
-    parser.add_argument("--seconds", type=float, default=0.3, help="time spent on each row")
-    parser.add_argument("--filter", default="", help="rows whose operator, shape or model contains this")
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
+    arguments = parser(__doc__, 0.3, "row", layout=True)
+    arguments.add_argument("--filter", default="", help="rows whose operator, shape or model contains this")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     layout = torch.channels_last if options.layout == "channels_last" else torch.contiguous_format
-    title = f"pooling, fp32 {options.layout}, {options.threads} thread(s), {fastnn._C.isa()}, torch {torch.__version__}"
+    title = f"pooling, fp32 {options.layout}, {setting(options)}"
     table = Table(title=title)
     for column in ("what", "model", "case", "us", "torch us", "ratio", "p20-p80", "GB/s", "faults", "torch"):
         table.add_column(column, justify="left" if column in ("what", "model", "case") else "right")
@@ -133,19 +115,9 @@ def main():
                 f"{row['p20']:.2f}-{row['p80']:.2f}", f"{row['GB/s']:.1f}", f"{row['faults']:.0f}",
                 f"{row['torch_faults']:.0f}",
             )  # fmt: skip
-    console = Console(width=170)
-    console.print(table)
-    summary = Table(title="by group")
-    for column in ("group", "geomean", "worst", "worst case"):
-        summary.add_column(column)
-    for group in dict.fromkeys(r["group"] for r in rows):
-        members = [r for r in rows if r["group"] == group]
-        worst = min(members, key=lambda r: r["ratio"])
-        geomean = math.exp(statistics.fmean(math.log(r["ratio"]) for r in members))
-        summary.add_row(group, f"{geomean:.2f}", f"{worst['ratio']:.2f}", worst["case"])
-    console.print(summary)
-    if options.json:
-        write_rows(options.json, rows, title=title)
+    Console(width=170).print(table)
+    summary([(r["group"], r["ratio"], r["case"]) for r in rows])
+    write_rows(options.json, rows, title=title)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,11 @@ python benches/sweep_softmax.py [--threads 1] [--layout channels_last] [--second
                                 [--json results.json]
 """
 
-import argparse
-import math
-import resource
-
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from write_rows import write_rows
+from sweep import page_faults, parser, setting, summary, write_rows
 
 import fastnn
 from fastnn.bench import compare
@@ -81,28 +77,16 @@ def check(ours, theirs):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
-def page_faults(function):
-    function()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    function()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--layout", choices=["contiguous", "channels_last"], default="contiguous", help="of 4-d inputs")
-    parser.add_argument("--seconds", type=float, default=0.3, help="per case")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--json", help="write the rows to this file too")
-    options = parser.parse_args()
+    arguments = parser(__doc__, 0.3, "case", layout=True)
+    arguments.add_argument("--only", default="", help="cases whose name contains this")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
     columns = ["case", "shape", "dim", "ours us", "torch us", "ratio", "p20", "p80", "GB/s", "faults", "torch's"]
-    title = f"torch {torch.__version__}, {fastnn._C.isa()}, {options.layout}, {options.threads} thread(s)"
-    table = Table(*columns, title=title)
-    rows, groups = [], {}
+    table = Table(*columns, title=f"{options.layout}, {setting(options)}")
+    rows, measured = [], []
     for case, shape, dim, ours, theirs, size in [*softmax_cases(options.layout), *loss_cases(options.layout)]:
         if options.only not in case:
             continue
@@ -115,16 +99,9 @@ def main():
         ]  # fmt: skip
         rows.append(dict(zip(columns, row, strict=True)))
         table.add_row(*map(str, row))
-        groups.setdefault(case, []).append(r.ratio)
-    console = Console(width=120)
-    console.print(table)
-    summary = {}
-    for name, ratios in groups.items():
-        geomean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        summary[name] = {"geomean": round(geomean, 2), "worst": round(min(ratios), 2)}
-        console.print(f"{name}: geomean x{geomean:.2f}, worst x{min(ratios):.2f}")
-    if options.json:
-        write_rows(options.json, rows, threads=options.threads, layout=options.layout, summary=summary)
+        measured.append((case, r.ratio, row[1]))
+    Console(width=120).print(table)
+    write_rows(options.json, rows, threads=options.threads, layout=options.layout, summary=summary(measured))
 
 
 if __name__ == "__main__":
