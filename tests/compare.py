@@ -69,6 +69,16 @@ def assert_close(ours, torchs, exact, dtype, what):
     assert error <= 2 * allowed + floor, f"{what}: error {error:.3g}, torch's {allowed:.3g}, floor {floor:.3g}"
 
 
+def assert_same_bits_for_every_thread_count(function, counts=(1, 2, 3)):
+    """function() gives the same tensors, bit by bit, for each number of threads; conftest.py restores the number."""
+    results = []
+    for n in counts:
+        torch.set_num_threads(n)
+        results.append(function())
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 def compare(case, dtype, layout="contiguous", device="cpu"):
     """Runs a case on fastnn, on torch, and on torch in float64, and compares outputs, gradients and arguments.
 

@@ -10,12 +10,20 @@ import fastnn
 
 @pytest.fixture(autouse=True)
 def _steady():
-    """Every test starts from the same seed, the default ISA and no recorded fallbacks."""
+    """Every test starts from the same seed, the default ISA and number of threads, and no recorded fallbacks."""
     torch.manual_seed(0)
-    isa = fastnn._C.isa()
+    isa, threads = fastnn._C.isa(), torch.get_num_threads()
     fastnn.fallbacks(clear=True)
     yield
     fastnn._C.set_isa(isa)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread():
+    """On a busy machine small networks wait for their second thread longer than they compute."""
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config, items):

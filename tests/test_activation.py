@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from compare import assert_same_bits_for_every_thread_count
 
 import fastnn
 
@@ -79,13 +80,7 @@ def test_strides_are_torchs(op, view):
 @pytest.mark.parametrize("op", ["relu", "gelu"])
 def test_same_bits_for_every_thread_count(op):
     x = torch.randn(300_007)
-    threads = torch.get_num_threads()
-    results = []
-    for n in (1, 2, 3):
-        torch.set_num_threads(n)
-        results.append(getattr(fastnn.functional, op)(x))
-    torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], r) for r in results)
+    assert_same_bits_for_every_thread_count(lambda: [getattr(fastnn.functional, op)(x)])
 
 
 # ---- in place ------------------------------------------------------------------------------------------------------

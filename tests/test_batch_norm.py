@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from compare import assert_same_bits_for_every_thread_count
 
 import fastnn
 
@@ -228,16 +229,13 @@ def test_float32_parameters_beside_16_bit_input(dtype, training, layout):
 def test_same_bits_for_every_thread_count(layout):
     x, g = images(8, 24, 40, 41, layout=layout).requires_grad_(), images(8, 24, 40, 41, layout=layout)
     w, b = torch.randn(24, requires_grad=True), torch.randn(24, requires_grad=True)
-    threads = torch.get_num_threads()
-    results = []
-    for n in (1, 2, 3):
-        torch.set_num_threads(n)
+
+    def step():
         mean, var = torch.zeros(24), torch.ones(24)
         y = fastnn.functional.batch_norm_relu(x, mean, var, w, b, training=True)
-        results.append([y, mean, var, *torch.autograd.grad(y, [x, w, b], g)])
-    torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(p, q) for p, q in zip(results[0], other, strict=True))
+        return [y, mean, var, *torch.autograd.grad(y, [x, w, b], g)]
+
+    assert_same_bits_for_every_thread_count(step)
 
 
 def test_only_needed_gradients():

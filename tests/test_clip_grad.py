@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from compare import assert_same_bits_for_every_thread_count
 
 import fastnn
 
@@ -70,29 +71,23 @@ def test_nonfinite(bad, norm_type, where):
 
 
 def test_layouts_threads_and_missing_gradients():
-    results = []
-    threads = torch.get_num_threads()
-    try:
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
-            lists = []
-            for _ in range(2):
-                ps = parameters(shapes=[(8, 3, 5, 5), (90_001,), (6, 8)])
-                ps[0].grad = ps[0].grad.to(memory_format=torch.channels_last)
-                ps[2].grad = torch.arange(192.0).reshape(12, 16)[::2, ::2]
-                ps.append(torch.nn.Parameter(torch.ones(2)))  # without a gradient
-                lists.append(ps)
-            torch.testing.assert_close(*both(*lists, 0.5))
-            for p, q in zip(*lists, strict=True):
-                assert (p.grad is None) == (q.grad is None)
-                if p.grad is not None:
-                    torch.testing.assert_close(p.grad, q.grad)
-                    assert p.grad.stride() == q.grad.stride()
-            results.append([p.grad for p in lists[0][:3]])
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    def clipped():
+        lists = []
+        for _ in range(2):
+            ps = parameters(shapes=[(8, 3, 5, 5), (90_001,), (6, 8)])
+            ps[0].grad = ps[0].grad.to(memory_format=torch.channels_last)
+            ps[2].grad = torch.arange(192.0).reshape(12, 16)[::2, ::2]
+            ps.append(torch.nn.Parameter(torch.ones(2)))  # without a gradient
+            lists.append(ps)
+        torch.testing.assert_close(*both(*lists, 0.5))
+        for p, q in zip(*lists, strict=True):
+            assert (p.grad is None) == (q.grad is None)
+            if p.grad is not None:
+                torch.testing.assert_close(p.grad, q.grad)
+                assert p.grad.stride() == q.grad.stride()
+        return [p.grad for p in lists[0][:3]]
+
+    assert_same_bits_for_every_thread_count(clipped)
     assert fastnn.fallbacks() == {}
 
 

@@ -15,10 +15,8 @@ def _fresh():
     """No graphs of other tests, and one thread: on a busy machine two wait for each other."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
     torch._dynamo.reset()
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import CONV2D
-from compare import compare
+from compare import assert_same_bits_for_every_thread_count, compare
 from torch.nn.functional import conv2d as torch_conv2d
 
 import fastnn
@@ -216,14 +216,9 @@ def test_same_bits_for_every_thread_count(shape, algorithm, forced):
     n, c, h, w, k, r, stride, groups = shape
     assert forced(algorithm)
     x, weight = torch.randn(n, c, h, w, requires_grad=True), torch.randn(k, c // groups, r, r, requires_grad=True)
-    results = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            y = fastnn.functional.conv2d(x, weight, stride=stride, padding=1, groups=groups)
-            results.append([y, *torch.autograd.grad(y, (x, weight), torch.ones_like(y))])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
+
+    def step():
+        y = fastnn.functional.conv2d(x, weight, stride=stride, padding=1, groups=groups)
+        return [y, *torch.autograd.grad(y, (x, weight), torch.ones_like(y))]
+
+    assert_same_bits_for_every_thread_count(step)

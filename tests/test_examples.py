@@ -16,12 +16,7 @@ MODULES = {name: importlib.import_module(name) for name in ("basics", "images", 
 SYSTEMS = [(name, module.SYSTEMS[name]) for module in MODULES.values() for name in module.SYSTEMS]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.filterwarnings("ignore")

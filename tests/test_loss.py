@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as T
+from compare import assert_same_bits_for_every_thread_count
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastnn
@@ -110,18 +111,13 @@ def test_logits_changed_in_place_is_an_error():
 def test_same_bits_for_every_thread_count(shape, dtype):
     x = torch.randn(shape).to(dtype).requires_grad_()
     target = torch.randint(shape[1], (shape[0], *shape[2:]))
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
-            log_p = F.log_softmax(x, 1)
-            losses = [F.cross_entropy(x, target, label_smoothing=0.1), F.nll_loss(log_p, target), F.softmax(x, 1).sum()]
-            results.append([log_p, *losses, *(torch.autograd.grad(loss, x)[0] for loss in losses)])
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def step():
+        log_p = F.log_softmax(x, 1)
+        losses = [F.cross_entropy(x, target, label_smoothing=0.1), F.nll_loss(log_p, target), F.softmax(x, 1).sum()]
+        return [log_p, *losses, *(torch.autograd.grad(loss, x)[0] for loss in losses)]
+
+    assert_same_bits_for_every_thread_count(step)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)

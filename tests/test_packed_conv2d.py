@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as TF
+from compare import assert_same_bits_for_every_thread_count
 
 import fastnn
 from fastnn import _C
@@ -97,15 +98,7 @@ def test_norm_and_relu_in_front(isa, shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_threads_and_repetition_give_the_same_bits(shape):
     kernel, x, weight, bias, *_ = problem(shape, 2)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3, 1):
-            torch.set_num_threads(threads)
-            results.append(kernel(x, weight, bias, None, 0.0, INF))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(r, results[0]) for r in results)
+    assert_same_bits_for_every_thread_count(lambda: [kernel(x, weight, bias, None, 0.0, INF)], (1, 2, 3, 1))
 
 
 def test_non_finite_values_pass_as_in_torch():

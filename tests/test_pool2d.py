@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from compare import assert_same_bits_for_every_thread_count
 
 import fastnn
 
@@ -64,37 +65,24 @@ def same(a, b):
 @pytest.mark.parametrize("isa", fastnn._C.isas())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("shape, windows", SHAPES, ids=str)
-def test_ties_and_nan(shape, windows, layout, dtype, isa):
+@pytest.mark.parametrize(
+    "op, shape, windows",
+    [("max_pool2d", *args) for args in SHAPES] + [("adaptive_max_pool2d", shape, (size,)) for shape, size in ADAPTIVE],
+    ids=str,
+)
+def test_ties_and_nan(op, shape, windows, layout, dtype, isa):
     fastnn._C.set_isa(isa)
+    ours, torchs = getattr(fastnn.functional, op), getattr(F, op)
     x = special(shape).to(dtype).contiguous(memory_format=layout)
-    y, indices = fastnn.functional.max_pool2d(x, *windows, return_indices=True)
-    ty, tindices = F.max_pool2d(x, *windows, return_indices=True)
+    y, indices = ours(x, *windows, return_indices=True)
+    ty, tindices = torchs(x, *windows, return_indices=True)
     assert same(y, ty) and torch.equal(indices, tindices)
-    assert same(fastnn.functional.max_pool2d(x, *windows), ty)
-    ours, torchs = (x.clone().requires_grad_() for _ in range(2))
+    assert same(ours(x, *windows), ty)
+    a, b = (x.clone().requires_grad_() for _ in range(2))
     g = torch.randint(-8, 8, y.shape).to(dtype)  # sums exactly, in any order
-    fastnn.functional.max_pool2d(ours, *windows).backward(g)
-    F.max_pool2d(torchs, *windows).backward(g)
-    assert same(ours.grad, torchs.grad)
-
-
-@pytest.mark.parametrize("isa", fastnn._C.isas())
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("shape, size", ADAPTIVE, ids=str)
-def test_adaptive_ties_and_nan(shape, size, layout, dtype, isa):
-    fastnn._C.set_isa(isa)
-    x = special(shape).to(dtype).contiguous(memory_format=layout)
-    y, indices = fastnn.functional.adaptive_max_pool2d(x, size, return_indices=True)
-    ty, tindices = F.adaptive_max_pool2d(x, size, return_indices=True)
-    assert same(y, ty) and torch.equal(indices, tindices)
-    assert same(fastnn.functional.adaptive_max_pool2d(x, size), ty)
-    ours, torchs = (x.clone().requires_grad_() for _ in range(2))
-    g = torch.randint(-8, 8, y.shape).to(dtype)  # sums exactly, in any order
-    fastnn.functional.adaptive_max_pool2d(ours, size).backward(g)
-    F.adaptive_max_pool2d(torchs, size).backward(g)
-    assert same(ours.grad, torchs.grad)
+    ours(a, *windows).backward(g)
+    torchs(b, *windows).backward(g)
+    assert same(a.grad, b.grad)
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
@@ -143,17 +131,12 @@ def test_all_minus_infinity():
 )
 def test_same_bits_for_every_thread_count(op, shape, windows, layout):
     x = torch.randn(7, *shape[1:]).contiguous(memory_format=layout).requires_grad_()
-    results = []
-    threads = torch.get_num_threads()
-    try:
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
-            y = getattr(fastnn.functional, op)(x, *windows)
-            results.append((y, *torch.autograd.grad(y, x, torch.linspace(-1, 1, y.numel()).view(y.shape))))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def step():
+        y = getattr(fastnn.functional, op)(x, *windows)
+        return [y, *torch.autograd.grad(y, x, torch.linspace(-1, 1, y.numel()).view(y.shape))]
+
+    assert_same_bits_for_every_thread_count(step)
 
 
 @pytest.mark.parametrize("n", [3, 7, 49, 1001])

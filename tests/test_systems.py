@@ -24,14 +24,7 @@ from fastnn.train.data import load_digits
 from fastnn.train.job import batches, make_sides
 from fastnn.train.model import MnistCnn
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """On a busy machine small networks wait for their second thread longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def unplanned_fallbacks():

@@ -14,11 +14,8 @@ from fastnn.train import data
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
-    """Runs in an empty folder; the thread count an option sets does not outlive the test."""
+    """Runs in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def idx(tensor):

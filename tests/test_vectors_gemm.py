@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from compare import assert_same_bits_for_every_thread_count
 
 import fastnn
 from fastnn import functional as F
@@ -91,16 +92,12 @@ def test_same_bits_for_every_thread_count(shape):
     m, n, k = shape
     x, w, b = torch.randn(m, k, requires_grad=True), torch.randn(n, k, requires_grad=True), torch.randn(n)
     b.requires_grad_()
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3, 4):
-            torch.set_num_threads(count)
-            y = F.linear(x, w, b)
-            results.append([y, *torch.autograd.grad(y, (x, w, b), torch.ones_like(y) * 0.3)])
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
+
+    def step():
+        y = F.linear(x, w, b)
+        return [y, *torch.autograd.grad(y, (x, w, b), torch.ones_like(y) * 0.3)]
+
+    assert_same_bits_for_every_thread_count(step, (1, 2, 3, 4))
 
 
 def test_only_the_needed_gradients():

@@ -1,7 +1,6 @@
 """The part of the zoo that `make test` has time for; `make zoo` runs all of it."""
 
 import pytest
-import torch
 
 from zoo.check import examine
 from zoo.models import ALL, LARGE
@@ -10,13 +9,7 @@ from zoo.models import ALL, LARGE
 SOME = [e for e in ALL if e.name not in LARGE][::2]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """On a busy machine small networks wait for their second thread longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.filterwarnings("ignore")
