@@ -3,18 +3,14 @@
 
 #include "../../parallel.h"
 #include "isa.h"
-#include "math.h"
-#include "simd.h"
+#include "normal.h"
+#include "rows.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
 
 // ---- formulas ------------------------------------------------------------------------------------------------------
 
-template <class A>
-constexpr A kSqrt1_2 = A(0.70710678118654752440);
-template <class A>
-constexpr A kInvSqrt2Pi = A(0.39894228040143267794);
 template <class A>
 constexpr A kSqrt2OverPi = A(0.79788456080286535588);
 template <class A>
@@ -30,10 +26,10 @@ FASTNN_INLINE V value(V x, A slope) {
   if constexpr (K == Activation::leaky_relu) return {x.v > A(0) ? x.v : x.v * slope};
   if constexpr (K == Activation::sigmoid) return sigmoid(x);
   if constexpr (K == Activation::tanh) return tanh(x);
-  if constexpr (K == Activation::gelu) return {x.v * A(0.5) * (A(1) + erf(V{x.v * kSqrt1_2<A>}).v)};
+  if constexpr (K == Activation::gelu) return x * normal_cdf(x);
   if constexpr (K == Activation::gelu_tanh) {
-    const auto inner = kSqrt2OverPi<A> * (x.v + kGeluCubic<A> * x.v * x.v * x.v);
-    return {A(0.5) * x.v * (A(1) + tanh(V{inner}).v)};
+    const auto minus_2u = x.v * (A(-2) * kSqrt2OverPi<A> - A(2) * kSqrt2OverPi<A> * kGeluCubic<A> * (x.v * x.v));
+    return {x.v / (A(1) + exp(V{minus_2u}).v)};  // (1 + tanh(u)) / 2 = sigmoid(2 u)
   }
   if constexpr (K == Activation::silu) return {x.v / (A(1) + exp(V{-x.v}).v)};
 }
@@ -49,16 +45,14 @@ FASTNN_INLINE V derivative(V g, V s, A slope) {
   if constexpr (K == Activation::leaky_relu) return {s.v > A(0) ? g.v : g.v * slope};
   if constexpr (K == Activation::sigmoid) return {g.v * (A(1) - s.v) * s.v};
   if constexpr (K == Activation::tanh) return {g.v * (A(1) - s.v * s.v)};
-  if constexpr (K == Activation::gelu) {
-    const auto cdf = A(0.5) * (A(1) + erf(V{s.v * kSqrt1_2<A>}).v);
-    const auto pdf = kInvSqrt2Pi<A> * exp(V{s.v * s.v * A(-0.5)}).v;
-    return {g.v * (cdf + s.v * pdf)};
-  }
+  if constexpr (K == Activation::gelu) return g * gelu_derivative(s);
   if constexpr (K == Activation::gelu_tanh) {
     const auto square = s.v * s.v;
-    const auto t = tanh(V{kSqrt2OverPi<A> * (s.v + kGeluCubic<A> * square * s.v)}).v;
-    const auto inner = kSqrt2OverPi<A> * (A(1) + 3 * kGeluCubic<A> * square);
-    return {g.v * (A(0.5) * (A(1) + t) + A(0.5) * s.v * (A(1) - t * t) * inner)};
+    const auto two_u = s.v * (2 * kSqrt2OverPi<A> + 2 * kSqrt2OverPi<A> * kGeluCubic<A> * square);
+    const auto slope_of_two_u = 2 * kSqrt2OverPi<A> + 6 * kSqrt2OverPi<A> * kGeluCubic<A> * square;
+    const auto e = exp(V{-abs(V{two_u}).v}).v, r = A(1) / (A(1) + e);  // of -|2u|: 1 - sigmoid without cancellation
+    const auto sig = s.v < A(0) ? e * r : r;
+    return {g.v * (sig + s.v * (e * r * r) * slope_of_two_u)};
   }
   if constexpr (K == Activation::silu) {
     const auto sig = sigmoid(s).v;
@@ -72,19 +66,22 @@ constexpr int64_t kGrain = 1 << 15;
 
 template <class S, class F>
 FASTNN_INLINE void map1(const S* x, S* y, int64_t size, const F& f) {
-  using V = Vec<acc_t<S>>;
-  parallel_for(0, size, kGrain, [&](int64_t i, int64_t end) {
-    for (; i + V::N <= end; i += V::N) f(V::load(x + i)).store(y + i);
-    if (i < end) f(V::load_n(x + i, end - i)).store_n(y + i, end - i);
+  using A = acc_t<S>;
+  parallel_for(0, size, kGrain, [&](int64_t begin, int64_t end) {
+    for_vectors<Vec<A>::N>(end - begin, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+      store_some(f(load_some(x + begin + i, lanes, A(0))), y + begin + i, lanes);
+    });
   });
 }
 
 template <class S, class F>
 FASTNN_INLINE void map2(const S* a, const S* b, S* y, int64_t size, const F& f) {
-  using V = Vec<acc_t<S>>;
-  parallel_for(0, size, kGrain, [&](int64_t i, int64_t end) {
-    for (; i + V::N <= end; i += V::N) f(V::load(a + i), V::load(b + i)).store(y + i);
-    if (i < end) f(V::load_n(a + i, end - i), V::load_n(b + i, end - i)).store_n(y + i, end - i);
+  using A = acc_t<S>;
+  parallel_for(0, size, kGrain, [&](int64_t begin, int64_t end) {
+    for_vectors<Vec<A>::N>(end - begin, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+      const int64_t at = begin + i;
+      store_some(f(load_some(a + at, lanes, A(0)), load_some(b + at, lanes, A(0))), y + at, lanes);
+    });
   });
 }
 

@@ -1,4 +1,4 @@
-// exp, tanh, erf and sigmoid on vectors, exp and log on scalars, of the accumulation types.
+// exp, tanh and sigmoid on vectors, exp and log on scalars, of the accumulation types.
 #pragma once
 #include "simd.h"
 
@@ -32,62 +32,26 @@ FASTNN_INLINE Vec<double> scale2(f64v p, f64v n) {
 #endif
 }
 
-FASTNN_INLINE Vec<float> exp(Vec<float> a) {
-  using V = Vec<float>;
-  // max and min return their second argument when it is NaN.
-  const f32v c = min(V::set1(89.f), max(V::set1(-104.f), a)).v;
-  const f32v magic = V::set1(0x1.8p23f).v;  // adding it rounds to an integer
-  const f32v n = (c * 0x1.715476p+0f + magic) - magic;
-  f32v r = n * -0x1.62e400p-1f + c;  // ln2's high part: n times it is exact
+// exp(x) = 2^n (1 + r p) for x within the clamps of exp.
+template <class A>
+struct ExpParts {
+  typename Vec<A>::Raw n, r, p;
+};
+FASTNN_INLINE ExpParts<float> exp_parts(Vec<float> a) {
+  const f32v x = a.v, magic = Vec<float>::set1(0x1.8p23f).v;  // adding it rounds to an integer
+  const f32v n = (x * 0x1.715476p+0f + magic) - magic;
+  f32v r = n * -0x1.62e400p-1f + x;  // ln2's high part: n times it is exact
   r = n * -0x1.7f7d1cp-20f + r;
   f32v p = r * 0x1.6d431ap-10f + 0x1.120b66p-7f;
   p = p * r + 0x1.5554eap-5f;
   p = p * r + 0x1.5554dcp-3f;
   p = p * r + 0.5f;
-  p = p * r + 1.f;
-  p = p * r + 1.f;
-  return scale2(p, n);
+  return {n, r, p * r + 1.f};
 }
-
-// tanh in float32: x + x^3 P(x^2) below 0.625, 1 - 2 / (exp(2|x|) + 1) above; within 2 ulp over all floats.
-FASTNN_INLINE Vec<float> tanh(Vec<float> a) {
-  const f32v x = a.v, m = (f32v)((i32v)x & 0x7fffffff), t = x * x;
-  f32v p = t * -0.00571699334f + 0.0206505367f;
-  p = p * t - 0.0537434808f;
-  p = p * t + 0.133314911f;
-  p = p * t - 0.333332839f;
-  const f32v small = x * t * p + x;
-  const f32v large = 1.f - 2.f / (exp(Vec<float>{m + m}).v + 1.f);
-  return {m < 0.625f ? small : (f32v)((i32v)large | ((i32v)x & int32_t(0x80000000)))};
-}
-
-// erf in float32: x P(x^2) below 1, 1 - exp(Q(|x|)) above, Q being a fit of log(erfc); within 2 ulp over all floats.
-FASTNN_INLINE Vec<float> erf(Vec<float> a) {
-  const f32v x = a.v, m = (f32v)((i32v)x & 0x7fffffff), t = x * x;
-  f32v p = t * 7.88910196e-05f - 0.000802083602f;
-  p = p * t + 0.00518953475f;
-  p = p * t - 0.0268544443f;
-  p = p * t + 0.112836002f;
-  p = p * t - 0.376126271f;
-  const f32v small = x * (t * p) + x * 1.128379167f;
-  const f32v z = m > 4.f ? Vec<float>::set1(4.f).v : m;  // erf(4) rounds to 1; NaN stays
-  f32v q = z * -2.14964292e-05f + 0.000439109875f;
-  q = q * z - 0.00419362737f;
-  q = q * z + 0.025179009f;
-  q = q * z - 0.10837254f;
-  q = q * z - 0.633262559f;
-  q = q * z - 1.12955686f;
-  q = q * z + 0.00018344928f;
-  const f32v large = 1.f - exp(Vec<float>{q}).v;
-  return {m < 1.f ? small : (f32v)((i32v)large | ((i32v)x & int32_t(0x80000000)))};
-}
-
-FASTNN_INLINE Vec<double> exp(Vec<double> a) {
-  using V = Vec<double>;
-  const f64v c = min(V::set1(710.), max(V::set1(-750.), a)).v;
-  const f64v magic = V::set1(0x1.8p52).v;
-  const f64v n = (c * 0x1.71547652b82fep+0 + magic) - magic;
-  f64v r = n * -0x1.62e42fee00000p-1 + c;
+FASTNN_INLINE ExpParts<double> exp_parts(Vec<double> a) {
+  const f64v x = a.v, magic = Vec<double>::set1(0x1.8p52).v;
+  const f64v n = (x * 0x1.71547652b82fep+0 + magic) - magic;
+  f64v r = n * -0x1.62e42fee00000p-1 + x;
   r = n * -0x1.a39ef35793c76p-33 + r;
   f64v p = r * 0x1.af38a9b0ec855p-26 + 0x1.289185613a3d6p-22;
   p = p * r + 0x1.71de0dae63bb3p-19;
@@ -98,17 +62,47 @@ FASTNN_INLINE Vec<double> exp(Vec<double> a) {
   p = p * r + 0x1.5555555553d63p-5;
   p = p * r + 0x1.5555555555556p-3;
   p = p * r + 0.5;
-  p = p * r + 1.;
-  p = p * r + 1.;
-  return scale2(p, n);
+  return {n, r, p * r + 1.};
 }
+template <class A>
+FASTNN_INLINE Vec<A> exp(Vec<A> a) {
+  using V = Vec<A>;
+  constexpr bool kSingle = sizeof(A) == 4;
+  // max and min return their second argument when it is NaN.
+  const auto e = exp_parts(min(V::set1(A(kSingle ? 89 : 710)), max(V::set1(A(kSingle ? -104 : -750)), a)));
+  return scale2(e.p * e.r + A(1), e.n);
+}
+
+template <class A>
+FASTNN_INLINE Vec<A> abs(Vec<A> a) { return max(Vec<A>{-a.v}, a); }
+
+// The magnitude of m, the sign of x.
+template <class A>
+FASTNN_INLINE Vec<A> copysign(Vec<A> m, Vec<A> x) {
+  using Int = typename Vec<A>::Int;
+  const Int sign = (Int)Vec<A>::set1(A(-0.0)).v;
+  return {(typename Vec<A>::Raw)(((Int)m.v & ~sign) | ((Int)x.v & sign))};
+}
+
+// tanh in float32: x + x^3 P(x^2) below 0.625, 1 - 2 / (exp(2|x|) + 1) above; within 2 ulp over all floats.
+FASTNN_INLINE Vec<float> tanh(Vec<float> a) {
+  const f32v x = a.v, m = abs(a).v, t = x * x;
+  f32v p = t * -0.00571699334f + 0.0206505367f;
+  p = p * t - 0.0537434808f;
+  p = p * t + 0.133314911f;
+  p = p * t - 0.333332839f;
+  const f32v small = x * t * p + x;
+  const f32v large = 1.f - 2.f / (exp(Vec<float>{m + m}).v + 1.f);
+  return {m < 0.625f ? small : copysign(Vec<float>{large}, a).v};
+}
+
+// tanh in float64, within 3.5 ulp: E / (E + 2) with E = exp(2|x|) - 1, which 2^n (1 + r p) - 1 gives uncancelled.
 FASTNN_INLINE Vec<double> tanh(Vec<double> a) {
-  for (int i = 0; i < Vec<double>::N; ++i) a.v[i] = __builtin_tanh(a.v[i]);
-  return a;
-}
-FASTNN_INLINE Vec<double> erf(Vec<double> a) {
-  for (int i = 0; i < Vec<double>::N; ++i) a.v[i] = __builtin_erf(a.v[i]);
-  return a;
+  using V = Vec<double>;
+  const ExpParts<double> parts = exp_parts(min(V::set1(40.), V{abs(a).v * 2.}));  // tanh(20) rounds to 1; NaN stays
+  const f64v power = scale2(V::set1(1.).v, parts.n).v;
+  const f64v e = power * (parts.r * parts.p) + (power - 1.);
+  return copysign(V{e / (e + 2.)}, a);
 }
 
 // 1 / (1 + exp(-x)); 0 where exp overflows, 1 at +inf, NaN at NaN. In float32 within 2.5 ulp for x > -87.

@@ -82,6 +82,18 @@ struct VecTraits<double> {
   using Int = i64v;
 };
 
+#if defined(__AVX512F__)
+// The upper words of all lanes, for a permutation where a shift and a narrowing are three instructions.
+struct Words {
+  alignas(64) uint16_t at[32];
+};
+constexpr Words kUpperWords = [] {
+  Words w{};
+  for (int i = 0; i < 32; ++i) w.at[i] = uint16_t((2 * i + 1) % 32);
+  return w;
+}();
+#endif
+
 // N lanes of A (float or double). Raw is a compiler vector: + - * / and comparisons (which give Int masks of 0 / -1)
 // are written on `.v`, select as `mask ? a : b`.
 template <class A>
@@ -136,12 +148,16 @@ struct Vec {
   FASTNN_VEC_FN void store(bf16* p) const {
 #if defined(__AVX2__)
     // Round to nearest even in integers: vcvtneps2bf16 flushes subnormals, which torch does not.
-    const Int b = (Int)v;
-    const Int rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
-    const Int out = v == v ? rounded : ((b >> 16) | 0x40);
+    const Int b = (Int)v, up = b + 0x7fff;
 #if defined(__AVX512F__)
-    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)out));
+    const __mmask16 odd = _mm512_test_epi32_mask((__m512i)b, _mm512_set1_epi32(0x10000));
+    const __m512i rounded = _mm512_mask_add_epi32((__m512i)up, odd, (__m512i)up, _mm512_set1_epi32(1));
+    const __m512i out = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), (__m512i)b,
+                                             _mm512_set1_epi32(0x400000));
+    const __m512i packed = _mm512_permutexvar_epi16(_mm512_load_si512(kUpperWords.at), out);
+    _mm256_storeu_si256((__m256i*)p, _mm512_castsi512_si256(packed));
 #else
+    const Int out = (v == v ? up + ((b >> 16) & 1) : b | 0x400000) >> 16;
     const __m256i w = _mm256_and_si256((__m256i)out, _mm256_set1_epi32(0xffff));
     _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
 #endif
