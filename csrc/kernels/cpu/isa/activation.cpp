@@ -16,7 +16,7 @@ constexpr A kSqrt2OverPi = A(0.79788456080286535588);
 template <class A>
 constexpr A kGeluCubic = A(0.044715);
 
-template <Activation K, class V, class A>
+template <Activation K, class S, class V, class A>
 FASTNN_INLINE V value(V x, A slope) {
   if constexpr (K == Activation::relu) return {x.v < A(0) ? V::zero().v : x.v};  // NaN passes
   if constexpr (K == Activation::relu6) {
@@ -26,7 +26,7 @@ FASTNN_INLINE V value(V x, A slope) {
   if constexpr (K == Activation::leaky_relu) return {x.v > A(0) ? x.v : x.v * slope};
   if constexpr (K == Activation::sigmoid) return sigmoid(x);
   if constexpr (K == Activation::tanh) return tanh(x);
-  if constexpr (K == Activation::gelu) return x * normal_cdf(x);
+  if constexpr (K == Activation::gelu) return x * normal_cdf<S>(x);
   if constexpr (K == Activation::gelu_tanh) {
     const auto minus_2u = x.v * (A(-2) * kSqrt2OverPi<A> - A(2) * kSqrt2OverPi<A> * kGeluCubic<A> * (x.v * x.v));
     return {x.v / (A(1) + exp(V{minus_2u}).v)};  // (1 + tanh(u)) / 2 = sigmoid(2 u)
@@ -35,7 +35,7 @@ FASTNN_INLINE V value(V x, A slope) {
 }
 
 // grad_input from grad_output and what forward saved (ActivationParams::saved).
-template <Activation K, class V, class A>
+template <Activation K, class S, class V, class A>
 FASTNN_INLINE V derivative(V g, V s, A slope) {
   if constexpr (K == Activation::relu) return {s.v <= A(0) ? V::zero().v : g.v};
   if constexpr (K == Activation::relu6) {
@@ -45,7 +45,7 @@ FASTNN_INLINE V derivative(V g, V s, A slope) {
   if constexpr (K == Activation::leaky_relu) return {s.v > A(0) ? g.v : g.v * slope};
   if constexpr (K == Activation::sigmoid) return {g.v * (A(1) - s.v) * s.v};
   if constexpr (K == Activation::tanh) return {g.v * (A(1) - s.v * s.v)};
-  if constexpr (K == Activation::gelu) return g * gelu_derivative(s);
+  if constexpr (K == Activation::gelu) return g * gelu_derivative<S>(s);
   if constexpr (K == Activation::gelu_tanh) {
     const auto square = s.v * s.v;
     const auto two_u = s.v * (2 * kSqrt2OverPi<A> + 2 * kSqrt2OverPi<A> * kGeluCubic<A> * square);
@@ -114,7 +114,7 @@ Status activation_forward(const ActivationParams& p) {
       using V = Vec<acc_t<S>>;
       const acc_t<S> slope = acc_t<S>(p.slope);
       map1(static_cast<const S*>(p.input), static_cast<S*>(p.output), p.size,
-           [slope](V x) { return value<decltype(kind)::kind>(x, slope); });
+           [slope](V x) { return value<decltype(kind)::kind, S>(x, slope); });
       return Status::ok;
     });
   });
@@ -127,7 +127,7 @@ Status activation_backward(const ActivationParams& p) {
       using V = Vec<acc_t<S>>;
       const acc_t<S> slope = acc_t<S>(p.slope);
       map2(static_cast<const S*>(p.grad_output), static_cast<const S*>(p.saved), static_cast<S*>(p.grad_input), p.size,
-           [slope](V g, V s) { return derivative<decltype(kind)::kind>(g, s, slope); });
+           [slope](V g, V s) { return derivative<decltype(kind)::kind, S>(g, s, slope); });
       return Status::ok;
     });
   });

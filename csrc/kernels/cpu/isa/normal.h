@@ -1,5 +1,6 @@
 // The normal distribution function and the derivative of gelu(x) = x normal_cdf(x). Both are f(x) = 1 - f(-x): what is
 // approximated is the tail f(-|x|), with a small relative error far out. tests/test_activation.py states the bounds.
+// S is the type the result is stored in.
 #pragma once
 #include "math.h"
 
@@ -67,28 +68,33 @@ constexpr float kGeluTail[7][kIntervals] = {
      -1.74691093e-06f, 0.f},
 };
 
-// The fit of |x|'s interval, at z: |x|, or |x| held below infinity.
+// The fit of |x|'s interval, at z: |x|, or |x| held below infinity. For results of 16 bits its first five terms do.
+template <class S>
 FASTNN_INLINE f32v piecewise(const float (&k)[7][kIntervals], Vec<float> x, Vec<float> z) {
   using V = Vec<float>;
   const f32v magic = V::set1(0x1.8p23f).v;  // adding it leaves the integer in the low mantissa bits
   const f32v c = min(V::set1((kIntervals - 1) * kIntervalWidth), abs(x)).v * (1 / kIntervalWidth) + magic;
   const f32v u = z.v - (c - magic) * kIntervalWidth;
   const auto of_interval = [&](int power) { return _mm512_permutexvar_ps((__m512i)c, V::load(k[power]).v); };
-  f32v p = of_interval(6);
+  constexpr int kDegree = sizeof(S) == 2 ? 4 : 6;
+  f32v p = of_interval(kDegree);
 #pragma GCC unroll 6
-  for (int power = 5; power >= 0; --power) p = p * u + of_interval(power);
+  for (int power = kDegree - 1; power >= 0; --power) p = p * u + of_interval(power);
   return p;
 }
 
+template <class S>
 FASTNN_INLINE Vec<float> normal_cdf(Vec<float> x) {
   const Vec<float> z = min(Vec<float>::set1(100.f), abs(x));  // NaN stays
-  return from_tail(x, piecewise(kNormalTail, x, z));
+  return from_tail(x, piecewise<S>(kNormalTail, x, z));
 }
+template <class S>
 FASTNN_INLINE Vec<float> gelu_derivative(Vec<float> x) {
-  return from_tail(x, piecewise(kGeluTail, x, abs(x)));  // NaN at infinity, as torch's
+  return from_tail(x, piecewise<S>(kGeluTail, x, abs(x)));  // NaN at infinity, as torch's
 }
 #else
 // log2 of the tail is smooth: a fit of degree 10 on [0, 6.5], falling steeply beyond; 2^f by a fit of degree 6.
+template <class S>
 FASTNN_INLINE Vec<float> normal_cdf(Vec<float> a) {
   using V = Vec<float>;
   const f32v z = min(V::set1(12.5f), abs(a)).v;  // where Q has long become 0; NaN stays
@@ -114,10 +120,12 @@ FASTNN_INLINE Vec<float> normal_cdf(Vec<float> a) {
   return from_tail(a, tail);
 }
 
-FASTNN_INLINE Vec<float> gelu_derivative(Vec<float> x) { return fma(x, normal_pdf(x), normal_cdf(x)); }
+template <class S>
+FASTNN_INLINE Vec<float> gelu_derivative(Vec<float> x) { return fma(x, normal_pdf(x), normal_cdf<S>(x)); }
 #endif
 
 // The tail is exp(-z^2 / 2) P(z) / D(z), a rational fit on [0, 10] whose coefficients are all positive.
+template <class S>
 FASTNN_INLINE Vec<double> normal_cdf(Vec<double> a) {
   using V = Vec<double>;
   const f64v z = min(V::set1(40.), abs(a)).v;  // NaN stays
@@ -140,6 +148,7 @@ FASTNN_INLINE Vec<double> normal_cdf(Vec<double> a) {
   return from_tail(a, tail);
 }
 
-FASTNN_INLINE Vec<double> gelu_derivative(Vec<double> x) { return fma(x, normal_pdf(x), normal_cdf(x)); }
+template <class S>
+FASTNN_INLINE Vec<double> gelu_derivative(Vec<double> x) { return fma(x, normal_pdf(x), normal_cdf<S>(x)); }
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS
