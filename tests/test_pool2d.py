@@ -37,10 +37,17 @@ SHAPES = [((3, 5, 8, 8), (2,)), ((2, 3, 24, 24), (2,)), ((2, 3, 13, 37), (3, 2))
           ((2, 3, 3, 256), (3, 1, 1)), ((2, 3, 3, 257), (3, 1, 1)), ((3, 4, 8, 16), (3, 1, 1)),
           # Wider ones, along the columns and then the rows: planes at the tensor's ends and inside, blocks of channels.
           ((7, 5, 9, 13), (5, 1, 2)), ((1, 32, 20, 20), (5, 1, 2)), ((2, 16, 7, 20), (7, 1, 3)),
-          ((2, 3, 11, 8), ((3, 7), 1, (1, 3))), ((1, 48, 4, 120), (5, 1, 2))]  # fmt: skip
+          ((2, 3, 11, 8), ((3, 7), 1, (1, 3))), ((1, 48, 4, 120), (5, 1, 2)),
+          # channels_last: more windows in a row than are taken together, of short pixels and of pixels with a rest; bands of
+          # rows cut inside an image; channels and columns in tiles; a buffer of some channels, of some rows.
+          ((1, 3, 5, 300), (3, 1)), ((1, 20, 4, 140), (2, 1)), ((2, 5, 20, 20), (17, 1, 8)), ((1, 48, 6, 40), (3, 2, 1)),
+          ((1, 5, 40, 30), (3, 1, 1)), ((1, 260, 9, 9), (7, 1, 3)), ((1, 70, 4, 130), (3, 1, 1)),
+          ((1, 40, 24, 24), (5, 1, 2)), ((1, 2, 150, 150), (5, 3, 2)), ((2, 9, 12, 14), (3, 1)),
+          ((2, 33, 9, 8), (1,)), ((1, 30, 10, 9), (2, 3))]  # fmt: skip
 ADAPTIVE = [((2, 5, 12, 24), 1), ((2, 5, 12, 24), (3, 5)), ((2, 5, 12, 24), (6, 12)), ((3, 6, 13, 13), 6),
             ((1, 2, 30, 70), (7, 33)),
-            ((1, 3, 5, 4), (7, 9)), ((5, 1, 37, 18), (2, 17)), ((1, 2, 18, 17), (1, 1))]  # fmt: skip
+            ((1, 3, 5, 4), (7, 9)), ((5, 1, 37, 18), (2, 17)), ((1, 2, 18, 17), (1, 1)), ((2, 19, 40, 40), 3),
+            ((2, 3, 50, 50), 3)]  # fmt: skip
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

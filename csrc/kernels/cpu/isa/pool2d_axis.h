@@ -19,9 +19,14 @@ FASTNN_INLINE int64_t quick_ceil_div(int64_t a, int64_t b) { return quick_div(a 
 struct Axis : PoolAxis {
   bool adaptive;
 
-  FASTNN_INLINE int64_t floor_scale(int64_t a, int64_t num, int64_t den) { return a / den * num + a % den * num / den; }
+  // a * num / den, rounded down or up.
+  FASTNN_INLINE int64_t floor_scale(int64_t a, int64_t num, int64_t den) {
+    if ((a | num) >> 31) return a / den * num + a % den * num / den;
+    return quick_div(a * num, den);
+  }
   FASTNN_INLINE int64_t ceil_scale(int64_t a, int64_t num, int64_t den) {
-    return a / den * num + (a % den * num + den - 1) / den;
+    if ((a | num) >> 31) return a / den * num + (a % den * num + den - 1) / den;
+    return quick_ceil_div(a * num, den);
   }
 
   // Window o has taps at first(o) + i * dilation; those with begin(o) <= i < end(o) lie inside the input.
@@ -67,5 +72,20 @@ struct Constant {
 
 FASTNN_INLINE Axis axis_h(const Pool2dParams& p) { return {p.h, p.adaptive}; }
 FASTNN_INLINE Axis axis_w(const Pool2dParams& p) { return {p.w, p.adaptive}; }
+
+FASTNN_INLINE bool windows_overlap(const Pool2dParams& p) {
+  return p.adaptive || (p.h.kernel - 1) * p.h.dilation >= p.h.stride || (p.w.kernel - 1) * p.w.dilation >= p.w.stride;
+}
+// Whether windows that do not overlap leave no input out.
+FASTNN_INLINE bool windows_cover(const Pool2dParams& p) {
+  const PoolAxis* axes[] = {&p.h, &p.w};
+  for (const PoolAxis* a : axes)
+    if (a->padding != 0 || a->in != a->out * a->kernel || a->dilation != 1) return false;
+  return true;
+}
+// Most windows that cover one row or column.
+FASTNN_INLINE int64_t most_covers(const Axis& a) {
+  return a.adaptive ? ceil_div(a.out, a.in) + 1 : ceil_div((a.kernel - 1) * a.dilation + 1, a.stride);
+}
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

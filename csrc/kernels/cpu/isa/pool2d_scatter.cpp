@@ -2,6 +2,7 @@
 // of a byte finds the tap and a table its distance, where indices would take eight bytes. Four planes at a time:
 // neighbouring windows often share their maximum, and each such addition waits for the one before.
 #include "../../parallel.h"
+#include "pool2d_distances.h"
 #include "pool2d_paths.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
@@ -10,38 +11,6 @@ namespace {
 constexpr int64_t kGrain = 1 << 14;  // input elements per thread at least
 constexpr int64_t kLongest = 1024;   // outputs of a row
 constexpr int64_t kPlane = 1 << 14;  // elements of the plane in which 16-bit gradients are added up
-
-FASTNN_INLINE bool windows_overlap(const Pool2dParams& p) {
-  return p.adaptive || (p.h.kernel - 1) * p.h.dilation >= p.h.stride || (p.w.kernel - 1) * p.w.dilation >= p.w.stride;
-}
-
-// Distance of each tap from its window's first; a tap no window has lands outside every plane.
-constexpr int64_t kNowhere = int64_t(1) << 62;
-template <class O>
-struct Distances;
-template <>
-struct Distances<uint8_t> {
-  int64_t at[256];
-  explicit Distances(const Pool2dParams& p) {
-    for (int64_t tap = 0; tap < 256; ++tap) {
-      const int64_t row = tap / p.w.kernel, column = tap % p.w.kernel;
-      at[tap] = row < p.h.kernel ? row * p.h.dilation * p.w.in + column * p.w.dilation : kNowhere;
-    }
-  }
-  FASTNN_VEC_FN int64_t operator()(uint8_t tap) const { return at[tap]; }
-};
-template <>
-struct Distances<int32_t> {
-  uint32_t kernel, taps;
-  int64_t row_step, column_step;
-  explicit Distances(const Pool2dParams& p)
-      : kernel(uint32_t(p.w.kernel)), taps(uint32_t(p.h.kernel * p.w.kernel)), row_step(p.h.dilation * p.w.in),
-        column_step(p.w.dilation) {}
-  FASTNN_VEC_FN int64_t operator()(int32_t tap) const {
-    if (uint32_t(tap) >= taps) return kNowhere;
-    return int64_t(uint32_t(tap) / kernel) * row_step + int64_t(uint32_t(tap) % kernel) * column_step;
-  }
-};
 
 // memset begins too slowly for planes of a few hundred elements.
 template <class S>
@@ -79,7 +48,7 @@ void scatter(const Pool2dParams& p) {
   using A = acc_t<S>;
   const Axis h = axis_h(p), w = axis_w(p);
   const int64_t plane_in = h.in * w.in, plane_out = h.out * w.out;
-  const Distances<O> distance(p);
+  const Distances<O> distance(p, 1);
   int64_t first[kLongest];
   for (int64_t ow = 0; ow < w.out; ++ow) first[ow] = w.first(ow);
   parallel_for(0, p.batch * p.channels, max64(1, kGrain / plane_in), [&](int64_t begin, int64_t end) {

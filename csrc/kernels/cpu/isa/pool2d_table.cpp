@@ -292,11 +292,6 @@ Status avg_pool2d_forward_table(const Pool2dParams& p) {
   });
 }
 
-// Most windows that cover one row or column.
-static int64_t most_covers(const Axis& a) {
-  return a.adaptive ? ceil_div(a.out, a.in) + 1 : ceil_div(a.kernel, a.stride);
-}
-
 bool fits_table_backward(const Pool2dParams& p) {
   const int64_t n = kVecBytes / (p.dtype == DType::f64 ? 8 : 4), pitch = round_up(p.w.in, n);
   return fits_table(p) && most_covers(axis_w(p)) * pitch <= kTable && most_covers(axis_h(p)) * pitch <= kRing;

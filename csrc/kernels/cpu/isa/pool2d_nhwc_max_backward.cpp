@@ -1,0 +1,259 @@
+// Backward of max pooling on channels_last tensors. Whole vectors of channels are compared with every tap of their window;
+// windows of many taps, and the channels left, are added one by one at their maximum, as are 16-bit sums, in a buffer.
+#include "pool2d_distances.h"
+#include "pool2d_nhwc.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+namespace {
+
+constexpr int64_t kShort = 16;        // channels of a short pixel
+constexpr int64_t kClear = 1 << 20;   // elements cleared at a time: less than an image is slower out of the caches
+constexpr int64_t kSums = 1 << 14;    // elements of the buffer in which 16-bit gradients are added up
+
+// What becomes of the vectors written: added to what is there, where windows overlap; stored; or, whole and aligned,
+// stored past the caches.
+enum class Write { kAdd, kStore, kStream };
+
+// ---- one window ----------------------------------------------------------------------------------------------------
+
+template <int kVectors, Write kWrite, class S>
+FASTNN_INLINE void spread_vectors(const Window& t, int64_t kernel, const S* g, const uint8_t* taps, S* first, int lanes) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  V grad[kVectors];
+  typename V::Int tap[kVectors];
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k)
+    grad[k] = load_some(g + k * V::N, lanes), tap[k] = load_taps<A>(taps + k * V::N, lanes);
+  S* row = first;
+  for (int64_t i = t.i0; i < t.i1; ++i, row += t.row_step) {
+    S* pixel = row;
+    for (int64_t j = t.j0; j < t.j1; ++j, pixel += t.column_step)
+#pragma GCC unroll 4
+      for (int k = 0; k < kVectors; ++k) {
+        S* const to = pixel + k * V::N;
+        const int64_t code = i * kernel + j;
+#if defined(__AVX512F__)
+        if constexpr (kWrite == Write::kStream && __is_same(S, float)) {
+          _mm512_stream_ps(to, only_where(tap[k], code, grad[k]).v);
+          continue;
+        }
+#endif
+        const V mine = only_where(tap[k], code, grad[k]);
+        store_some(kWrite == Write::kAdd ? load_some(to, lanes) + mine : mine, to, lanes);
+      }
+  }
+}
+
+// Adds (stores where windows do not overlap) g[i] to the sum its tap says. What lies outside the `size` sums is skipped.
+template <Write kWrite, class S, class T>
+FASTNN_INLINE void scatter_one(int64_t at, int64_t size, S g, T* sums) {
+  if (__builtin_expect(uint64_t(at) >= uint64_t(size), 0)) return;
+  if constexpr (kWrite != Write::kAdd) sums[at] = g;
+  else if constexpr (__is_same(S, T)) sums[at] += g;
+  else sums[at] += to_acc(g);
+}
+
+// `count` elements, `first` and corner[i] from their windows' first tap. Not inlined: its loop needs the registers.
+template <Write kWrite, class S, class T, class O>
+__attribute__((noinline)) void scatter_run(const Distances<O>& distance, const int64_t* corner, int64_t first, int64_t size,
+                                           const S* g, const O* taps, T* sums, int64_t count) {
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < count; ++i) scatter_one<kWrite>(first + corner[i] + distance(taps[i]), size, g[i], sums);
+}
+
+// ---- bands of rows -------------------------------------------------------------------------------------------------
+
+// Of pixels shorter than a vector (`flat`) also where, in a row of inputs, the window of each element of a row of windows
+// begins: the row is then one run of elements.
+struct Corners : Columns {
+  bool flat;
+  int64_t corner[kMost * kShort];
+
+  Corners(const Axis& w, int64_t from, int64_t channels, bool flat) : Columns(w, from), flat(flat) {
+    for (int64_t o = 0; o < count && flat; ++o)
+      for (int64_t c = 0; c < channels; ++c)
+        corner[o * channels + c] = begin[o] < end[o] ? first[o] * channels + c : kNowhere;
+  }
+};
+
+// Channels [0, count) of the input rows [top, bottom) of one image, `pitch` elements a pixel in the gradient and `count`
+// in the sums, which are cleared just before they are needed. The channels before `split` go by vectors. Not inlined, as
+// above.
+template <Write kWrite, class S, class T, class O>
+__attribute__((noinline)) void band_backward(const Pool2dParams& p, const Corners& columns, const Distances<O>& distance, const S* g, const O* taps,
+                   T* sums, int64_t top, int64_t bottom, int64_t count, int64_t split) {
+  using V = Vec<acc_t<S>>;
+  const Axis h = axis_h(p), w = axis_w(p);
+  const int64_t row = w.in * count, pitch = p.channels, size = (bottom - top) * row;
+  const int64_t reach = (h.kernel - 1) * h.dilation + 1;
+  const bool clears = columns.from == 0 && (kWrite == Write::kAdd || split < count || !windows_cover(p));
+  int64_t cleared = clears ? top : bottom;
+  const auto clear_until = [&](int64_t end) {
+    if (end <= cleared) return;
+    end = min64(bottom, max64(end, cleared + kClear / row));
+    __builtin_memset(static_cast<void*>(sums + (cleared - top) * row), 0, size_t((end - cleared) * row) * sizeof(T));
+    cleared = end;
+  };
+  for (int64_t oh = h.low(top); oh < h.high(bottom - 1); ++oh) {
+    const int64_t first = h.first(oh), corner = (first - top) * row;
+    clear_until(min64(bottom, first + reach));
+    const int64_t i0 = max64(h.begin(oh), quick_ceil_div(max64(0, top - first), h.dilation));
+    const int64_t i1 = min64(h.end(oh), quick_ceil_div(max64(0, bottom - first), h.dilation));
+    if (i0 >= i1) continue;
+    const int64_t out_row = (oh * w.out + columns.from) * pitch;
+    if (columns.flat) {
+      scatter_run<kWrite>(distance, columns.corner, corner, size, g + out_row, taps + out_row, sums, columns.count * pitch);
+      continue;
+    }
+    for (int64_t o = 0; o < columns.count; ++o) {
+      const int64_t j0 = columns.begin[o], j1 = columns.end[o], out = out_row + o * pitch;
+      if (j0 >= j1) continue;
+      const int64_t window = corner + columns.first[o] * count;
+      if constexpr (__is_same(O, uint8_t) && __is_same(S, T)) {
+        const Window t = {i0, i1, j0, j1, h.dilation * row, w.dilation * count};
+        S* const to = sums + window + i0 * t.row_step + j0 * t.column_step;
+        int64_t c = 0;
+        for (; c + 4 * V::N <= split; c += 4 * V::N)
+          spread_vectors<4, kWrite>(t, w.kernel, g + out + c, taps + out + c, to + c, V::N);
+        for (; c < split; c += V::N)
+          spread_vectors<1, kWrite>(t, w.kernel, g + out + c, taps + out + c, to + c, int(min64(V::N, split - c)));
+      }
+#pragma GCC unroll 4
+      for (int64_t c = split; c < count; ++c)
+        scatter_one<kWrite>(window + distance(taps[out + c]) + c, size, g[out + c], sums);
+    }
+  }
+  clear_until(bottom);
+}
+
+// Calls f(columns) for the windows of a row, a part at a time.
+template <class F>
+FASTNN_INLINE void for_columns(const Pool2dParams& p, bool flat, const F& f) {
+  const Axis w = axis_w(p);
+  for (int64_t from = 0; from < w.out; from += Columns::kMost) f(Corners(w, from, p.channels, flat));
+}
+
+// How many channels go by vectors. Roughly, in cycles: each tap costs a vector 2 where it is stored and 3 where it is added,
+// a masked vector 2 and 10 besides what a window costs anyway; a channel of its own costs 3.
+template <int N>
+FASTNN_INLINE int64_t vector_channels(const Pool2dParams& p) {
+  const auto usual = [&](const PoolAxis& a) { return p.adaptive ? ceil_div(a.in, a.out) : a.kernel; };
+  const int64_t taps = usual(p.h) * usual(p.w), rest = p.channels % N, whole = p.channels - rest;
+  if (p.wide || taps > 64) return 0;
+  if (!windows_overlap(p)) return rest == 0 || 3 * p.channels > 8 + 2 * taps ? p.channels : 0;
+  if (taps > 12) return 0;
+  return 3 * rest > 8 + 10 * taps ? p.channels : whole;
+}
+
+template <class S, class O>
+void backward_in_place(const Pool2dParams& p) {
+  const Distances<O> distance(p, p.channels);
+  const int64_t image_in = p.h.in * p.w.in * p.channels, image_out = p.h.out * p.w.out * p.channels;
+  const int64_t split = vector_channels<Vec<acc_t<S>>::N>(p);
+  const bool overlap = windows_overlap(p), flat = split == 0 && p.channels < kShort;
+  const bool stream = kVecBytes == 64 && leaves_caches(p) && windows_cover(p) && p.channels % 16 == 0 && split == p.channels;
+  const auto band = [&](const Corners& w, int64_t image, int64_t top, int64_t bottom) {
+    const S* g = static_cast<const S*>(p.grad_output) + image * image_out;
+    const O* taps = static_cast<const O*>(p.offsets) + image * image_out;
+    S* dx = static_cast<S*>(p.grad_input) + image * image_in + top * p.w.in * p.channels;
+    if (overlap) {
+      if constexpr (__is_same(S, acc_t<S>))
+        band_backward<Write::kAdd>(p, w, distance, g, taps, dx, top, bottom, p.channels, split);
+    } else if (stream) {
+      band_backward<Write::kStream>(p, w, distance, g, taps, dx, top, bottom, p.channels, split);
+    } else {
+      band_backward<Write::kStore>(p, w, distance, g, taps, dx, top, bottom, p.channels, split);
+    }
+  };
+  for_row_ranges(p, [&](int64_t begin, int64_t end) {
+    for_columns(p, flat, [&](const Corners& w) {
+      for_bands(p, begin, end, [&](int64_t image, int64_t top, int64_t bottom) { band(w, image, top, bottom); });
+    });
+#if defined(__AVX512F__)
+    if (stream) _mm_sfence();
+#endif
+  });
+}
+
+// ---- 16-bit gradients of overlapping windows -------------------------------------------------------------------------
+
+// Added up in a buffer: some channels of as many rows as fit.
+template <class S, class O>
+void backward_buffered(const Pool2dParams& p) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const int64_t channels = p.channels, image_in = p.h.in * p.w.in * channels, image_out = p.h.out * p.w.out * channels;
+  const int64_t most = min64(channels, max64(kSums / (p.h.in * p.w.in), min64(V::N, kSums / p.w.in)));
+  const auto band = [&](int64_t image, int64_t top, int64_t bottom) {
+    A sums[kSums];
+    for (int64_t c = 0; c < channels; c += most) {
+      const int64_t count = min64(most, channels - c), rows = kSums / (p.w.in * count);
+      const Distances<O> distance(p, count);
+      for (int64_t row = top; row < bottom; row += rows) {
+        const int64_t end = min64(bottom, row + rows);
+        const S* const g = static_cast<const S*>(p.grad_output) + image * image_out + c;
+        const O* const taps = static_cast<const O*>(p.offsets) + image * image_out + c;
+        for_columns(p, false, [&](const Corners& w) {
+          band_backward<Write::kAdd>(p, w, distance, g, taps, sums, row, end, count, 0);
+        });
+        S* const dx = static_cast<S*>(p.grad_input) + image * image_in + row * p.w.in * channels + c;
+        for (int64_t pixel = 0; pixel < (end - row) * p.w.in; ++pixel)
+          for_vectors<V::N>(count, [&](int64_t k, int lanes) {
+            store_some(load_some(sums + pixel * count + k, lanes), dx + pixel * channels + k, lanes);
+          });
+      }
+    }
+  };
+  for_row_ranges(p, [&](int64_t begin, int64_t end) { for_bands(p, begin, end, band); });
+}
+
+// One input pixel at a time, from the windows that cover it.
+template <class S, class O>
+void backward_by_pixels(const Pool2dParams& p) {
+  using V = Vec<acc_t<S>>;
+  const Axis h = axis_h(p), w = axis_w(p);
+  const int64_t channels = p.channels;
+  for_input_pixels(p, [&](int64_t n, int64_t ih, int64_t iw) {
+    const S* g = static_cast<const S*>(p.grad_output) + n * h.out * w.out * channels;
+    const O* taps = static_cast<const O*>(p.offsets) + n * h.out * w.out * channels;
+    S* dx = static_cast<S*>(p.grad_input) + ((n * h.in + ih) * w.in + iw) * channels;
+    const int64_t oh0 = h.low(ih), oh1 = h.high(ih), ow0 = w.low(iw), ow1 = w.high(iw);
+    for_vectors<V::N>(channels, [&](int64_t c, int lanes) {
+      V sum = V::zero();
+      for (int64_t oh = oh0; oh < oh1; ++oh) {
+        const int64_t i = h.tap(ih, oh);
+        if (i < 0) continue;
+        for (int64_t ow = ow0; ow < ow1; ++ow) {
+          const int64_t j = w.tap(iw, ow), at = (oh * w.out + ow) * channels + c;
+          if (j < 0) continue;
+          sum = add_where(sum, load_taps<acc_t<S>>(taps + at, lanes), i * w.kernel + j, load_some(g + at, lanes));
+        }
+      }
+      store_some(sum, dx + c, lanes);
+    });
+  });
+}
+
+template <class S, class O>
+void backward(const Pool2dParams& p) {
+  if (sizeof(S) > 2 || !windows_overlap(p)) return backward_in_place<S, O>(p);
+  const bool few_taps = p.h.kernel * p.w.kernel <= 16 && p.channels >= Vec<acc_t<S>>::N;
+  if constexpr (sizeof(S) == 2) {
+    if (few_taps || p.w.in > kSums) backward_by_pixels<S, O>(p);
+    else backward_buffered<S, O>(p);
+  }
+}
+
+}  // namespace
+
+Status max_pool2d_backward_nhwc(const Pool2dParams& p) {
+  return dispatch_dtype(p.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    if (p.wide) backward<S, int32_t>(p);
+    else backward<S, uint8_t>(p);
+    return Status::ok;
+  });
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS
