@@ -50,6 +50,13 @@ struct Weights {
   }
 };
 
+// A pixel of one channel at rows and columns that may lie in the padding.
+template <class S>
+__device__ __forceinline__ acc_t<S> pixel(const S* x, const Conv2dParams& p, int64_t h, int64_t w) {
+  if (uint64_t(h) >= uint64_t(p.H) || uint64_t(w) >= uint64_t(p.W)) return 0;
+  return to_acc(x[h * p.input_stride_h + w * p.input_stride_w]);
+}
+
 // The image under the window: a row is an output position and k an (input channel, tap).
 template <class S>
 struct Windows {
@@ -71,9 +78,7 @@ struct Windows {
   __device__ __forceinline__ acc_t<S> at(const Row& row, int k) const {
     int c, r, s;
     taps.split(k, c, r, s);
-    const int64_t h = row.h0 + r * p.dilation_h, w = row.w0 + s * p.dilation_w;
-    if (uint64_t(h) >= uint64_t(p.H) || uint64_t(w) >= uint64_t(p.W)) return 0;
-    return to_acc(row.x[c * p.input_stride_c + h * p.input_stride_h + w * p.input_stride_w]);
+    return pixel(row.x + c * p.input_stride_c, p, row.h0 + r * p.dilation_h, row.w0 + s * p.dilation_w);
   }
 };
 
@@ -144,9 +149,7 @@ struct Pixels {
   __device__ __forceinline__ acc_t<S> at(const Row& row, int k) const {
     int n, o, q;
     outputs.split(k, n, o, q);
-    const int64_t h = row.h0 + o * p.stride_h, w = row.w0 + q * p.stride_w;
-    if (uint64_t(h) >= uint64_t(p.H) || uint64_t(w) >= uint64_t(p.W)) return 0;
-    return to_acc(row.x[n * p.input_stride_n + h * p.input_stride_h + w * p.input_stride_w]);
+    return pixel(row.x + n * p.input_stride_n, p, row.h0 + o * p.stride_h, row.w0 + q * p.stride_w);
   }
 };
 
@@ -169,8 +172,7 @@ __global__ void __launch_bounds__(kTileThreads)
                          p.output_stride_k == 1, [&](int k, int i, acc_t<S> sum) {
                            int n, o, q;
                            outputs.split(i, n, o, q);
-                           const int64_t at = n * p.output_stride_n + k * p.output_stride_k + o * p.output_stride_p +
-                                              q * p.output_stride_q;
+                           const int64_t at = output_at(p, n, k, o, q);
                            if (bias) sum += to_acc(bias[k0 + k]);
                            if (residual) sum += to_acc(residual[at]);
                            y[at] = from_acc<S>(e.clamps ? clamp(sum, e) : sum);
@@ -190,8 +192,7 @@ __global__ void __launch_bounds__(kTileThreads)
                          p.input_stride_c == 1, [&](int c, int i, acc_t<S> sum) {
                            int n, h, w;
                            inputs.split(i, n, h, w);
-                           dx[n * p.input_stride_n + c * p.input_stride_c + h * p.input_stride_h +
-                              w * p.input_stride_w] = from_acc<S>(sum);
+                           dx[input_at(p, n, c, h, w)] = from_acc<S>(sum);
                          });
 }
 
@@ -217,8 +218,7 @@ __global__ void __launch_bounds__(kTileThreads)
                            }
                            int c, r, s;
                            b.taps.split(column, c, r, s);
-                           dw[k * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r +
-                              s * p.weight_stride_s] = from_acc<S>(sum);
+                           dw[weight_at(p, k, c, r, s)] = from_acc<S>(sum);
                          });
 }
 
@@ -232,8 +232,7 @@ __global__ void conv2d_add_splits_kernel(const acc_t<S>* partial, int splits, co
     for (int split = 0; split < splits; ++split) sum += partial[split * count + i];
     int c, r, s;
     taps.split(int(i % columns), c, r, s);
-    static_cast<S*>(p.grad_weight)[i / columns * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r +
-                                   s * p.weight_stride_s] = from_acc<S>(sum);
+    static_cast<S*>(p.grad_weight)[weight_at(p, i / columns, c, r, s)] = from_acc<S>(sum);
   }
 }
 
@@ -258,13 +257,9 @@ Status for_images(const Conv2dParams& p, int64_t positions, const F& f) {
   for (int64_t n = 0; n < p.N; n += most) {
     Conv2dParams part = p;
     part.N = min64(most, p.N - n);
-    const auto move = [n](auto*& pointer, int64_t stride) {
-      if (pointer) pointer = reinterpret_cast<decltype(+pointer)>(uintptr_t(pointer) + n * stride * sizeof(S));
-    };
-    move(part.input, p.input_stride_n);
-    move(part.grad_input, p.input_stride_n);
-    move(part.output, p.output_stride_n);
-    move(part.grad_output, p.output_stride_n);
+    const int64_t input = n * p.input_stride_n * sizeof(S), output = n * p.output_stride_n * sizeof(S);
+    advance(part.input, input), advance(part.grad_input, input);
+    advance(part.output, output), advance(part.grad_output, output);
     if (const Status status = f(part, n); status != Status::ok) return status;
   }
   return Status::ok;
@@ -286,8 +281,8 @@ Status forward(const Conv2dParams& whole, const Epilogue& epilogue, CUstream_st*
     const Weights<S> a{static_cast<const S*>(p.weight), taps, p.weight_stride_k, p.weight_stride_c, p.weight_stride_r,
                        p.weight_stride_s, true};
     const Windows<S> b{static_cast<const S*>(p.input), taps, outputs, p, channels_last};
-    return launch(conv2d_forward_kernel<S, kMultiply>, grid_of(tiles_of(p.K / p.groups, p.N * p.P * p.Q) * p.groups),
-                  dim3(kTileThreads), 0, stream, a, b, p, e, outputs);
+    return launch_tiles(conv2d_forward_kernel<S, kMultiply>, tiles_of(p.K / p.groups, p.N * p.P * p.Q) * p.groups, stream,
+                        a, b, p, e, outputs);
   });
 }
 
@@ -301,8 +296,8 @@ Status grad_input(const Conv2dParams& whole, CUstream_st* stream) {
                        p.weight_stride_s, false};
     const Covers<S> b{static_cast<const S*>(p.grad_output), taps, inputs, Divisor(p.stride_h), Divisor(p.stride_w), p,
                       channels_last};
-    return launch(conv2d_grad_input_kernel<S, kMultiply>, grid_of(tiles_of(p.C / p.groups, p.N * p.H * p.W) * p.groups),
-                  dim3(kTileThreads), 0, stream, a, b, p, inputs);
+    return launch_tiles(conv2d_grad_input_kernel<S, kMultiply>, tiles_of(p.C / p.groups, p.N * p.H * p.W) * p.groups, stream,
+                        a, b, p, inputs);
   });
 }
 
@@ -315,9 +310,9 @@ Status grad_weight(const Conv2dParams& p, CUstream_st* stream) {
   const GradOutputs<S> a{static_cast<const S*>(p.grad_output), outputs, p, p.output_stride_k != 1};
   const Pixels<S> b{static_cast<const S*>(p.input), taps, outputs, p, !channels_last};
   auto* partial = static_cast<acc_t<S>*>(p.workspace);
-  const Status status =
-      launch(conv2d_grad_weight_kernel<S, kMultiply>, grid_of(tiles_of(p.K / p.groups, columns) * p.groups * splits),
-             dim3(kTileThreads), 0, stream, a, b, p, int(splits), int(images), partial);
+  const Status status = launch_tiles(conv2d_grad_weight_kernel<S, kMultiply>,
+                                     tiles_of(p.K / p.groups, columns) * p.groups * splits, stream, a, b, p, int(splits),
+                                     int(images), partial);
   if (status != Status::ok || splits == 1) return status;
   return add_splits<S>(p, splits, channels_last, stream);
 }

@@ -1,4 +1,5 @@
-// Convolution by its definition: a thread per output (or input) pixel, a block per weight. For groups of few channels, where a matrix product would be mostly padding; they are bound by memory.
+// Convolution by its definition: a thread per output (or input) pixel, a block per weight. For groups of few channels,
+// where a matrix product would be mostly padding; they are bound by memory.
 #include "conv2d_direct.h"
 
 #include "device/index.h"
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(kThreads)
           if (uint64_t(w) < uint64_t(p.W)) sum += to_acc(row[w * p.input_stride_w]) * to_acc(taps[s * p.weight_stride_s]);
         }
       }
-    const int64_t at = n * p.output_stride_n + k * p.output_stride_k + o * p.output_stride_p + q * p.output_stride_q;
+    const int64_t at = output_at(p, n, k, o, q);
     if (e.residual) sum += to_acc(static_cast<const S*>(e.residual)[at]);
     static_cast<S*>(p.output)[at] = from_acc<S>(e.clamps ? clamp(sum, e) : sum);
   });
@@ -80,13 +81,10 @@ __global__ void __launch_bounds__(kThreads)
         const int q = stride_w.divide(at_w, rest);
         if (rest || q >= p.Q) continue;
         for (int k = group * group_k; k < (group + 1) * group_k; ++k)
-          sum += to_acc(g[n * p.output_stride_n + k * p.output_stride_k + o * p.output_stride_p + q * p.output_stride_q]) *
-                 to_acc(weight[k * p.weight_stride_k + c % group_c * p.weight_stride_c + r * p.weight_stride_r +
-                               s * p.weight_stride_s]);
+          sum += to_acc(g[output_at(p, n, k, o, q)]) * to_acc(weight[weight_at(p, k, c % group_c, r, s)]);
       }
     }
-    static_cast<S*>(p.grad_input)[n * p.input_stride_n + c * p.input_stride_c + h * p.input_stride_h +
-                                  w * p.input_stride_w] = from_acc<S>(sum);
+    static_cast<S*>(p.grad_input)[input_at(p, n, c, h, w)] = from_acc<S>(sum);
   });
 }
 
@@ -107,13 +105,10 @@ __global__ void __launch_bounds__(kThreads)
         const int o = width.divide(i, q);
         const int64_t h = o * p.stride_h - p.pad_h + r * p.dilation_h, w = q * p.stride_w - p.pad_w + s * p.dilation_w;
         if (uint64_t(h) < uint64_t(p.H) && uint64_t(w) < uint64_t(p.W))
-          sum += to_acc(g[n * p.output_stride_n + k * p.output_stride_k + o * p.output_stride_p + q * p.output_stride_q]) *
-                 to_acc(x[n * p.input_stride_n + channel * p.input_stride_c + h * p.input_stride_h + w * p.input_stride_w]);
+          sum += to_acc(g[output_at(p, n, k, o, q)]) * to_acc(x[input_at(p, n, channel, h, w)]);
       }
     sum = block_reduce(sum, acc_t<S>(0), Add{});
-    if (threadIdx.x == 0)
-      static_cast<S*>(p.grad_weight)[k * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r +
-                                     s * p.weight_stride_s] = from_acc<S>(sum);
+    if (threadIdx.x == 0) static_cast<S*>(p.grad_weight)[weight_at(p, k, c, r, s)] = from_acc<S>(sum);
   }
 }
 

@@ -100,8 +100,8 @@ Status gemm(const GemmParams& p, const Epilogue& e, CUstream_st* stream) {
                          p.a_stride_m != 1};
       const Strided<S> b{static_cast<const S*>(p.b) + first * p.b_stride_batch, p.b_stride_n, p.b_stride_k,
                          p.b_stride_n != 1};
-      const Status status = launch(gemm_kernel<S, multiply.value>, grid_of(tiles * min64(most, p.batch - first)),
-                                   dim3(kTileThreads), 0, stream, a, b, part, e);
+      const Status status =
+          launch_tiles(gemm_kernel<S, multiply.value>, tiles * min64(most, p.batch - first), stream, a, b, part, e);
       if (status != Status::ok) return status;
     }
     return Status::ok;

@@ -59,6 +59,11 @@ struct Axis {
   }
 };
 
+// Where a thread works: a pixel of a plane, and the first of its channels.
+struct Pixel {
+  int plane, row, column, channel;
+};
+
 // A pool over planes [rows, columns, inner]: inner is 1, or the channels of a channels_last tensor.
 struct Planes {
   Axis h, w;
@@ -71,24 +76,35 @@ struct Planes {
         include_pad(p.count_include_pad), groups(max64(1, inner / lanes)), out_h(p.h.out), out_w(p.w.out), in_h(p.h.in),
         in_w(p.w.in) {}
 
+  // The offset of a pixel; it may lie in the padding.
+  __device__ __forceinline__ int64_t input_at(const Pixel& at) const {
+    return ((int64_t(at.plane) * h.in + at.row) * w.in + at.column) * inner + at.channel;
+  }
+  __device__ __forceinline__ int64_t output_at(const Pixel& at) const {
+    return ((int64_t(at.plane) * h.out + at.row) * w.out + at.column) * inner + at.channel;
+  }
   __device__ __forceinline__ int window_size(int oh, int ow) const {
     return divisor ? divisor : h.count(oh, include_pad) * w.count(ow, include_pad);
   }
 };
 
-// Where a thread works: a pixel of a plane, and the first of its channels.
-struct Pixel {
-  int plane, row, column, channel;
-};
-__device__ __forceinline__ Pixel pixel_at(int i, const Divisor& groups, const Divisor& rows, const Divisor& columns, int lanes) {
-  Pixel at;
-  at.plane = rows.divide(columns.divide(groups.divide(i, at.channel), at.column), at.row);
-  at.channel *= lanes;
-  return at;
+// This thread's of `count` pixels, N channels each, in planes of this size; false past the last.
+template <int N>
+__device__ __forceinline__ bool find_pixel(int count, const Divisor& groups, const Divisor& rows, const Divisor& columns,
+                                           Pixel& at) {
+  const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (item >= count) return false;
+  at.plane = rows.divide(columns.divide(groups.divide(int(item), at.channel), at.column), at.row);
+  at.channel *= N;
+  return true;
 }
-// The offset of a pixel, and of plane 0's first element, in a tensor of planes [rows, columns, inner].
-__device__ __forceinline__ int64_t offset_of(int plane, int row, int column, int rows, int columns, int inner) {
-  return ((int64_t(plane) * rows + row) * columns + column) * inner;
+
+template <class S, int N>
+__device__ __forceinline__ void store_rounded(S* to, const acc_t<S> (&values)[N]) {
+  Pack<S, N> pack;
+#pragma unroll
+  for (int n = 0; n < N; ++n) pack.at[n] = from_acc<S>(values[n]);
+  store_pack(to, pack);
 }
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
@@ -97,12 +113,10 @@ template <class S, class O, int N>
 __global__ void __launch_bounds__(kThreads, 3)
     max_pool2d_forward_kernel(const S* x, S* y, O* offsets, const __grid_constant__ Planes p, int count) {
   using A = acc_t<S>;
-  const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= count) return;
-  const Pixel at = pixel_at(int(item), p.groups, p.out_h, p.out_w, N);
+  Pixel at;
+  if (!find_pixel<N>(count, p.groups, p.out_h, p.out_w, at)) return;
   const int i0 = p.h.begin(at.row), i1 = p.h.end(at.row), j0 = p.w.begin(at.column), j1 = p.w.end(at.column);
-  const S* const corner =
-      x + offset_of(at.plane, p.h.first(at.row), p.w.first(at.column), p.h.in, p.w.in, p.inner) + at.channel;
+  const S* const corner = x + p.input_at({at.plane, p.h.first(at.row), p.w.first(at.column), at.channel});
   A best[N];
   int tap[N];
 #pragma unroll
@@ -117,23 +131,22 @@ __global__ void __launch_bounds__(kThreads, 3)
         if (v > best[n] || v != v) best[n] = v, tap[n] = i * p.w.kernel + j;  // torch's rule: larger, or NaN
       }
     }
-  Pack<S, N> out;
+  const int64_t to = p.output_at(at);
+  store_rounded(y + to, best);
+  if (!offsets) return;
   Pack<O, N> taps;
 #pragma unroll
-  for (int n = 0; n < N; ++n) out.at[n] = from_acc<S>(best[n]), taps.at[n] = O(tap[n]);
-  const int64_t to = offset_of(at.plane, at.row, at.column, p.h.out, p.w.out, p.inner) + at.channel;
-  store_pack(y + to, out);
-  if (offsets) store_pack(offsets + to, taps);
+  for (int n = 0; n < N; ++n) taps.at[n] = O(tap[n]);
+  store_pack(offsets + to, taps);
 }
 
 template <class S, class O, int N>
 __global__ void __launch_bounds__(kThreads, 3)
     max_pool2d_backward_kernel(const S* grad, const O* offsets, S* dx, const __grid_constant__ Planes p, int count) {
   using A = acc_t<S>;
-  const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= count) return;
-  const Pixel at = pixel_at(int(item), p.groups, p.in_h, p.in_w, N);
-  const int64_t plane = offset_of(at.plane, 0, 0, p.h.out, p.w.out, p.inner) + at.channel;
+  Pixel at;
+  if (!find_pixel<N>(count, p.groups, p.in_h, p.in_w, at)) return;
+  const int64_t plane = p.output_at({at.plane, 0, 0, at.channel});
   A sum[N] = {};
   for (int oh = p.h.low(at.row); oh < p.h.high(at.row); ++oh) {
     const int i = p.h.tap(at.row, oh);
@@ -149,22 +162,17 @@ __global__ void __launch_bounds__(kThreads, 3)
         if (int(taps.at[n]) == i * p.w.kernel + j) sum[n] += to_acc(g.at[n]);
     }
   }
-  Pack<S, N> out;
-#pragma unroll
-  for (int n = 0; n < N; ++n) out.at[n] = from_acc<S>(sum[n]);
-  store_pack(dx + offset_of(at.plane, at.row, at.column, p.h.in, p.w.in, p.inner) + at.channel, out);
+  store_rounded(dx + p.input_at(at), sum);
 }
 
 template <class S, int N>
 __global__ void __launch_bounds__(kThreads, 3)
     avg_pool2d_forward_kernel(const S* x, S* y, const __grid_constant__ Planes p, int count) {
   using A = acc_t<S>;
-  const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= count) return;
-  const Pixel at = pixel_at(int(item), p.groups, p.out_h, p.out_w, N);
+  Pixel at;
+  if (!find_pixel<N>(count, p.groups, p.out_h, p.out_w, at)) return;
   const int i0 = p.h.begin(at.row), i1 = p.h.end(at.row), j0 = p.w.begin(at.column), j1 = p.w.end(at.column);
-  const S* const corner =
-      x + offset_of(at.plane, p.h.first(at.row), p.w.first(at.column), p.h.in, p.w.in, p.inner) + at.channel;
+  const S* const corner = x + p.input_at({at.plane, p.h.first(at.row), p.w.first(at.column), at.channel});
   A sum[N] = {};
   for (int i = i0; i < i1; ++i)
     for (int j = j0; j < j1; ++j) {
@@ -173,20 +181,18 @@ __global__ void __launch_bounds__(kThreads, 3)
       for (int n = 0; n < N; ++n) sum[n] += to_acc(pack.at[n]);
     }
   const A size = A(p.window_size(at.row, at.column));
-  Pack<S, N> out;
 #pragma unroll
-  for (int n = 0; n < N; ++n) out.at[n] = from_acc<S>(sum[n] / size);
-  store_pack(y + offset_of(at.plane, at.row, at.column, p.h.out, p.w.out, p.inner) + at.channel, out);
+  for (int n = 0; n < N; ++n) sum[n] /= size;
+  store_rounded(y + p.output_at(at), sum);
 }
 
 template <class S, int N>
 __global__ void __launch_bounds__(kThreads, 3)
     avg_pool2d_backward_kernel(const S* grad, S* dx, const __grid_constant__ Planes p, int count) {
   using A = acc_t<S>;
-  const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= count) return;
-  const Pixel at = pixel_at(int(item), p.groups, p.in_h, p.in_w, N);
-  const int64_t plane = offset_of(at.plane, 0, 0, p.h.out, p.w.out, p.inner) + at.channel;
+  Pixel at;
+  if (!find_pixel<N>(count, p.groups, p.in_h, p.in_w, at)) return;
+  const int64_t plane = p.output_at({at.plane, 0, 0, at.channel});
   A sum[N] = {};
   for (int oh = p.h.low(at.row); oh < p.h.high(at.row); ++oh)
     for (int ow = p.w.low(at.column); ow < p.w.high(at.column); ++ow) {
@@ -195,18 +201,15 @@ __global__ void __launch_bounds__(kThreads, 3)
 #pragma unroll
       for (int n = 0; n < N; ++n) sum[n] += to_acc(g.at[n]) / size;
     }
-  Pack<S, N> out;
-#pragma unroll
-  for (int n = 0; n < N; ++n) out.at[n] = from_acc<S>(sum[n]);
-  store_pack(dx + offset_of(at.plane, at.row, at.column, p.h.in, p.w.in, p.inner) + at.channel, out);
+  store_rounded(dx + p.input_at(at), sum);
 }
 
 template <class O>
 __global__ void __launch_bounds__(kThreads, 3)
     max_pool2d_indices_kernel(const O* offsets, int64_t* indices, const __grid_constant__ Planes p, int count) {
+  Pixel at;
+  if (!find_pixel<1>(count, p.groups, p.out_h, p.out_w, at)) return;
   const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= count) return;
-  const Pixel at = pixel_at(int(item), p.groups, p.out_h, p.out_w, 1);
   const int tap = int(offsets[item]), i = tap / p.w.kernel, j = tap % p.w.kernel;
   indices[item] = int64_t(p.h.first(at.row) + i * p.h.dilation) * p.w.in + p.w.first(at.column) + j * p.w.dilation;
 }
@@ -230,15 +233,11 @@ Status for_planes(const Pool2dParams& p, bool inputs, const F& f) {
   const int64_t most = max64(1, longest_run() / max64(1, max64(in, out)));
   for (int64_t first = 0; first < planes; first += most) {
     Pool2dParams part = p;
-    const auto move = [&](auto*& pointer, int64_t bytes) {
-      if (pointer) pointer = reinterpret_cast<decltype(+pointer)>(uintptr_t(pointer) + first * bytes);
-    };
-    move(part.input, in * sizeof(S));
-    move(part.grad_input, in * sizeof(S));
-    move(part.output, out * sizeof(S));
-    move(part.grad_output, out * sizeof(S));
-    move(part.offsets, out * (p.wide ? 4 : 1));
-    move(part.indices, out * 8);
+    const int64_t inputs_before = first * in, outputs_before = first * out;
+    advance(part.input, inputs_before * sizeof(S)), advance(part.grad_input, inputs_before * sizeof(S));
+    advance(part.output, outputs_before * sizeof(S)), advance(part.grad_output, outputs_before * sizeof(S));
+    advance(part.offsets, outputs_before * (p.wide ? 4 : 1));
+    advance(part.indices, outputs_before * sizeof(int64_t));
     const int64_t count = min64(most, planes - first) * (inputs ? in : out);
     if (count == 0) return Status::ok;
     if (const Status status = f(part, count); status != Status::ok) return status;

@@ -6,6 +6,12 @@ namespace fastnn::cuda {
 
 constexpr int64_t kMaxIndex = 0x7fffffff;
 
+// Moves a pointer of any type on by `bytes`; null stays. For launchers that cut a problem into short runs.
+template <class T>
+void advance(T*& pointer, int64_t bytes) {
+  if (pointer) pointer = reinterpret_cast<T*>(uintptr_t(pointer) + bytes);
+}
+
 // Division of n < 2^31 by 1 <= d < 2^31 with one multiplication: q = (high word of n * multiplier, plus n) >> shift.
 class Divisor {
  public:

@@ -217,5 +217,9 @@ __device__ __forceinline__ TileAt tile_at(int rows, int columns) {
   return {int(b % row_tiles) * kTile, int(b / row_tiles % column_tiles) * kTile, b / (row_tiles * column_tiles)};
 }
 inline int64_t tiles_of(int64_t rows, int64_t columns) { return ceil_div(rows, kTile) * ceil_div(columns, kTile); }
+template <class... P, class... A>
+Status launch_tiles(void (*kernel)(P...), int64_t tiles, CUstream_st* stream, const A&... args) {
+  return launch(kernel, grid_of(tiles), dim3(kTileThreads), 0, stream, args...);
+}
 
 }  // namespace fastnn::cuda
