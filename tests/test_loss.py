@@ -239,3 +239,48 @@ def test_log_within_one_ulp(isa, dtype, inner):
     for n in [*range(1, 130), 1000, 4096, 99991]:
         ours = -F.log_softmax(torch.zeros(1, n, inner, dtype=dtype), 1)[0, 0]
         assert ulps(ours, torch.full_like(ours, math.log(n), dtype=torch.float64)) <= 1.5
+
+
+# ---- classes in the middle: strips of columns ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("shape", [(2, 600, 530), (1, 2100, 49), (3, 5, 1100), (2, 9, 17)], ids=str)
+@pytest.mark.parametrize("kind", ["plain", "weight", "smooth"])
+def test_strips_of_columns(shape, kind, isa):
+    """Narrow and wide strips, their ends, rows that do not count and hold NaN; the same bits for two threads."""
+    fastnn._C.set_isa(isa)
+    n, classes, inner = shape
+    x, target = torch.randn(shape), torch.randint(classes, (n, inner))
+    target[0, 3::7] = 2
+    kwargs = {"ignore_index": 2}
+    if kind == "weight":
+        kwargs["weight"] = torch.rand(classes)
+    if kind == "smooth":
+        kwargs["label_smoothing"] = 0.1
+    exact_kwargs = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+    for logits in (x, x.masked_fill((target == 2).unsqueeze(1), math.nan)):
+        logits, exact = logits.clone().requires_grad_(), x.double().requires_grad_()
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            loss = F.cross_entropy(logits, target, **kwargs)
+            results.append((loss, torch.autograd.grad(loss, logits)[0]))
+        torch.set_num_threads(1)
+        expected = T.cross_entropy(exact, target, **exact_kwargs)
+        torch.testing.assert_close(results[0][0].double(), expected, rtol=2e-6, atol=0)
+        (slope,) = torch.autograd.grad(expected, exact)
+        torch.testing.assert_close(results[0][1].double(), slope, rtol=1e-5, atol=1e-8)
+        for a, b in zip(*results, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("at", [0, 13, 63, 64])
+@pytest.mark.parametrize("value", [-1, 5, 1 << 32])
+def test_class_out_of_range_anywhere_in_a_strip(value, at, isa):
+    fastnn._C.set_isa(isa)
+    target = torch.zeros(1, 65, dtype=torch.int64)
+    target[0, at] = value
+    with pytest.raises(IndexError, match="out of bounds"):
+        F.cross_entropy(torch.randn(1, 5, 65), target)

@@ -11,13 +11,15 @@ enum class Reduction : uint8_t { none, mean, sum };  // in the order of at::Redu
 
 // A reduced loss is summed block by block: this many neighbouring rows (inner == 1) or columns (of one outer index)
 // make a block. It depends on the shape alone, and so do the bits of the sum.
-FASTNN_INLINE constexpr int64_t loss_block(int64_t classes) {
-  constexpr int64_t kBlockElements = 1 << 14;
+FASTNN_INLINE constexpr int64_t loss_block(int64_t classes, int64_t inner) {
+  constexpr int64_t kBlockElements = 1 << 14, kColumns = 512;
   const int64_t rows = kBlockElements / max64(1, classes);
+  if (inner > 1) return max64(kColumns, round_up(rows, kColumns));
   return rows < 16 ? max64(1, rows) : round_up(rows, 16);
 }
 FASTNN_INLINE constexpr int64_t loss_blocks(int64_t outer, int64_t classes, int64_t inner) {
-  return inner == 1 ? ceil_div(outer, loss_block(classes)) : outer * ceil_div(inner, loss_block(classes));
+  const int64_t size = loss_block(classes, inner);
+  return inner == 1 ? ceil_div(outer, size) : outer * ceil_div(inner, size);
 }
 
 // A row is one [classes] vector of logits: rows = outer * inner, counted in the order of [outer, inner].

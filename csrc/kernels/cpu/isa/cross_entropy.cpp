@@ -9,6 +9,13 @@
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
 
+FASTNN_INLINE void store_lanes(i64v v, int64_t* to) { __builtin_memcpy(to, &v, sizeof(v)); }
+FASTNN_INLINE void store_lanes(i64v v, int32_t* to) {
+  using Half = int32_t __attribute__((vector_size(kVecBytes / 2)));
+  const Half narrow = __builtin_convertvector(v, Half);
+  __builtin_memcpy(to, &narrow, sizeof(narrow));
+}
+
 // With eps = label_smoothing, w the class weights (1 without) and z_c = log_sum - (x_c - max) = -log p_c, a row's loss is
 //   class index t:    (1 - eps) w_t z_t + eps / C sum_c w_c z_c
 //   probabilities t:  sum_c w_c q_c z_c,  q_c = (1 - eps) t_c + eps / C
@@ -18,6 +25,7 @@ template <class S>
 struct Problem {
   using A = acc_t<S>;
   using V = Vec<A>;
+  using Lane = decltype(typename V::Int{}[0] + 0);
 
   explicit Problem(const CrossEntropyParams& p)
       : p(p),
@@ -54,6 +62,39 @@ struct Problem {
     if (t >= 0 && t < p.classes) return t;
     if (p.out_of_range) __atomic_store_n(p.out_of_range, true, __ATOMIC_RELAXED);
     return -1;
+  }
+  // The classes of neighbouring rows, -1 where one does not count. True when all do.
+  FASTNN_VEC_FN bool targets_of(int64_t row, int64_t count, Lane* target) const {
+    constexpr int kStep = sizeof(i64v) / 8;
+    const int64_t vectors = p.target_kind == TargetKind::int64 ? count / kStep * kStep : 0;
+    i64v all = ~i64v{}, astray = i64v{};
+    for (int64_t i = 0; i < vectors; i += kStep) {
+      i64v t;
+      __builtin_memcpy(&t, static_cast<const int64_t*>(p.target) + row + i, sizeof(t));
+      const i64v inside = (t >= 0) & (t < p.classes), ignored = t == p.ignore_index, counts = inside & ~ignored;
+      store_lanes(counts ? t : ~i64v{}, target + i);
+      all &= counts;
+      astray |= ~(inside | ignored);
+    }
+    bool all_count = true;
+    for (int l = 0; l < kStep; ++l) {
+      all_count = all_count && all[l];
+      if (astray[l] && p.out_of_range) __atomic_store_n(p.out_of_range, true, __ATOMIC_RELAXED);
+    }
+    for (int64_t i = vectors; i < count; ++i) {
+      target[i] = Lane(class_of(row + i));
+      all_count = all_count && target[i] >= 0;
+    }
+    return all_count;
+  }
+  // The class weights of N rows.
+  FASTNN_VEC_FN V weights_of(const Lane* target) const {
+    typename V::Int t;
+    __builtin_memcpy(&t, target, sizeof(t));
+    if (!weight) return {t >= 0 ? V::set1(A(1)).v : V::zero().v};
+    V w;
+    for (int l = 0; l < V::N; ++l) w.v[l] = weight_of(t[l]);
+    return w;
   }
   FASTNN_VEC_FN A weight_of(int64_t t) const { return t < 0 ? A(0) : weight ? to_acc(weight[t]) : A(1); }
 
@@ -230,34 +271,53 @@ FASTNN_INLINE void backward_row(const Problem<S>& k, int64_t row) {
 
 // ---- columns: every lane is a row, its classes `inner` apart --------------------------------------------------------
 
+// The targets of a strip, in whole vectors: see Problem::targets_of.
+template <class S>
+struct StripTargets {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  typename Problem<S>::Lane target[kMaxStrip];
+  A weight[kMaxStrip];
+  bool all_count;
+
+  FASTNN_VEC_FN void read(const Problem<S>& k, int64_t row, int64_t width) {
+    all_count = k.targets_of(row, width, target);
+    for (int64_t i = width; i < round_up(width, V::N); ++i) target[i] = -1;
+    for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) { k.weights_of(target + i).store(weight + i); });
+  }
+  FASTNN_VEC_FN typename V::Int targets(int64_t i) const {
+    typename V::Int t;
+    __builtin_memcpy(&t, target + i, kVecBytes);
+    return t;
+  }
+  FASTNN_VEC_FN A total_weight(int64_t width) const {
+    V sum = V::zero();
+    for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) { sum = sum + V::load(weight + i); });
+    return reduce_add(sum);
+  }
+  // v where the row counts, zero elsewhere: such a row may hold anything, 0 times it is not always 0.
+  FASTNN_VEC_FN V counted(V v, int64_t i) const { return all_count ? v : V{targets(i) >= 0 ? v.v : V::zero().v}; }
+};
+
 // The gradient of a strip from exp(x - maximum) in dx and their sums.
 template <class S, class A = acc_t<S>>
-FASTNN_INLINE void gradient_columns(const Problem<S>& k, S* dx, int64_t row, int64_t width, const A* sum) {
+FASTNN_INLINE void gradient_columns(const Problem<S>& k, const StripTargets<S>& t, S* dx, int64_t width, const A* sum) {
   using V = Vec<A>;
   const int64_t n = k.p.classes, inner = k.p.inner;
   A kept[kMaxStrip], factor[kMaxStrip];
-  int64_t targets[kMaxStrip];
-  bool all_count = true;
-  for (int64_t i = 0; i < width; ++i) {
-    targets[i] = k.class_of(row + i);
-    kept[i] = k.unit * k.weight_of(targets[i]);
-    all_count = all_count && targets[i] >= 0;
-  }
-  for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
-    (load_some(kept + i, lanes, A(0)) / V::load(sum + i)).store(factor + i);
+  for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) {
+    const V of_row = V::set1(k.unit) * V::load(t.weight + i);
+    of_row.store(kept + i);
+    (of_row / V::load(sum + i)).store(factor + i);
   });
   for (int64_t c = 0; c < n; ++c) {
     for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
       S* at = dx + c * inner + i;
-      store_some(load_some(at, lanes, A(0)) * V::load(factor + i), at, lanes);
+      store_some(t.counted(load_some(at, lanes, A(0)) * V::load(factor + i), i), at, lanes);
     });
   }
   for (int64_t i = 0; i < width; ++i)
-    if (targets[i] >= 0) dx[targets[i] * inner + i] -= kept[i];
-  if (all_count) return;
-  for (int64_t c = 0; c < n; ++c)
-    for (int64_t i = 0; i < width; ++i)
-      if (targets[i] < 0) dx[c * inner + i] = 0;
+    if (t.target[i] >= 0) dx[t.target[i] * inner + i] -= kept[i];
 }
 
 // A strip of `width` <= kMaxStrip neighbouring columns, swept class by class in contiguous runs.
@@ -267,14 +327,15 @@ FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t f
   using V = Vec<A>;
   const int64_t n = k.p.classes, inner = k.p.inner, row = outer * inner + first, at = outer * n * inner + first;
   const S* x = k.x + at;
-  A m[kMaxStrip], log_sum[kMaxStrip], loss[kMaxStrip];
-  for (int64_t i = 0; i < round_up(width, V::N); ++i) loss[i] = 0;
+  A m[kMaxStrip], log_sum[kMaxStrip], loss[kMaxStrip] = {};
+  StripTargets<S> t;
+  if (!k.probabilities) t.read(k, row, width);
   S* dx = kRunsAhead<S> && k.p.grad_input ? static_cast<S*>(k.p.grad_input) + at : nullptr;
   strip_max_and_sum(x, n, inner, width, m, log_sum, [&](int64_t j, int lanes, V e) __attribute__((always_inline)) {
     if (dx) store_some(e, dx + j, lanes);
   });
   if constexpr (kRunsAhead<S>) {
-    if (dx) gradient_columns(k, dx, row, width, log_sum);
+    if (dx) gradient_columns(k, t, dx, width, log_sum);
   }
   for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
     const V of_row = log(V::load(log_sum + i));
@@ -287,20 +348,21 @@ FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t f
       const V w = V::set1(k.weight ? to_acc(k.weight[c]) : A(1));
       for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
         const V z = V::load(log_sum + i) - (load_some(x + c * inner + i, lanes, A(0)) - V::load(m + i));
-        const V t = k.probabilities ? load_some(k.probabilities + at + c * inner + i, lanes, A(0)) : w;
-        fma(k.share(w, t), z, V::load(loss + i)).store(loss + i);
+        const V q = k.probabilities ? load_some(k.probabilities + at + c * inner + i, lanes, A(0)) : w;
+        fma(k.share(w, q), z, V::load(loss + i)).store(loss + i);
       });
     }
   }
   if (!k.probabilities) {
-    A weight = 0;
-    for (int64_t i = 0; i < width; ++i) {
-      const int64_t t = k.class_of(row + i);
-      const A w = k.weight_of(t);
-      loss[i] = t < 0 ? A(0) : k.keep * w * (log_sum[i] - (to_acc(x[t * inner + i]) - m[i])) + k.spread * loss[i];
-      weight += w;
-    }
-    sums.weight += weight;
+    A of_target[kMaxStrip];
+    for (int64_t i = 0; i < round_up(width, V::N); ++i)
+      of_target[i] = t.target[i] >= 0 ? to_acc(x[t.target[i] * inner + i]) : A(0);
+    for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) {
+      const V w = V::load(t.weight + i), z = V::load(log_sum + i) - (V::load(of_target + i) - V::load(m + i));
+      const V of_row = fma(V::set1(k.keep) * w, z, V::set1(k.spread) * V::load(loss + i));
+      t.counted(of_row, i).store(loss + i);
+    });
+    sums.weight += t.total_weight(width);
   }
   if (k.p.reduction == Reduction::none) {
     for (int64_t i = 0; i < width; ++i) static_cast<S*>(k.p.loss)[row + i] = from_acc<S>(loss[i]);
@@ -319,17 +381,8 @@ FASTNN_INLINE void backward_columns(const Problem<S>& k, int64_t outer, int64_t 
   S* dx = static_cast<S*>(k.p.grad_input);
   S* dt = static_cast<S*>(k.p.grad_target);
   const A *m = k.maximum + row, *log_sum = k.log_sum + row;
-  A g[kMaxStrip], of_p[kMaxStrip], kept[kMaxStrip];
-  typename V::Int target[kMaxStrip / V::N];
-  bool all_count = true;
-  for (int64_t i = 0; i < round_up(width, V::N); ++i) {
-    const int64_t t = k.probabilities || i >= width ? -1 : k.class_of(row + i);
-    g[i] = i < width ? k.scale_of(row + i) : A(0);
-    kept[i] = g[i] * k.keep * k.weight_of(t);
-    of_p[i] = k.probabilities ? A(0) : kept[i] + g[i] * k.spread * k.weight_sum;
-    target[i / V::N][i % V::N] = t;
-    all_count = all_count && (t >= 0 || i >= width);
-  }
+  A g[kMaxStrip], of_p[kMaxStrip] = {}, kept[kMaxStrip];
+  for (int64_t i = 0; i < round_up(width, V::N); ++i) g[i] = i < width ? k.scale_of(row + i) : A(0);
   if (k.probabilities) {
     const S* t = k.probabilities + at;
     for (int64_t c = 0; c < n; ++c) {
@@ -351,6 +404,13 @@ FASTNN_INLINE void backward_columns(const Problem<S>& k, int64_t outer, int64_t 
     return;
   }
   const bool smooth = k.p.label_smoothing != 0;
+  StripTargets<S> t;
+  t.read(k, row, width);
+  for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) {
+    const V of_row = V::load(g + i), of_target = of_row * V::set1(k.keep) * V::load(t.weight + i);
+    of_target.store(kept + i);
+    (of_target + of_row * V::set1(k.spread) * V::set1(k.weight_sum)).store(of_p + i);
+  });
   for (int64_t c = 0; c < n; ++c) {
     const V w = V::set1(k.spread * (k.weight ? to_acc(k.weight[c]) : A(1)));
     for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
@@ -358,9 +418,8 @@ FASTNN_INLINE void backward_columns(const Problem<S>& k, int64_t outer, int64_t 
       const V log_p = (load_some(x + j, lanes, A(0)) - load_some(m + i, lanes, A(0))) - load_some(log_sum + i, lanes, A(0));
       V d = exp(log_p) * V::load(of_p + i);
       if (smooth) d = d - V::load(g + i) * w;
-      d.v = target[i / V::N] == every_lane<A>(c) ? d.v - V::load(kept + i).v : d.v;
-      if (!all_count) d.v = target[i / V::N] >= 0 ? d.v : V::zero().v;
-      store_some(d, dx + at + j, lanes);
+      d.v = t.targets(i) == every_lane<A>(c) ? d.v - V::load(kept + i).v : d.v;
+      store_some(t.counted(d, i), dx + at + j, lanes);
     });
   }
 }
@@ -370,7 +429,7 @@ FASTNN_INLINE void backward_columns(const Problem<S>& k, int64_t outer, int64_t 
 // Calls rows(begin, end, block) or columns(outer, begin, end, block) for every block of loss_block rows or columns.
 template <class Rows, class Columns>
 FASTNN_INLINE void for_blocks(const CrossEntropyParams& p, const Rows& rows, const Columns& columns) {
-  const int64_t size = loss_block(p.classes), blocks = loss_blocks(p.outer, p.classes, p.inner);
+  const int64_t size = loss_block(p.classes, p.inner), blocks = loss_blocks(p.outer, p.classes, p.inner);
   parallel_for(0, blocks, 2, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
       if (p.inner == 1) {
@@ -388,12 +447,11 @@ template <class S, class A = acc_t<S>>
 A unit_gradient(const Problem<S>& k) {
   if (k.p.reduction != Reduction::mean) return 1;
   double weights = 0;
-  if (k.weight) {
-    for (int64_t row = 0; row < k.rows; ++row) weights += k.weight_of(k.class_of(row));
-  } else {
-    int64_t count = 0;
-    for (int64_t row = 0; row < k.rows; ++row) count += k.class_of(row) >= 0;
-    weights = double(count);
+  StripTargets<S> t;
+  for (int64_t row = 0; row < k.rows; row += kMaxStrip) {
+    const int64_t count = min64(kMaxStrip, k.rows - row);
+    t.read(k, row, count);
+    weights += t.total_weight(count);
   }
   return A(1) / A(weights);
 }

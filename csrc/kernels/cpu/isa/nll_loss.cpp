@@ -23,34 +23,33 @@ FASTNN_INLINE acc_t<S> weight_of(const NllLossParams& p, int64_t t) {
   return t < 0 ? 0 : p.weight ? to_acc(static_cast<const S*>(p.weight)[t]) : 1;
 }
 
-// Where a row's class t lies in input.
-FASTNN_INLINE int64_t offset(const NllLossParams& p, int64_t row, int64_t t) {
-  return (row / p.inner * p.classes + t) * p.inner + row % p.inner;
-}
-
 template <class S>
 void forward(const NllLossParams& p) {
   using A = acc_t<S>;
   const S* x = static_cast<const S*>(p.input);
   S* loss = static_cast<S*>(p.loss);
-  const auto row_loss = [&](int64_t row, double& weight) {
-    const int64_t t = class_of(p, row);
-    if (t < 0) return A(0);
-    const A w = weight_of<S>(p, t);
-    weight += w;
-    return -w * to_acc(x[offset(p, row, t)]);
+  // Calls use(row, loss, class weight) for rows [begin, end). No division per row: it costs as much as the rest.
+  const auto row_losses = [&](int64_t begin, int64_t end, const auto& use) {
+    for (int64_t row = begin; row < end;) {
+      const int64_t o = row / p.inner, next = min64(end, (o + 1) * p.inner);
+      const S* of_outer = x + o * p.classes * p.inner - o * p.inner;
+      for (; row < next; ++row) {
+        const int64_t t = class_of(p, row);
+        const A w = weight_of<S>(p, t);
+        use(row, t < 0 ? A(0) : -w * to_acc(of_outer[t * p.inner + row]), w);
+      }
+    }
   };
   const int64_t rows = p.outer * p.inner;
   *static_cast<A*>(p.total_weight) = 0;
   if (p.reduction == Reduction::none) {
     parallel_for(0, rows, 1 << 13, [&](int64_t begin, int64_t end) {
-      double weight = 0;
-      for (int64_t row = begin; row < end; ++row) loss[row] = from_acc<S>(row_loss(row, weight));
+      row_losses(begin, end, [&](int64_t row, A of_row, A) { loss[row] = from_acc<S>(of_row); });
     });
     return;
   }
   double sum = 0, weight = 0;  // one thread: a few ns a row, and the order of the sum is fixed
-  for (int64_t row = 0; row < rows; ++row) sum += row_loss(row, weight);
+  row_losses(0, rows, [&](int64_t, A of_row, A w) { sum += of_row, weight += w; });
   *static_cast<A*>(p.total_weight) = A(weight);
   *loss = from_acc<S>(A(p.reduction == Reduction::mean ? sum / weight : sum));
 }
@@ -70,7 +69,7 @@ void backward(const NllLossParams& p) {
         const int64_t t = class_of(p, row);
         if (t < 0) continue;
         const A of_row = p.reduction == Reduction::none ? to_acc(g[row]) : scale;
-        dx[offset(p, row, t)] = from_acc<S>(-weight_of<S>(p, t) * of_row);
+        dx[(o * p.classes + t) * p.inner + row - o * p.inner] = from_acc<S>(-weight_of<S>(p, t) * of_row);
       }
     }
   });
