@@ -38,11 +38,15 @@ SHAPES = [((3, 5, 8, 8), (2,)), ((2, 3, 24, 24), (2,)), ((2, 3, 13, 37), (3, 2))
           # Wider ones, along the columns and then the rows: planes at the tensor's ends and inside, blocks of channels.
           ((7, 5, 9, 13), (5, 1, 2)), ((1, 32, 20, 20), (5, 1, 2)), ((2, 16, 7, 20), (7, 1, 3)),
           ((2, 3, 11, 8), ((3, 7), 1, (1, 3))), ((1, 48, 4, 120), (5, 1, 2)),
-          # channels_last: more windows in a row than are taken together, of short pixels and of pixels with a rest; bands of
-          # rows cut inside an image; channels and columns in tiles; a buffer of some channels, of some rows.
-          ((1, 3, 5, 300), (3, 1)), ((1, 20, 4, 140), (2, 1)), ((2, 5, 20, 20), (17, 1, 8)), ((1, 48, 6, 40), (3, 2, 1)),
-          ((1, 5, 40, 30), (3, 1, 1)), ((1, 260, 9, 9), (7, 1, 3)), ((1, 70, 4, 130), (3, 1, 1)),
-          ((1, 40, 24, 24), (5, 1, 2)), ((1, 2, 150, 150), (5, 3, 2)), ((2, 9, 12, 14), (3, 1)),
+          # channels_last: more windows in a row than are taken together, of short pixels of pixels with a rest; bands
+          # of rows cut inside an image; channels and columns in tiles; a buffer of some channels, of some rows.
+          ((1, 3, 5, 300), (3, 1)), ((1, 20, 4, 140), (2, 1)), ((2, 5, 20, 20), (17, 1, 8)),
+          ((1, 48, 6, 40), (3, 2, 1)), ((1, 5, 40, 30), (3, 1, 1)), ((1, 260, 9, 9), (7, 1, 3)),
+          ((1, 70, 4, 130), (3, 1, 1)), ((1, 40, 24, 24), (5, 1, 2)), ((1, 2, 150, 150), (5, 3, 2)),
+          ((2, 9, 12, 14), (3, 1)),
+          # Rows of one window or two: short and long ones, small planes and others; of maxima, a plane as one row.
+          ((3, 5, 6, 6), (4,)), ((2, 3, 7, 5), ((1, 3), None, (0, 1))), ((2, 3, 40, 33), ((3, 33), (1, 33))),
+          ((2, 3, 70, 64), ((3, 32), (2, 32))), ((1, 2, 300, 4), (3, 2)), ((2, 5, 9, 13), (3,)),
           ((2, 33, 9, 8), (1,)), ((1, 30, 10, 9), (2, 3))]  # fmt: skip
 ADAPTIVE = [((2, 5, 12, 24), 1), ((2, 5, 12, 24), (3, 5)), ((2, 5, 12, 24), (6, 12)), ((3, 6, 13, 13), 6),
             ((1, 2, 30, 70), (7, 33)),
@@ -225,8 +229,8 @@ def test_backward_refuses_what_does_not_fit():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op,windows", [("max_pool2d", (3, 2, 1)), ("max_pool2d", (2,)), ("avg_pool2d", (2,))])
 def test_gradient_past_the_caches(op, windows, layout):
-    """A gradient of 14 MB, which is written past the caches."""
-    x = torch.randn(3, 64, 128, 144).contiguous(memory_format=layout).requires_grad_()
+    """A gradient of 18 MB, which is written past the caches; the input is fetched by hand."""
+    x = torch.randn(4, 64, 128, 144).contiguous(memory_format=layout).requires_grad_()
     y = getattr(fastnn.functional, op)(x, *windows)
     grad = torch.randn_like(y)
     (actual,) = torch.autograd.grad(y, x, grad)

@@ -53,6 +53,7 @@ Status avg_pool2d_forward(const Pool2dParams& p) {
   if (p.channels_last) return avg_pool2d_forward_nhwc(p);
   if (is_2x2(p)) return avg_pool2d_forward_2x2(p);
   if (is_global(p)) return avg_pool2d_forward_global(p);
+  if (is_short(p)) return avg_pool2d_forward_any(p);
   if (prefers_table(p) && fits_table(p)) return avg_pool2d_forward_table(p);
   return fits_rows(p) ? avg_pool2d_forward_rows(p) : avg_pool2d_forward_any(p);
 }
@@ -61,6 +62,7 @@ Status avg_pool2d_backward(const Pool2dParams& p) {
   if (is_global(p)) return avg_pool2d_backward_global(p);
   if (fits_mean_tiles(p)) return avg_pool2d_backward_tiles(p);
   if (is_2x2(p)) return avg_pool2d_backward_2x2(p);
+  if (is_short(p)) return avg_pool2d_backward_any(p);
   if ((p.adaptive || p.w.stride > 2 || p.w.in <= 32) && fits_table_backward(p)) return avg_pool2d_backward_table(p);
   return fits_rows_backward(p) ? avg_pool2d_backward_rows(p) : avg_pool2d_backward_any(p);
 }

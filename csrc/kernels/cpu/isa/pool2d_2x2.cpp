@@ -155,8 +155,15 @@ Status max_pool2d_forward_2x2(const Pool2dParams& p) {
     const S* x = static_cast<const S*>(p.input);
     S* y = static_cast<S*>(p.output);
     uint8_t* taps = static_cast<uint8_t*>(p.offsets);
-    if (taps) for_row_pairs(p, [&](int64_t from, int64_t to) { max_rows(x + from, p.w.in, y + to, taps + to, p.w.out); });
-    else for_row_pairs(p, [&](int64_t from, int64_t to) { max_rows(x + from, p.w.in, y + to, nullptr, p.w.out); });
+    const int64_t ahead = outside_caches(p) ? 2 * p.w.in : 0;
+    const auto run = [&](auto has_taps) {  // two loops: one with both would spill
+      for_row_pairs(p, [&](int64_t from, int64_t to) {
+        prefetch_behind(x + from, ahead);
+        max_rows(x + from, p.w.in, y + to, decltype(has_taps)::value ? taps + to : nullptr, p.w.out);
+      });
+    };
+    if (taps) run(Constant<1>{});
+    else run(Constant<0>{});
     return Status::ok;
   });
 }
@@ -179,7 +186,11 @@ Status avg_pool2d_forward_2x2(const Pool2dParams& p) {
     const S* x = static_cast<const S*>(p.input);
     S* y = static_cast<S*>(p.output);
     const Divide<acc_t<S>> mean(p.divisor ? p.divisor : 4);
-    for_row_pairs(p, [&](int64_t from, int64_t to) { avg_rows(x + from, p.w.in, y + to, p.w.out, mean); });
+    const int64_t ahead = outside_caches(p) ? 2 * p.w.in : 0;
+    for_row_pairs(p, [&](int64_t from, int64_t to) {
+      prefetch_behind(x + from, ahead);
+      avg_rows(x + from, p.w.in, y + to, p.w.out, mean);
+    });
     return Status::ok;
   });
 }

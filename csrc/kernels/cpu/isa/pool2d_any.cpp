@@ -1,6 +1,7 @@
-// Pooling of contiguous planes with any windows, one element at a time: adaptive windows of unequal sizes, and windows
-// wider than the row kernels' buffers.
+// Pooling of contiguous planes with any windows, one element at a time: adaptive windows of unequal sizes, windows wider
+// than the row kernels' buffers, rows of one window or two.
 #include "../../parallel.h"
+#include "pool2d_lanes.h"
 #include "pool2d_paths.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
@@ -48,27 +49,40 @@ void max_row_backward(const Pool2dParams& p, const S* g, const O* offsets, S* dx
   for (int64_t c = from; c < to; ++c) dx[c] = from_acc<S>(sum[c - from]);
 }
 
+// Windows [w.from, w.from + w.count) of row oh.
 template <class S>
-void avg_row(const Pool2dParams& p, const S* x, S* y, int64_t oh) {
+void avg_row(const Pool2dParams& p, const Axis& h, const Columns& w, const S* x, S* y, int64_t oh) {
   using A = acc_t<S>;
-  const Axis h = axis_h(p), w = axis_w(p);
-  const int64_t top = h.first(oh), i0 = h.begin(oh), i1 = h.end(oh), rows = h.count(oh, p.count_include_pad);
-  for (int64_t ow = 0; ow < w.out; ++ow) {
-    const int64_t left = w.first(ow), j0 = w.begin(ow), j1 = w.end(ow);
+  using V = Vec<A>;
+  const Axis all = axis_w(p);
+  const int64_t i0 = h.begin(oh), i1 = h.end(oh), rows = h.count(oh, p.count_include_pad);
+  const S* const top = x + (h.first(oh) + i0) * all.in;
+  for (int64_t o = 0; o < w.count; ++o) {
+    const S* from = top + w.first[o] + w.begin[o];
+    const int64_t columns = w.end[o] - w.begin[o];
     A sum = 0;
-    for (int64_t i = i0; i < i1; ++i)
-      for (int64_t j = j0; j < j1; ++j) sum += to_acc(x[(top + i) * w.in + left + j]);
-    y[ow] = from_acc<S>(sum / A(p.divisor ? p.divisor : rows * w.count(ow, p.count_include_pad)));
+    if (columns >= V::N / 2 && columns >= 4) {
+      V sums = V::zero();
+      for (int64_t i = i0; i < i1; ++i, from += all.in)
+        for (int64_t j = 0; j < columns; j += V::N) sums = sums + load_upto(from + j, columns - j);
+      sum = reduce_add(sums);
+    } else {
+      for (int64_t i = i0; i < i1; ++i, from += all.in)
+        for (int64_t j = 0; j < columns; ++j) sum += to_acc(from[j]);
+    }
+    const int64_t ow = w.from + o;
+    y[ow] = from_acc<S>(sum / A(p.divisor ? p.divisor : rows * all.count(ow, p.count_include_pad)));
   }
 }
 
+// The sums of the shares that the windows of rows [low, high) send to the input columns [from, to).
 template <class S>
-void avg_row_backward(const Pool2dParams& p, const S* g, S* dx, int64_t ih, int64_t from, int64_t to) {
+void share_row(const Pool2dParams& p, const Axis& h, const Axis& w, const S* g, int64_t low, int64_t high, int64_t from,
+               int64_t to, acc_t<S>* sum) {
   using A = acc_t<S>;
-  const Axis h = axis_h(p), w = axis_w(p);
-  A sum[kColumns] = {};
+  for (int64_t c = from; c < to; ++c) sum[c - from] = 0;
   const int64_t ow_begin = w.low(from), ow_end = w.high(to - 1);
-  for (int64_t oh = h.low(ih); oh < h.high(ih); ++oh) {
+  for (int64_t oh = low; oh < high; ++oh) {
     const int64_t rows = h.count(oh, p.count_include_pad);
     for (int64_t ow = ow_begin; ow < ow_end; ++ow) {
       const int64_t left = w.first(ow), begin = max64(from, left + w.begin(ow)), end = min64(to, left + w.end(ow));
@@ -76,7 +90,52 @@ void avg_row_backward(const Pool2dParams& p, const S* g, S* dx, int64_t ih, int6
       for (int64_t c = begin; c < end; ++c) sum[c - from] += share;
     }
   }
-  for (int64_t c = from; c < to; ++c) dx[c] = from_acc<S>(sum[c - from]);
+}
+
+// Rows [top, bottom) of one plane's gradient. Neighbouring rows under the same windows are equal.
+template <class S>
+void avg_plane_backward(const Pool2dParams& p, const S* g, S* dx, int64_t top, int64_t bottom) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const Axis h = axis_h(p), w = axis_w(p);
+  A sum[kColumns + V::N];
+  for (int64_t from = 0; from < w.in; from += kColumns) {
+    const int64_t to = min64(w.in, from + kColumns);
+    int64_t low = -1, high = -1;
+    for (int64_t ih = top; ih < bottom; ++ih) {
+      const int64_t first = h.low(ih), last = h.high(ih);
+      if (first != low || last != high) share_row(p, h, w, g, low = first, high = last, from, to, sum);
+      S* const row = dx + ih * w.in;
+      for (int64_t c = from; c < to; c += V::N) store_upto(V::load(sum + c - from), row + c, to - c);
+    }
+  }
+}
+
+constexpr int64_t kPlane = 4096;  // elements of a small plane
+
+// A small plane's gradient: each window adds its share to its inputs.
+template <class S>
+void avg_small_plane_backward(const Pool2dParams& p, const Columns& h, const int64_t* rows, const Columns& w,
+                              const int64_t* columns, const S* g, S* dx) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const int64_t width = p.w.in, size = p.h.in * width;
+  A sums[kPlane + V::N];
+  for (int64_t i = 0; i < size; i += V::N) V::zero().store(sums + i);
+  for (int64_t oh = 0; oh < h.count; ++oh) {
+    A* const top = sums + (h.first[oh] + h.begin[oh]) * width;
+    for (int64_t ow = 0; ow < w.count; ++ow) {
+      const A share = to_acc(*g++) / A(p.divisor ? p.divisor : rows[oh] * columns[ow]);
+      const int64_t count = w.end[ow] - w.begin[ow];
+      A* row = top + w.first[ow] + w.begin[ow];
+      for (int64_t i = h.begin[oh]; i < h.end[oh]; ++i, row += width) {
+        int64_t j = 0;
+        for (; j + V::N <= count; j += V::N) (V::load(row + j) + V::set1(share)).store(row + j);
+        for (; j < count; ++j) row[j] += share;
+      }
+    }
+  }
+  for_vectors<V::N>(size, [&](int64_t i, int lanes) { store_some(V::load(sums + i), dx + i, lanes); });
 }
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
@@ -92,6 +151,21 @@ template <class F>
 void for_plane_row_tiles(const Pool2dParams& p, int64_t work, const F& f) {
   for_plane_rows(p, p.h.in, work, [&](int64_t plane, int64_t row) {
     for (int64_t from = 0; from < p.w.in; from += kColumns) f(plane, row, from, min64(p.w.in, from + kColumns));
+  });
+}
+
+template <class S>
+void avg_small_planes_backward(const Pool2dParams& p) {
+  const Axis all_h = axis_h(p), all_w = axis_w(p);
+  const Columns h(all_h, 0), w(all_w, 0);
+  int64_t rows[Columns::kMost], columns[Columns::kMost];
+  for (int64_t o = 0; o < h.count; ++o) rows[o] = all_h.count(o, p.count_include_pad);
+  for (int64_t o = 0; o < w.count; ++o) columns[o] = all_w.count(o, p.count_include_pad);
+  const int64_t plane_in = p.h.in * p.w.in, plane_out = p.h.out * p.w.out;
+  parallel_for(0, p.batch * p.channels, max64(1, kGrain / plane_in), [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane)
+      avg_small_plane_backward(p, h, rows, w, columns, static_cast<const S*>(p.grad_output) + plane * plane_out,
+                               static_cast<S*>(p.grad_input) + plane * plane_in);
   });
 }
 
@@ -118,6 +192,8 @@ void max_backward(const Pool2dParams& p) {
 
 }  // namespace
 
+bool is_short(const Pool2dParams& p) { return p.w.out <= 2; }
+
 Status max_pool2d_forward_any(const Pool2dParams& p) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
@@ -141,8 +217,16 @@ Status avg_pool2d_forward_any(const Pool2dParams& p) {
     using S = typename decltype(tag)::type;
     const S* x = static_cast<const S*>(p.input);
     S* y = static_cast<S*>(p.output);
-    for_plane_rows(p, p.h.out, p.w.out * p.w.kernel * p.h.kernel, [&](int64_t plane, int64_t oh) {
-      avg_row(p, x + plane * p.h.in * p.w.in, y + (plane * p.h.out + oh) * p.w.out, oh);
+    const Axis h = axis_h(p), w = axis_w(p);
+    const int64_t grain = max64(1, kGrain / (w.out * w.kernel * h.kernel));
+    parallel_for(0, p.batch * p.channels * h.out, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t from = 0; from < w.out; from += Columns::kMost) {
+        const Columns columns(w, from);
+        for (int64_t r = begin, plane = begin / h.out, oh = begin % h.out; r < end; ++r) {
+          avg_row(p, h, columns, x + plane * h.in * w.in, y + r * w.out, oh);
+          if (++oh == h.out) oh = 0, ++plane;
+        }
+      }
     });
     return Status::ok;
   });
@@ -151,10 +235,19 @@ Status avg_pool2d_forward_any(const Pool2dParams& p) {
 Status avg_pool2d_backward_any(const Pool2dParams& p) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
+    if (p.h.in * p.w.in <= kPlane && p.h.out <= Columns::kMost && p.w.out <= Columns::kMost) {
+      avg_small_planes_backward<S>(p);
+      return Status::ok;
+    }
     const S* g = static_cast<const S*>(p.grad_output);
     S* dx = static_cast<S*>(p.grad_input);
-    for_plane_row_tiles(p, p.w.in * 2, [&](int64_t plane, int64_t ih, int64_t from, int64_t to) {
-      avg_row_backward(p, g + plane * p.h.out * p.w.out, dx + (plane * p.h.in + ih) * p.w.in, ih, from, to);
+    const int64_t rows = p.h.in;
+    parallel_for(0, p.batch * p.channels * rows, max64(1, kGrain / (p.w.in * 2)), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin, next; r < end; r = next) {
+        const int64_t plane = r / rows, first = plane * rows;
+        next = min64(end, first + rows);
+        avg_plane_backward(p, g + plane * p.h.out * p.w.out, dx + first * p.w.in, r - first, next - first);
+      }
     });
     return Status::ok;
   });

@@ -65,6 +65,17 @@ struct Axis : PoolAxis {
   }
 };
 
+// Windows [from, from + count) of every row, without the divisions.
+struct Columns {
+  static constexpr int64_t kMost = 128;
+  int64_t from, count;
+  int64_t first[kMost], begin[kMost], end[kMost];
+
+  Columns(const Axis& w, int64_t from) : from(from), count(min64(kMost, w.out - from)) {
+    for (int64_t o = 0; o < count; ++o) first[o] = w.first(from + o), begin[o] = w.begin(from + o), end[o] = w.end(from + o);
+  }
+};
+
 template <int kValue>
 struct Constant {
   static constexpr int value = kValue;

@@ -61,8 +61,7 @@ FASTNN_INLINE void for_channels(int64_t channels, const F& f) {
   if (c < channels) f(Constant<1>{}, c, int(channels - c));
 }
 
-// The prefetcher follows no few rows at a time: of a tensor out of the caches, the elements that the window at the same
-// place some rows further down is the first to read, from row `first` of it on.
+// Fetches what the window at the same place `rows` further down is the first to read.
 template <class S>
 FASTNN_INLINE void prefetch_below(const Pool2dParams& p, const S* first, int64_t rows) {
   constexpr int64_t kLine = 64 / sizeof(S);

@@ -11,17 +11,6 @@ struct Window {
   int64_t i0, i1, j0, j1, row_step, column_step;
 };
 
-// Windows [from, from + count) of every row, without the divisions.
-struct Columns {
-  static constexpr int64_t kMost = 128;
-  int64_t from, count;
-  int64_t first[kMost], begin[kMost], end[kMost];
-
-  Columns(const Axis& w, int64_t from) : from(from), count(min64(kMost, w.out - from)) {
-    for (int64_t o = 0; o < count; ++o) first[o] = w.first(from + o), begin[o] = w.begin(from + o), end[o] = w.end(from + o);
-  }
-};
-
 constexpr int64_t kGrain = 1 << 14;  // elements read, or written backwards, per thread at least
 
 // Calls f(begin, end) for ranges of the input rows of all images.

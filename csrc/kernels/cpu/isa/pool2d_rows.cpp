@@ -81,10 +81,12 @@ void max_block(const Pool2dParams& p, const Axis& h, const Tile& t, int64_t begi
   using A = acc_t<S>;
   const S* x = static_cast<const S*>(p.input);
   bool clean[kBuffer];
+  const int64_t ahead = outside_caches(p) ? h.stride * p.w.in : 0;
   int64_t plane = begin / h.out, oh = begin % h.out;
   for (int64_t r = begin; r < end; ++r) {
     const int64_t i0 = h.begin(oh), rows = h.end(oh) - i0;
     const S* from = x + (plane * h.in + h.first(oh) + i0 * h.dilation) * p.w.in;
+    prefetch_behind(from, ahead);
     if (++oh == h.out) oh = 0, ++plane;
     A* to = buffer + (r - begin) * t.pitch;
     clean[r - begin] = reduce_rows(MaxOp<A>(), from, h.dilation * p.w.in, rows, t, to);
@@ -103,10 +105,12 @@ void sum_block(const Pool2dParams& p, const Axis& h, const Tile& t, int64_t begi
                const Finish& finish) {
   using A = acc_t<S>;
   const S* x = static_cast<const S*>(p.input);
+  const int64_t ahead = outside_caches(p) ? h.stride * p.w.in : 0;
   int64_t plane = begin / h.out, oh = begin % h.out;
   for (int64_t r = begin; r < end; ++r) {
     const int64_t i0 = h.begin(oh);
     const S* from = x + (plane * h.in + h.first(oh) + i0) * p.w.in;
+    prefetch_behind(from, ahead);
     reduce_rows(SumOp<A>(), from, p.w.in, h.end(oh) - i0, t, buffer + (r - begin) * t.pitch);
     if (++oh == h.out) oh = 0, ++plane;
   }
@@ -124,8 +128,11 @@ void taps_block(const Pool2dParams& p, const Axis& h, const Tile& t, const S* x,
   using A = acc_t<S>;
   using V = Vec<A>;
   const int64_t top = max64(0, h.first(begin)), bottom = min64(h.in, h.first(end - 1) + reach(h));
-  for (int64_t row = top; row < bottom; ++row)
+  const int64_t ahead = outside_caches(p) ? p.w.in : 0;
+  for (int64_t row = top; row < bottom; ++row) {
+    prefetch_behind(x + row * p.w.in, ahead);
     reduce_rows(ExactMaxOp<A>(), x + row * p.w.in, 0, 1, t, buffer + (row - top) * t.pitch);
+  }
   for (int64_t oh = begin; oh < end; ++oh) {
     const int64_t i0 = h.begin(oh), i1 = h.end(oh);
     const A* corner = buffer + (h.first(oh) - top) * t.pitch;

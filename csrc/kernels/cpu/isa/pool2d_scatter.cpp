@@ -9,7 +9,7 @@ namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // input elements per thread at least
-constexpr int64_t kLongest = 1024;   // outputs of a row
+constexpr int64_t kLongest = 1024;   // outputs of a row, or of a small plane
 constexpr int64_t kPlane = 1 << 14;  // elements of the plane in which 16-bit gradients are added up
 
 // memset begins too slowly for planes of a few hundred elements.
@@ -22,22 +22,36 @@ FASTNN_INLINE void clear(S* p, int64_t n) {
   for (; i < n; ++i) p[i] = S{};
 }
 
+// Where windows begin: those of one row, or of a whole plane when it has few.
+struct Corners {
+  int64_t rows, count;
+  int64_t at[kLongest];
+  explicit Corners(const Pool2dParams& p) {
+    const Axis h = axis_h(p), w = axis_w(p);
+    const bool few = h.out * w.out <= kLongest;
+    rows = few ? 1 : h.out, count = few ? h.out * w.out : w.out;
+    int64_t i = 0;
+    for (int64_t oh = 0; oh < (few ? h.out : 1); ++oh)
+      for (int64_t ow = 0; ow < w.out; ++ow) at[i++] = (few ? h.first(oh) * w.in : 0) + w.first(ow);
+  }
+};
+
 // kPlanes neighbouring planes of gradients to sums, already cleared.
 template <int kPlanes, bool kOverlap, class S, class A, class O>
-FASTNN_INLINE void scatter_planes(const Axis& h, const int64_t* first, int64_t outputs, int64_t width,
-                                  const Distances<O>& distance, const S* g, const O* taps, A* sums) {
-  const int64_t plane_in = h.in * width, plane_out = h.out * outputs;
-  for (int64_t oh = 0; oh < h.out; ++oh, g += outputs, taps += outputs) {
-    const int64_t top = h.first(oh) * width;
-    for (int64_t ow = 0; ow < outputs; ++ow) {
-      const int64_t corner = top + first[ow];
+FASTNN_INLINE void scatter_planes(const Axis& h, int64_t width, const Corners& corners, const Distances<O>& distance,
+                                  const S* g, const O* taps, A* sums) {
+  const int64_t plane_in = h.in * width, count = corners.count, plane_out = corners.rows * count;
+  for (int64_t row = 0; row < corners.rows; ++row, g += count, taps += count) {
+    const int64_t top = corners.rows > 1 ? h.first(row) * width : 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t corner = top + corners.at[i];
 #pragma GCC unroll 4
       for (int k = 0; k < kPlanes; ++k) {
-        const int64_t at = corner + distance(taps[k * plane_out + ow]);
+        const int64_t at = corner + distance(taps[k * plane_out + i]);
         if (__builtin_expect(uint64_t(at) >= uint64_t(plane_in), 0)) continue;
-        if constexpr (!kOverlap) sums[k * plane_in + at] = g[k * plane_out + ow];
-        else if constexpr (__is_same(S, A)) sums[k * plane_in + at] += g[k * plane_out + ow];
-        else sums[k * plane_in + at] += to_acc(g[k * plane_out + ow]);
+        if constexpr (!kOverlap) sums[k * plane_in + at] = g[k * plane_out + i];
+        else if constexpr (__is_same(S, A)) sums[k * plane_in + at] += g[k * plane_out + i];
+        else sums[k * plane_in + at] += to_acc(g[k * plane_out + i]);
       }
     }
   }
@@ -46,11 +60,10 @@ FASTNN_INLINE void scatter_planes(const Axis& h, const int64_t* first, int64_t o
 template <bool kOverlap, class S, class O>
 void scatter(const Pool2dParams& p) {
   using A = acc_t<S>;
-  const Axis h = axis_h(p), w = axis_w(p);
-  const int64_t plane_in = h.in * w.in, plane_out = h.out * w.out;
+  const Axis h = axis_h(p);
+  const int64_t plane_in = h.in * p.w.in, plane_out = h.out * p.w.out;
   const Distances<O> distance(p, 1);
-  int64_t first[kLongest];
-  for (int64_t ow = 0; ow < w.out; ++ow) first[ow] = w.first(ow);
+  const Corners corners(p);
   parallel_for(0, p.batch * p.channels, max64(1, kGrain / plane_in), [&](int64_t begin, int64_t end) {
     int64_t plane = begin;
     const auto planes = [&](auto count) __attribute__((always_inline)) {
@@ -61,11 +74,11 @@ void scatter(const Pool2dParams& p) {
       if constexpr (kOverlap && !__is_same(S, A)) {
         A sums[kPlane];
         __builtin_memset(sums, 0, size_t(plane_in) * sizeof(A));
-        scatter_planes<kCount, true>(h, first, w.out, w.in, distance, g, taps, sums);
+        scatter_planes<kCount, true>(h, p.w.in, corners, distance, g, taps, sums);
         for (int64_t i = 0; i < plane_in; ++i) dx[i] = from_acc<S>(sums[i]);
       } else {
         clear(dx, kCount * plane_in);
-        scatter_planes<kCount, kOverlap>(h, first, w.out, w.in, distance, g, taps, dx);
+        scatter_planes<kCount, kOverlap>(h, p.w.in, corners, distance, g, taps, dx);
       }
       plane += kCount;
     };

@@ -146,8 +146,8 @@ FASTNN_INLINE bool tiles(const PoolAxis& a) {
 static bool fits_tiles(const Pool2dParams& p) {
   return !p.channels_last && !p.adaptive && !p.wide && p.dtype == DType::f32 && tiles(p.h) && tiles(p.w);
 }
-// A large window is mostly zeros: cleared by scattering.
-bool fits_max_tiles(const Pool2dParams& p) { return fits_tiles(p) && p.w.kernel <= 5; }
+// A large window is mostly zeros: cleared by scattering, as are rows of few windows.
+bool fits_max_tiles(const Pool2dParams& p) { return fits_tiles(p) && p.w.kernel <= 5 && p.w.out > 5; }
 Status max_pool2d_backward_tiles(const Pool2dParams& p) {
   if (p.w.kernel == 2) tiles_backward<true, 2>(p);
   else if (p.w.kernel == 3) tiles_backward<true, 3>(p);
