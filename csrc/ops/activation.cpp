@@ -277,11 +277,7 @@ template <Act K, class... A>
 Tensor forward_autograd(const Tensor& input, A... args) {
   if (!native(Kind<K>::name, {&input}, true)) return Kind<K>::aten(input, args...);
   const bool differentiable = needs_grad({&input});
-  Tensor output;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    output = forward_op<K, A...>().call(input, args...);
-  }
+  Tensor output = below_autograd(forward_op<K, A...>(), input, args...);
   if (differentiable) {
     const auto node = record<ActivationGrad<K, A...>>({args...}, input);
     attach(output, node);
@@ -296,8 +292,7 @@ Tensor backward_autograd(const Tensor& grad_output, const Tensor& saved, A... ar
   if (needs_grad({&grad_output, &saved})) {
     return ActivationBackwardFunction<K, A...>::apply(grad_output, saved, args...);
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return backward_op<K, A...>().call(grad_output, saved, args...);
+  return below_autograd(backward_op<K, A...>(), grad_output, saved, args...);
 }
 
 template <Act K>

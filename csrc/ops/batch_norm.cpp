@@ -328,17 +328,12 @@ Four backward_autograd(const Tensor& grad_output, const Tensor& input, const Opt
     const auto out = BatchNormBackwardFunction::apply(grad_output, input, weight, mean, invstd, result, training, mask);
     return {out[0], out[1], out[2], out[3]};
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return backward_op().call(grad_output, input, weight, mean, invstd, result, training, mask);
+  return below_autograd(backward_op(), grad_output, input, weight, mean, invstd, result, training, mask);
 }
 
 Three train_bump(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
                  const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
-  Three out;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    out = train_op().call(input, weight, bias, running_mean, running_var, momentum, eps, residual, relu);
-  }
+  Three out = below_autograd(train_op(), input, weight, bias, running_mean, running_var, momentum, eps, residual, relu);
   for (const OptTensor* t : {&running_mean, &running_var})
     if (t->has_value() && (*t)->defined()) torch::autograd::increment_version(**t);
   return out;

@@ -363,11 +363,7 @@ Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTens
   if (!valid(input, weight, bias, stride, padding, dilation, groups) || !native(kName, {&input, &weight, &b}, true))
     return aten_forward(input, weight, bias, stride, padding, dilation, groups);
   const bool differentiable = needs_grad({&input, &weight, &b});
-  Tensor output;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    output = forward_op().call(input, weight, bias, stride, padding, dilation, groups);
-  }
+  Tensor output = below_autograd(forward_op(), input, weight, bias, stride, padding, dilation, groups);
   if (differentiable) {
     const auto node = record<Conv2dGrad>(
         {stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1], groups}, input, weight, b);
@@ -387,8 +383,7 @@ Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Te
         Conv2dBackwardFunction::apply(grad_output, input, weight, stride, padding, dilation, groups, mask), mask);
     return {dx, dw, db};
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return backward_op().call(grad_output, input, weight, stride, padding, dilation, groups, mask);
+  return below_autograd(backward_op(), grad_output, input, weight, stride, padding, dilation, groups, mask);
 }
 
 // ---- autocast: convolutions run in the autocast dtype ---------------------------------------------------------------

@@ -268,8 +268,8 @@ Gradients backward_autograd(const Tensor& grad_output, const Tensor& input, cons
     return differentiable_backward(grad_output, input, target, or_undefined(weight), reduction, ignore_index,
                                    label_smoothing, wanted);
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return backward_op().call(grad_output, input, target, weight, stats, reduction, ignore_index, label_smoothing, wanted);
+  return below_autograd(backward_op(), grad_output, input, target, weight, stats, reduction, ignore_index,
+                        label_smoothing, wanted);
 }
 
 // ---- autocast: float32, as torch's own policy for the losses --------------------------------------------------------

@@ -10,6 +10,13 @@ namespace fastnn::ops {
 
 using torch::autograd::variable_list;
 
+// Calls an op's kernel, below autograd and what tracks views.
+template <class Return, class... Args>
+Return below_autograd(const c10::TypedOperatorHandle<Return(Args...)>& op, std::type_identity_t<Args>... args) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(std::forward<Args>(args)...);
+}
+
 // What a node's backward reads: the saved tensors and numbers, and which inputs' gradients are wanted.
 struct Saved {
   const Tensor* tensors;

@@ -163,11 +163,7 @@ Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTens
   const Tensor& bias = or_undefined(bias_);
   const bool differentiable = needs_grad({&input, &weight, &bias});
   if (differentiable && !takes(input, weight, bias)) return at::linear(input, weight, bias_);
-  Tensor output;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    output = forward_op().call(input, weight, bias_);
-  }
+  Tensor output = below_autograd(forward_op(), input, weight, bias_);
   if (differentiable) {
     const auto node = record<LinearGrad>({}, input, weight, bias);
     attach(output, node);
@@ -185,8 +181,7 @@ Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Te
       if (mask[i]) out[i] = g[next++];
     return {out[0], out[1], out[2]};
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return backward_op().call(grad_output, input, weight, mask);
+  return below_autograd(backward_op(), grad_output, input, weight, mask);
 }
 
 template <c10::DeviceType kDevice>

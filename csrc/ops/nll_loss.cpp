@@ -132,11 +132,7 @@ Results forward_autograd(const Tensor& input, const Tensor& target, const OptTen
     return {at::nll_loss_nd(input, target, weight, reduction, ignore_index), at::empty({0}, input.options())};
   }
   const bool differentiable = needs_grad({&input});
-  Results out;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    out = forward_op().call(input, target, weight, reduction, ignore_index);
-  }
+  Results out = below_autograd(forward_op(), input, target, weight, reduction, ignore_index);
   if (differentiable) {
     const auto node = record<NllLossGrad>({reduction, ignore_index}, input);
     attach(std::get<0>(out), node);
@@ -153,8 +149,7 @@ Tensor backward_autograd(const Tensor& grad_output, const Tensor& input, const T
   if (needs_grad({&grad_output})) {
     return NllLossBackwardFunction::apply(grad_output, input, target, weight, total_weight, reduction, ignore_index);
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return backward_op().call(grad_output, input, target, weight, total_weight, reduction, ignore_index);
+  return below_autograd(backward_op(), grad_output, input, target, weight, total_weight, reduction, ignore_index);
 }
 
 // ---- autocast: float32, as torch's own policy for the losses --------------------------------------------------------

@@ -59,8 +59,9 @@ bool fill_adaptive(Pool2dParams& p, at::IntArrayRef sizes, at::IntArrayRef outpu
   return p.h.kernel < (int64_t(1) << 31) / p.w.kernel;
 }
 
-bool fill_backward(Pool2dParams& p, at::IntArrayRef pooled, at::IntArrayRef input_size, const Windows& windows) {
-  if (pooled.size() < 3 || input_size.size() != 2) return false;
+bool fill_backward(Pool2dParams& p, at::IntArrayRef pooled, at::IntArrayRef input_size, const Windows& windows,
+                   bool channels_last) {
+  if (pooled.size() < 3 || input_size.size() != 2 || (channels_last && pooled.size() != 4)) return false;
   const auto sizes = with_plane(pooled, input_size[0], input_size[1]);
   const auto plane = pooled.slice(pooled.size() - 2);
   if (windows.kernel.empty()) return fill_adaptive(p, sizes, plane);

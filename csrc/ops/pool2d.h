@@ -21,8 +21,9 @@ bool fill_windows(Pool2dParams& p, at::IntArrayRef sizes, const Windows& windows
 // The same for adaptive windows. Windows that tile the input become plain windows with a stride.
 bool fill_adaptive(Pool2dParams& p, at::IntArrayRef sizes, at::IntArrayRef output_size);
 // The same for a backward: `pooled` has the sizes of the output, `input_size` is the input's plane. An empty kernel
-// means adaptive windows; ceil_mode follows from the sizes.
-bool fill_backward(Pool2dParams& p, at::IntArrayRef pooled, at::IntArrayRef input_size, const Windows& windows);
+// means adaptive windows; ceil_mode follows from the sizes. Only images in a batch can be channels_last.
+bool fill_backward(Pool2dParams& p, at::IntArrayRef pooled, at::IntArrayRef input_size, const Windows& windows,
+                   bool channels_last);
 inline void fill_layout(Pool2dParams& p, const Tensor& t, bool channels_last) {
   p.dtype = dtype_of(t);
   p.channels_last = channels_last;

@@ -83,8 +83,8 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, IntArrayRef input_size, In
                            bool channels_last) {
   Pool2dParams p{};
   TORCH_CHECK(native("avg_pool2d_backward", {&grad_output}, true) && divisor != 0 && !kernel.empty() &&
-                  fill_backward(p, grad_output.sizes(), input_size, {kernel, stride, padding, kOne, ceil_mode}) &&
-                  !(channels_last && grad_output.dim() != 4),
+                  fill_backward(p, grad_output.sizes(), input_size, {kernel, stride, padding, kOne, ceil_mode},
+                                channels_last),
               "fastnn::avg_pool2d_backward: gradient does not fit the windows");
   p.count_include_pad = count_include_pad;
   p.divisor = divisor.value_or(0);
@@ -101,8 +101,7 @@ Tensor adaptive_avg_pool2d(const Tensor& input, IntArrayRef output_size) {
 Tensor adaptive_avg_pool2d_backward(const Tensor& grad_output, IntArrayRef input_size, bool channels_last) {
   Pool2dParams p{};
   TORCH_CHECK(native("adaptive_avg_pool2d_backward", {&grad_output}, true) &&
-                  fill_backward(p, grad_output.sizes(), input_size, {{}, {}, {}, {}, false}) &&
-                  !(channels_last && grad_output.dim() != 4),
+                  fill_backward(p, grad_output.sizes(), input_size, {{}, {}, {}, {}, false}, channels_last),
               "fastnn::adaptive_avg_pool2d_backward: gradient does not fit the windows");
   return run_backward("adaptive_avg_pool2d_backward", p, grad_output, channels_last);
 }
@@ -182,11 +181,7 @@ Tensor avg_pool2d_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef 
   if (!native("avg_pool2d", {&input}, true))
     return at::avg_pool2d(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
   const bool differentiable = needs_grad({&input});
-  Tensor y;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    y = avg_op().call(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
-  }
+  Tensor y = below_autograd(avg_op(), input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
   if (differentiable) {
     const auto sizes = input.sym_sizes();
     const IntArrayRef step = stride.empty() ? kernel : stride;
@@ -205,19 +200,14 @@ Tensor backward_autograd(const Tensor& grad_output, SymIntArrayRef input_size, I
     return AvgBackwardFunction::apply(grad_output, input_size, kernel, stride, padding, ceil_mode, count_include_pad,
                                       divisor, channels_last);
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return backward_op().call(grad_output, input_size, kernel, stride, padding, ceil_mode, count_include_pad, divisor,
-                            channels_last);
+  return below_autograd(backward_op(), grad_output, input_size, kernel, stride, padding, ceil_mode, count_include_pad,
+                        divisor, channels_last);
 }
 
 Tensor adaptive_autograd(const Tensor& input, SymIntArrayRef output_size) {
   if (!native("adaptive_avg_pool2d", {&input}, true)) return at::adaptive_avg_pool2d_symint(input, output_size);
   const bool differentiable = needs_grad({&input});
-  Tensor y;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    y = adaptive_op().call(input, output_size);
-  }
+  Tensor y = below_autograd(adaptive_op(), input, output_size);
   if (differentiable) {
     const auto sizes = input.sym_sizes();
     attach(y, record<AdaptiveAvgGrad>({sizes[sizes.size() - 2], sizes.back(), is_channels_last(input)}, input));
@@ -227,8 +217,7 @@ Tensor adaptive_autograd(const Tensor& input, SymIntArrayRef output_size) {
 
 Tensor adaptive_backward_autograd(const Tensor& grad_output, SymIntArrayRef input_size, bool channels_last) {
   if (needs_grad({&grad_output})) return AdaptiveAvgBackwardFunction::apply(grad_output, input_size, channels_last);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return adaptive_backward_op().call(grad_output, input_size, channels_last);
+  return below_autograd(adaptive_backward_op(), grad_output, input_size, channels_last);
 }
 
 // ---- registration --------------------------------------------------------------------------------------------------

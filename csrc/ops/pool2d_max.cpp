@@ -122,7 +122,7 @@ Pair adaptive_max_pool2d_with_offsets(const Tensor& input, IntArrayRef output_si
 Tensor indices(const Tensor& offsets, IntArrayRef input_size, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                IntArrayRef dilation, bool channels_last) {
   Pool2dParams p{};
-  TORCH_CHECK(fill_backward(p, offsets.sizes(), input_size, {kernel, stride, padding, dilation, false}) &&
+  TORCH_CHECK(fill_backward(p, offsets.sizes(), input_size, {kernel, stride, padding, dilation, false}, channels_last) &&
                   offsets.scalar_type() == (p.wide ? at::kInt : at::kByte),
               "fastnn::max_pool2d_indices: offsets do not fit the windows");
   const Tensor taps = offsets.contiguous(format_of(channels_last));
@@ -140,9 +140,8 @@ Tensor backward(const Tensor& grad_output, const Tensor& offsets, IntArrayRef in
                 IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool channels_last) {
   Pool2dParams p{};
   TORCH_CHECK(native("max_pool2d_backward", {&grad_output}, true) && grad_output.sizes() == offsets.sizes() &&
-                  fill_backward(p, offsets.sizes(), input_size, {kernel, stride, padding, dilation, false}) &&
-                  offsets.scalar_type() == (p.wide ? at::kInt : at::kByte) && offsets.device() == grad_output.device() &&
-                  !(channels_last && offsets.dim() != 4),
+                  fill_backward(p, offsets.sizes(), input_size, {kernel, stride, padding, dilation, false}, channels_last) &&
+                  offsets.scalar_type() == (p.wide ? at::kInt : at::kByte) && offsets.device() == grad_output.device(),
               "fastnn::max_pool2d_backward: gradient and offsets do not fit the windows");
   const auto format = format_of(channels_last);
   const Tensor g = grad_output.contiguous(format), taps = offsets.contiguous(format);
@@ -202,11 +201,7 @@ struct MaxBackwardFunction : Function<MaxBackwardFunction> {
 Pair with_offsets_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                            IntArrayRef dilation, bool ceil_mode) {
   const bool differentiable = needs_grad({&input});
-  Pair pooled;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    pooled = offsets_op().call(input, kernel, stride, padding, dilation, ceil_mode);
-  }
+  Pair pooled = below_autograd(offsets_op(), input, kernel, stride, padding, dilation, ceil_mode);
   if (differentiable) {
     const IntArrayRef step = stride.empty() ? kernel : stride;
     record_max(input, pooled, {kernel[0], kernel.back(), step[0], step.back(), padding[0], padding.back(), dilation[0],
@@ -218,17 +213,12 @@ Tensor max_pool2d_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef 
                            IntArrayRef dilation, bool ceil_mode) {
   if (!native("max_pool2d", {&input}, true)) return at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);
   if (needs_grad({&input})) return std::get<0>(with_offsets_autograd(input, kernel, stride, padding, dilation, ceil_mode));
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return max_op().call(input, kernel, stride, padding, dilation, ceil_mode);
+  return below_autograd(max_op(), input, kernel, stride, padding, dilation, ceil_mode);
 }
 
 Pair adaptive_with_offsets_autograd(const Tensor& input, IntArrayRef output_size) {
   const bool differentiable = needs_grad({&input});
-  Pair pooled;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    pooled = adaptive_offsets_op().call(input, output_size);
-  }
+  Pair pooled = below_autograd(adaptive_offsets_op(), input, output_size);
   if (differentiable) record_max(input, pooled, {});
   return pooled;
 }
@@ -236,8 +226,7 @@ Tensor adaptive_autograd(const Tensor& input, IntArrayRef output_size) {
   if (!native("adaptive_max_pool2d", {&input}, true))
     return std::get<0>(at::adaptive_max_pool2d(input, output_size));
   if (needs_grad({&input})) return std::get<0>(adaptive_with_offsets_autograd(input, output_size));
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return adaptive_op().call(input, output_size);
+  return below_autograd(adaptive_op(), input, output_size);
 }
 
 Tensor backward_autograd(const Tensor& grad_output, const Tensor& offsets, SymIntArrayRef input_size, IntArrayRef kernel,
@@ -245,8 +234,8 @@ Tensor backward_autograd(const Tensor& grad_output, const Tensor& offsets, SymIn
   if (needs_grad({&grad_output})) {
     return MaxBackwardFunction::apply(grad_output, offsets, input_size, kernel, stride, padding, dilation, channels_last);
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return backward_op().call(grad_output, offsets, input_size, kernel, stride, padding, dilation, channels_last);
+  return below_autograd(backward_op(), grad_output, offsets, input_size, kernel, stride, padding, dilation,
+                        channels_last);
 }
 
 // ---- with indices: made of the ops above, so autograd follows from theirs --------------------------------------------

@@ -143,11 +143,7 @@ template <bool kLog>
 Tensor forward_autograd(const Tensor& input, int64_t dim) {
   if (!valid_dim(input, dim) || !native(kName<kLog>, {&input}, true)) return aten_forward<kLog>(input, dim);
   const bool differentiable = needs_grad({&input});
-  Tensor result;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    result = forward_op<kLog>().call(input, dim);
-  }
+  Tensor result = below_autograd(forward_op<kLog>(), input, dim);
   if (differentiable) {
     const auto node = record<SoftmaxGrad<kLog>>({dim}, input);
     attach(result, node);
@@ -161,8 +157,7 @@ Tensor backward_autograd(const Tensor& grad_output, const Tensor& result, int64_
   if (needs_grad({&grad_output, &result})) {
     return SoftmaxBackwardFunction<kLog>::apply(grad_output, result, dim);
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return backward_op<kLog>().call(grad_output, result, dim);
+  return below_autograd(backward_op<kLog>(), grad_output, result, dim);
 }
 
 // ---- autocast: float32 on CUDA and nothing on the CPU, as torch's own policy for softmax ----------------------------
