@@ -23,20 +23,30 @@ GemmParams transposed(const GemmParams& p) {
   return t;
 }
 
-// Rows of C run along n, unless only m is dense in memory, or few columns are dot products with many rows (a layer of one
-// or two outputs: 256x1024->1 took 68 us by packing, torch 12).
-bool wants_transposing(const GemmParams& p) {
-  return (p.c_stride_n != 1 && p.c_stride_m == 1) ||
-         (p.n <= 2 && p.m >= 16 && p.k >= 16 && p.a_stride_k == 1 && (p.b_stride_k == 1 || p.n == 1));
+// Dot products with every row of A instead of packing it: for a layer of few outputs (a classifier's ten) they are
+// x1.1 to x3 as fast as half-empty tiles, from k of 10 n on.
+bool few_dots(const GemmParams& p) {
+  if (p.a_stride_k != 1 || p.b_stride_k != 1 || p.m < 16 || p.k < 16) return false;
+  if (p.n <= kDotRows) return true;
+  return p.m > kDotMaxM && p.n <= kDotNarrowN && p.k >= 10 * p.n && (p.dtype == DType::f32 || p.dtype == DType::f64);
 }
 
+// Few columns are rather few rows, of a B that is read in place: a vector times a matrix, dot products, few rows of sums.
+// Else rows of C run along n, unless only m is dense in memory.
+bool wants_transposing(const GemmParams& p) {
+  if (p.n == 1 && p.m > 1) return p.a_stride_m == 1 || (p.a_stride_k == 1 && p.b_stride_k == 1);
+  if (p.n <= kAxpyMaxM && p.a_stride_m == 1 && p.a_stride_k != 1 && p.b_stride_k == 1 && p.b_stride_n != 1) return true;
+  return few_dots(p) || (p.c_stride_n != 1 && p.c_stride_m == 1);
+}
+
+template <class S>
 Algorithm choose(const GemmParams& p) {
+  if (takes_outer<S>(p.m, p.n, p.k)) return Algorithm::outer;
   // A product by pairs is twice as fast as dot products in float32: worth copying B from one tile of rows on.
   const int64_t dot_m = p.dtype == DType::bf16 && has_bf16_products() ? kGemmMaxMr : kDotMaxM;
   // Dot products of few elements are all sums over lanes: 64x3->256 took 12.6 us that way, torch 3.5.
-  if (p.a_stride_k == 1 && p.b_stride_k == 1 && p.m <= dot_m && p.k >= (p.m > 4 ? 32 : p.n > 16 ? 8 : 1)) return Algorithm::dot;
+  if (p.a_stride_k == 1 && p.b_stride_k == 1 && p.m <= dot_m && p.k >= (p.m > 4 ? 32 : p.m > 1 && p.n > 16 ? 8 : 1)) return Algorithm::dot;
   if (p.b_stride_n == 1 && p.m <= kAxpyMaxM) return Algorithm::axpy;
-  if (p.b_stride_n == 1 && p.k > 0 && p.k <= 2) return Algorithm::outer;
   // One or two tiles of rows do not repay copying B.
   if (p.b_stride_n == 1 && p.m <= 2 * kGemmMaxMr) return Algorithm::in_place;
   return Algorithm::packed;
@@ -124,7 +134,7 @@ void multiply(const GemmParams& p, const GemmPlan& plan, bool in_place, int64_t 
 
 template <class S>
 void run(const GemmParams& p) {
-  const Algorithm algorithm = choose(p);
+  const Algorithm algorithm = choose<S>(p);
   if (algorithm == Algorithm::dot) {
     for (int64_t i = 0; i < p.batch; ++i) {
       const Matrices<S> x(p, i);
@@ -142,7 +152,7 @@ void run(const GemmParams& p) {
   if (algorithm == Algorithm::outer) {
     for (int64_t i = 0; i < p.batch; ++i) {
       const Matrices<S> x(p, i);
-      gemm_outer<S>(p.m, p.n, p.k, x.a, p.a_stride_m, p.a_stride_k, x.b, p.b_stride_k, x.store);
+      gemm_outer<S>(p.m, p.n, p.k, x.a, p.a_stride_m, p.a_stride_k, x.b, p.b_stride_k, p.b_stride_n, x.store);
     }
     return;
   }
@@ -165,11 +175,11 @@ void run(const GemmParams& p) {
 
 int64_t gemm_workspace(const GemmParams& params) {
   const GemmParams p = wants_transposing(params) ? transposed(params) : params;
-  const Algorithm algorithm = choose(p);
-  if (algorithm != Algorithm::in_place && algorithm != Algorithm::packed) return 0;
   int64_t bytes = 0;
   dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
+    const Algorithm algorithm = choose<S>(p);
+    if (algorithm != Algorithm::in_place && algorithm != Algorithm::packed) return Status::ok;
     if (!parallel_over_batch(p)) bytes = plan_for<S>(p, num_threads()).workspace_bytes;
     else bytes = round_up(plan_for<S>(p, 1).workspace_bytes, 64) * min64(num_threads(), p.batch);
     return Status::ok;
@@ -186,7 +196,13 @@ Status gemm(const GemmParams& params) {
 }
 
 const char* gemm_algorithm(const GemmParams& params) {
-  switch (choose(wants_transposing(params) ? transposed(params) : params)) {
+  const GemmParams p = wants_transposing(params) ? transposed(params) : params;
+  Algorithm algorithm = Algorithm::packed;
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    algorithm = choose<typename decltype(tag)::type>(p);
+    return Status::ok;
+  });
+  switch (algorithm) {
     case Algorithm::dot: return "dot";
     case Algorithm::axpy: return "rows";
     case Algorithm::outer: return "outer";
@@ -198,32 +214,80 @@ const char* gemm_algorithm(const GemmParams& params) {
 
 // ---- column sums ---------------------------------------------------------------------------------------------------
 
+namespace {
+
+constexpr int kSumVectors = 8;  // sums side by side: enough to hide the latency of an addition
+constexpr int64_t kSumRows = 256;  // sums of sums of this many rows bound the rounding error of long columns
+
+// y[0, columns) = the sums of the rows of x, for columns <= NV vectors that lie side by side.
+template <class S, int NV>
+void sum_columns(const S* x, int64_t rows, int64_t stride, int64_t columns, S* y) {
+  using V = Vec<acc_t<S>>;
+  constexpr int U = kSumVectors / NV;
+  V sum[NV];
+#pragma GCC unroll 8
+  for (int j = 0; j < NV; ++j) sum[j] = V::zero();
+  for (int64_t r0 = 0; r0 < rows; r0 += kSumRows) {
+    const int64_t r1 = min64(r0 + kSumRows, rows);
+    V part[U][NV];
+#pragma GCC unroll 8
+    for (int u = 0; u < U; ++u)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) part[u][j] = V::zero();
+    const auto add = [&](int64_t r, int u) __attribute__((always_inline)) {
+      const S* const row = x + r * stride;
+#pragma GCC unroll 8
+      for (int j = 0; j < NV - 1; ++j) part[u][j] = part[u][j] + V::load(row + j * V::N);
+      part[u][NV - 1] = part[u][NV - 1] + load_lanes(row + (NV - 1) * V::N, columns - (NV - 1) * V::N);
+    };
+    int64_t r = r0;
+    for (; r + U <= r1; r += U)
+#pragma GCC unroll 8
+      for (int u = 0; u < U; ++u) add(r + u, u);
+    for (; r < r1; ++r) add(r, 0);
+#pragma GCC unroll 8
+    for (int u = 0; u < U; ++u)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) sum[j] = sum[j] + part[u][j];
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < NV; ++j) sum[j].store_n(y + j * V::N, min64(V::N, columns - j * V::N));
+}
+
+template <class S, int NV = kSumVectors>
+void sum_columns_by(int vectors, const S* x, int64_t rows, int64_t stride, int64_t columns, S* y) {
+  if constexpr (NV > 1) {
+    if (vectors < NV) return sum_columns_by<S, NV - 1>(vectors, x, rows, stride, columns, y);
+  }
+  sum_columns<S, NV>(x, rows, stride, columns, y);
+}
+
+}  // namespace
+
 Status column_sum(const ColumnSumParams& p) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     using A = acc_t<S>;
-    using V = Vec<A>;
-    const S* x = static_cast<const S*>(p.x);
-    S* y = static_cast<S*>(p.y);
-    parallel_for(0, ceil_div(p.columns, V::N), max64(1, (1 << 15) / max64(1, p.rows)), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t c = i * V::N, lanes = min64(V::N, p.columns - c);
-        // Pairs of blocks of rows bound the rounding error of long columns.
-        V sum = V::zero();
-        for (int64_t r0 = 0; r0 < p.rows; r0 += 256) {
-          V block = V::zero();
-          for (int64_t r = r0; r < min64(r0 + 256, p.rows); ++r) {
-            const S* at = x + r * p.x_stride_row + c * p.x_stride_column;
-            if (p.x_stride_column == 1) {
-              block = block + load_lanes(at, lanes);
-            } else {
-              for (int64_t l = 0; l < lanes; ++l) block.v[l] += to_acc(at[l * p.x_stride_column]);
-            }
-          }
-          sum = sum + block;
+    constexpr int64_t kColumns = kSumVectors * Vec<A>::N;
+    const S* const x = static_cast<const S*>(p.x);
+    S* const y = static_cast<S*>(p.y);
+    parallel_for(0, ceil_div(p.columns, kColumns), max64(1, (1 << 12) / max64(1, p.rows)), [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin * kColumns; c < min64(end * kColumns, p.columns); c += kColumns) {
+        const int64_t columns = min64(kColumns, p.columns - c);
+        if (p.x_stride_column == 1 || columns == 1) {
+          sum_columns_by<S>(int(ceil_div(columns, Vec<A>::N)), x + c * p.x_stride_column, p.rows, p.x_stride_row, columns, y + c);
+          continue;
         }
-        if (lanes == V::N) sum.store(y + c);
-        else sum.store_n(y + c, lanes);
+        for (int64_t j = 0; j < columns; ++j) {
+          const S* const column = x + (c + j) * p.x_stride_column;
+          A sum = 0;
+          for (int64_t r0 = 0; r0 < p.rows; r0 += kSumRows) {
+            A part = 0;
+            for (int64_t r = r0; r < min64(r0 + kSumRows, p.rows); ++r) part += to_acc(column[r * p.x_stride_row]);
+            sum += part;
+          }
+          y[c + j] = from_acc<S>(sum);
+        }
       }
     });
     return Status::ok;

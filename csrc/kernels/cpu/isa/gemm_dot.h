@@ -6,8 +6,10 @@ namespace fastnn::cpu::FASTNN_ISA_NS {
 
 #if defined(__AVX512F__)
 constexpr int kDotRows = 6;  // 6 x 4 sums, 4 vectors of B, 1-2 of A
+constexpr int64_t kDotNarrowN = 24;
 #else
 constexpr int kDotRows = 2;  // 2 x 4 of 16 registers
+constexpr int64_t kDotNarrowN = 12;
 #endif
 constexpr int64_t kDotMaxM = 64;
 constexpr int kDotGroup = 16;  // columns per task

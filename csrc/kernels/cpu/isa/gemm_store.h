@@ -20,6 +20,9 @@ struct GemmStore {
   // Nothing is scaled, added or clipped, and rows of C are dense.
   bool plain() const { return c_n == 1 && alpha == A(1) && !d && !relu; }
 
+  // The same, with one row added to all rows of C (a layer's bias).
+  bool has_row_bias() const { return c_n == 1 && alpha == A(1) && d && d_m == 0 && d_n == 1 && beta == A(1) && !relu; }
+
   static FASTNN_VEC_FN V load(const S* p, int lanes) { return lanes == V::N ? V::load(p) : V::load_n(p, lanes); }
   static FASTNN_VEC_FN void store(V v, S* p, int lanes) {
     if (lanes == V::N) v.store(p);

@@ -1,0 +1,80 @@
+"""Matrix products of random shapes and strides, of every algorithm, on every instruction set, against float64."""
+
+import random
+
+import pytest
+import torch
+
+import fastnn
+from fastnn import functional as F
+
+SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 15, 16, 17, 24, 31, 32, 33, 40, 65, 100, 130, 257)
+
+
+@pytest.fixture(params=fastnn._C.isas())
+def isa(request):
+    before = fastnn._C.isa()
+    fastnn._C.set_isa(request.param)
+    yield request.param
+    fastnn._C.set_isa(before)
+
+
+def matrix(pick, rows, columns, dtype):
+    """A matrix that runs along its rows, along its columns, or along neither."""
+    kind = pick(("rows", "rows", "columns", "columns", "neither"))
+    if kind == "neither":
+        return torch.randn(2 * rows, 3 * columns, dtype=dtype)[::2, ::3]
+    wide = pick((0, 0, 3))
+    if kind == "columns":
+        return torch.randn(columns, rows + wide, dtype=dtype)[:, :rows].t()
+    return torch.randn(rows, columns + wide, dtype=dtype)[:, :columns]
+
+
+def close(result, expected, k, dtype):
+    # Rounding grows with the square root of the terms; the stored result is rounded once more.
+    bound = 8 * (k + 1) ** 0.5 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    bound += torch.finfo(dtype).eps
+    return bool(((result.double() - expected).abs() <= bound * (4 + expected.abs())).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_random_products(isa, dtype):
+    pick, seen = random.Random(1).choice, set()
+    for _ in range(500):
+        m, k, n = pick(SIDES), pick(SIDES), pick(SIDES)
+        a, b = matrix(pick, m, k, dtype), matrix(pick, k, n, dtype)
+        seen.add(fastnn._C.gemm_algorithm(a, b))
+        expected = a.double() @ b.double()
+        which = (m, k, n, a.stride(), b.stride())
+        assert close(F.mm(a, b), expected, k, dtype), which
+        row, alpha, beta = torch.randn(n, dtype=dtype), pick((1, 1, -2)), pick((1, 1, 0.5))
+        ours = F.addmm(row, a, b, beta=beta, alpha=alpha)
+        assert close(ours, beta * row.double() + alpha * expected, k, dtype), (*which, alpha, beta)
+    assert seen == {"dot", "rows", "outer", "in place", "packed"}
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 10, 24])
+def test_layers_of_few_outputs_are_dot_products(n):
+    x, weight = torch.randn(100, 256), torch.randn(n, 256)
+    wide = fastnn._C.isa() == "avx512"
+    assert fastnn._C.gemm_algorithm(x, weight.t()) == ("dot" if n <= 12 or wide else "packed")
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_sums_of_few_terms_cross_blocks_of_columns(isa, k):
+    for m in (1, 3, 7):
+        x, weight, bias = torch.randn(m, k), torch.randn(2100, k), torch.randn(2100)
+        expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+        assert close(F.linear(x, weight, bias), expected, k, torch.float32)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 255, 256, 257, 700])
+def test_bias_gradients(isa, rows):
+    for columns in (1, 3, 10, 16, 17, 48, 64, 100, 127, 128, 129, 300):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            g = torch.randn(rows, columns, dtype=dtype)
+            weight, bias = torch.zeros(columns, 2, dtype=dtype), torch.zeros(columns, dtype=dtype, requires_grad=True)
+            y = F.linear(torch.zeros(rows, 2, dtype=dtype), weight, bias)
+            for gradient in (g, g.t().contiguous().t()):
+                (ours,) = torch.autograd.grad(y, bias, gradient, retain_graph=True)
+                assert close(ours, g.double().sum(0), rows, dtype), (rows, columns, dtype)
