@@ -21,37 +21,29 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def _number(text, kind, fits, what):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
 def positive_int(text):
     """An option's value as a whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if not 1 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return value
+    return _number(text, int, lambda value: 1 <= value < 2**31, "a whole number from 1 up")
 
 
 def positive_float(text):
     """An option's value as a number above 0, small enough for float32 arithmetic on it."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1e30:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1e30")
-    return value
+    return _number(text, float, lambda value: 0 < value <= 1e30, "a number above 0 and up to 1e30")
 
 
 def seed(text):
     """An option's value as a seed that torch's and numpy's generators take: a whole number below 2**63."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
-    return value
+    return _number(text, int, lambda value: 0 <= value < 2**63, "a whole number from 0 up")
 
 
 def set_threads(count):

@@ -19,13 +19,9 @@ struct CUstream_st;
 
 #define __global__ __attribute__((noinline))
 #define __device__
-#define __host__
-#define __constant__ static
 #define __grid_constant__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __restrict__ __restrict
-#define __ldg(p) (*(p))
 
 #define FASTNN_SHARED(name, ...)  \
   static char name##_key;         \
@@ -113,51 +109,14 @@ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int per_
 }  // namespace cuda_on_cpu
 
 inline void __syncthreads() { cuda_on_cpu::block_barrier(); }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { cuda_on_cpu::read_lane(mask, 0, 0); }
 
-template <class T>
-T __shfl_sync(unsigned mask, T x, int from) {
-  return cuda_on_cpu::read_lane(mask, x, unsigned(from));
-}
 template <class T>
 T __shfl_xor_sync(unsigned mask, T x, int lanes) {
   return cuda_on_cpu::read_lane(mask, x, cuda_on_cpu::lane() ^ unsigned(lanes));
 }
-template <class T>
-T __shfl_down_sync(unsigned mask, T x, unsigned by) {
-  const unsigned lane = cuda_on_cpu::lane();
-  return cuda_on_cpu::read_lane(mask, x, lane + by < 32 ? lane + by : lane);
-}
-template <class T>
-T __shfl_up_sync(unsigned mask, T x, unsigned by) {
-  const unsigned lane = cuda_on_cpu::lane();
-  return cuda_on_cpu::read_lane(mask, x, lane >= by ? lane - by : lane);
-}
-inline unsigned __ballot_sync(unsigned mask, bool vote) {
-  cuda_on_cpu::require(mask == 0xffffffffu, "a warp operation with a partial mask");
-  const char* const votes = cuda_on_cpu::warp_exchange(&vote, 1);
-  unsigned result = 0;
-  for (unsigned i = 0; i < 32; ++i) result |= unsigned(votes[i * cuda_on_cpu::kSlot]) << i;
-  return result;
-}
-inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
-inline bool __all_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) == 0xffffffffu; }
 
-// ---- atomics, intrinsics, mathematics --------------------------------------------------------------------------------
+// ---- intrinsics, mathematics ----------------------------------------------------------------------------------------
 
-template <class T>
-T atomicAdd(T* p, T x) {
-  const T old = *p;
-  *p = old + x;
-  return old;
-}
-template <class T>
-T atomicMax(T* p, T x) {
-  const T old = *p;
-  *p = old < x ? x : old;
-  return old;
-}
-inline void __threadfence() {}
 inline void __trap() { cuda_on_cpu::require(false, "a trap"); }
 
 inline int min(int a, int b) { return a < b ? a : b; }
@@ -165,9 +124,6 @@ inline int max(int a, int b) { return a > b ? a : b; }
 
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 inline float __uint_as_float(unsigned x) { return __builtin_bit_cast(float, x); }
-inline unsigned __float_as_uint(float x) { return __builtin_bit_cast(unsigned, x); }
-inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
-inline double rsqrt(double x) { return 1 / std::sqrt(x); }
 
 // ---- launches --------------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,4 @@ inline dim3 strided_grid_of(int64_t items, int threads) {
   return dim3(unsigned(max64(1, min64(ceil_div(items, threads), kEnoughBlocks))));
 }
 
-inline Status first_failure(Status a, Status b) { return a != Status::ok ? a : b; }
-
 }  // namespace fastnn::cuda
