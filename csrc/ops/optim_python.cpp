@@ -48,48 +48,55 @@ class Options {
   explicit Options(PyObject* group) : group_(PyDict_Check(group) ? group : nullptr), ok_(group_) {}
   bool ok() const { return ok_; }
 
-  double number(const char* name) { return number(find(name)); }
+  template <OpName Name>
+  double number() { return number(find<Name>()); }
   // A learning rate: a number, or a CPU tensor of one element.
-  double rate(const char* name) {
-    PyObject* value = find(name);
+  template <OpName Name>
+  double rate() {
+    PyObject* value = find<Name>();
     const Tensor* t = as_tensor(value);
     if (!t) return number(value);
     const bool usable = t->is_cpu() && t->layout() == at::kStrided && t->numel() == 1 && !t->requires_grad() &&
                         at::isFloatingType(t->scalar_type());
     return usable ? t->item<double>() : fail();
   }
-  std::pair<double, double> pair(const char* name) {
-    PyObject* value = find(name);
+  template <OpName Name>
+  std::pair<double, double> pair() {
+    PyObject* value = find<Name>();
     if (!value || !PyTuple_Check(value) || PyTuple_GET_SIZE(value) != 2) return {fail(), 0};
     return {number(PyTuple_GET_ITEM(value, 0)), number(PyTuple_GET_ITEM(value, 1))};
   }
-  bool flag(const char* name) {
-    PyObject* value = find(name);
+  template <OpName Name>
+  bool flag() {
+    PyObject* value = find<Name>();
     if (!value || value == Py_None || value == Py_False) return false;
     if (value == Py_True) return true;
     const int truth = PyObject_IsTrue(value);
     if (truth < 0) throw py::error_already_set();
     return truth;
   }
-  bool is_tensor(const char* name) {
-    PyObject* value = find(name);
+  template <OpName Name>
+  bool is_tensor() {
+    PyObject* value = find<Name>();
     return value && THPVariable_Check(value);
   }
   // Options that only torch's own step implements.
-  void refuse(const char* name) {
-    if (flag(name)) ok_ = false;
+  template <OpName Name>
+  void refuse() {
+    if (flag<Name>()) ok_ = false;
   }
   PyObject* params() {
-    PyObject* list = find("params");
+    PyObject* list = find<"params">();
     if (list && PyList_Check(list)) return list;
     ok_ = false;
     return nullptr;
   }
 
  private:
-  PyObject* find(const char* name) {
-    if (!ok_) return nullptr;
-    return ops::find(group_, py::str(name).ptr());
+  template <OpName Name>
+  PyObject* find() {
+    static const Key key(Name.text);
+    return ok_ ? ops::find(group_, key()) : nullptr;
   }
   double number(PyObject* value) {
     if (!value || PyBool_Check(value) || !(PyFloat_Check(value) || PyLong_Check(value))) return fail();
@@ -167,13 +174,13 @@ Reason step_groups(const py::list& groups, const py::dict& state, const Read& re
   for (size_t i = 0; i < ready.size(); ++i) {
     Group& g = ready[i];
     Options options(PyList_GET_ITEM(groups.ptr(), i));
-    g.lr = options.rate("lr");
-    g.eps = options.number("eps");
-    g.weight_decay = options.number("weight_decay");
-    g.maximize = options.flag("maximize");
-    options.refuse("differentiable");
-    options.refuse("capturable");
-    if (options.is_tensor("lr")) options.refuse("foreach");
+    g.lr = options.rate<"lr">();
+    g.eps = options.number<"eps">();
+    g.weight_decay = options.number<"weight_decay">();
+    g.maximize = options.flag<"maximize">();
+    options.refuse<"differentiable">();
+    options.refuse<"capturable">();
+    if (options.is_tensor<"lr">()) options.refuse<"foreach">();
     const Names names = read(options, g);
     PyObject* const params = options.params();
     if (!options.ok()) return kOptions;
@@ -199,9 +206,9 @@ Reason adam_step(const py::list& groups, const py::dict& state) {
   return step_groups(
       groups, state,
       [](Options& options, Group& g) {
-        std::tie(g.a, g.b) = options.pair("betas");
-        g.flag = options.flag("decoupled_weight_decay");
-        return Names{&step_key(), &exp_avg, &exp_avg_sq, options.flag("amsgrad") ? &max_exp_avg_sq : nullptr};
+        std::tie(g.a, g.b) = options.pair<"betas">();
+        g.flag = options.flag<"decoupled_weight_decay">();
+        return Names{&step_key(), &exp_avg, &exp_avg_sq, options.flag<"amsgrad">() ? &max_exp_avg_sq : nullptr};
       },
       [](const Group& g, const List& params, const List& grads, const List* s) {
         call<AdamStep>(params, grads, s[1], s[2], s[3], s[0], g.lr, g.a, g.b, g.eps, g.weight_decay, g.flag,
@@ -214,7 +221,7 @@ Reason yogi_step(const py::list& groups, const py::dict& state) {
   return step_groups(
       groups, state,
       [](Options& options, Group& g) {
-        std::tie(g.a, g.b) = options.pair("betas");
+        std::tie(g.a, g.b) = options.pair<"betas">();
         return Names{&step_key(), &exp_avg, &exp_avg_sq};
       },
       [](const Group& g, const List& params, const List& grads, const List* s) {
@@ -227,7 +234,7 @@ Reason adagrad_step(const py::list& groups, const py::dict& state) {
   return step_groups(
       groups, state,
       [](Options& options, Group& g) {
-        g.a = options.number("lr_decay");
+        g.a = options.number<"lr_decay">();
         return Names{&step_key(), &sum};
       },
       [](const Group& g, const List& params, const List& grads, const List* s) {
@@ -240,10 +247,10 @@ Reason rmsprop_step(const py::list& groups, const py::dict& state) {
   return step_groups(
       groups, state,
       [](Options& options, Group& g) {
-        g.a = options.number("alpha");
-        g.b = options.number("momentum");
+        g.a = options.number<"alpha">();
+        g.b = options.number<"momentum">();
         return Names{&step_key(), &square_avg, g.b > 0 ? &momentum_buffer : nullptr,
-                     options.flag("centered") ? &grad_avg : nullptr};
+                     options.flag<"centered">() ? &grad_avg : nullptr};
       },
       [](const Group& g, const List& params, const List& grads, const List* s) {
         call<RmspropStep>(params, grads, s[1], s[2], s[3], s[0], g.lr, g.a, g.eps, g.weight_decay, g.b, g.maximize);
@@ -255,7 +262,7 @@ Reason adadelta_step(const py::list& groups, const py::dict& state) {
   return step_groups(
       groups, state,
       [](Options& options, Group& g) {
-        g.a = options.number("rho");
+        g.a = options.number<"rho">();
         return Names{&step_key(), &square_avg, &acc_delta};
       },
       [](const Group& g, const List& params, const List& grads, const List* s) {
@@ -279,13 +286,13 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
   for (size_t i = 0; i < ready.size(); ++i) {
     SgdGroup& g = ready[i];
     Options options(PyList_GET_ITEM(groups.ptr(), i));
-    g.lr = options.rate("lr");
-    g.momentum = options.number("momentum");
-    g.dampening = options.number("dampening");
-    g.weight_decay = options.number("weight_decay");
-    g.nesterov = options.flag("nesterov");
-    g.maximize = options.flag("maximize");
-    options.refuse("differentiable");
+    g.lr = options.rate<"lr">();
+    g.momentum = options.number<"momentum">();
+    g.dampening = options.number<"dampening">();
+    g.weight_decay = options.number<"weight_decay">();
+    g.nesterov = options.flag<"nesterov">();
+    g.maximize = options.flag<"maximize">();
+    options.refuse<"differentiable">();
     PyObject* const params = options.params();
     if (!options.ok()) return kOptions;
     Tensors all;

@@ -77,7 +77,7 @@ struct Problem {
       astray |= ~(inside | ignored);
     }
     bool all_count = true;
-    for (int l = 0; l < kStep; ++l) {
+    for (int l = 0; l < kStep && vectors > 0; ++l) {
       all_count = all_count && all[l];
       if (astray[l] && p.out_of_range) __atomic_store_n(p.out_of_range, true, __ATOMIC_RELAXED);
     }
@@ -281,8 +281,9 @@ struct StripTargets {
   bool all_count;
 
   FASTNN_VEC_FN void read(const Problem<S>& k, int64_t row, int64_t width) {
+    const typename V::Int none = every_lane<A>(-1);
+    __builtin_memcpy(target + (width - 1) / V::N * V::N, &none, kVecBytes);
     all_count = k.targets_of(row, width, target);
-    for (int64_t i = width; i < round_up(width, V::N); ++i) target[i] = -1;
     for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) { k.weights_of(target + i).store(weight + i); });
   }
   FASTNN_VEC_FN typename V::Int targets(int64_t i) const {
@@ -327,7 +328,8 @@ FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t f
   using V = Vec<A>;
   const int64_t n = k.p.classes, inner = k.p.inner, row = outer * inner + first, at = outer * n * inner + first;
   const S* x = k.x + at;
-  A m[kMaxStrip], log_sum[kMaxStrip], loss[kMaxStrip] = {};
+  A m[kMaxStrip], log_sum[kMaxStrip], loss[kMaxStrip];
+  for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) { V::zero().store(loss + i); });
   StripTargets<S> t;
   if (!k.probabilities) t.read(k, row, width);
   S* dx = kRunsAhead<S> && k.p.grad_input ? static_cast<S*>(k.p.grad_input) + at : nullptr;
@@ -355,8 +357,8 @@ FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t f
   }
   if (!k.probabilities) {
     A of_target[kMaxStrip];
-    for (int64_t i = 0; i < round_up(width, V::N); ++i)
-      of_target[i] = t.target[i] >= 0 ? to_acc(x[t.target[i] * inner + i]) : A(0);
+    V::zero().store(of_target + (width - 1) / V::N * V::N);
+    for (int64_t i = 0; i < width; ++i) of_target[i] = t.target[i] >= 0 ? to_acc(x[t.target[i] * inner + i]) : A(0);
     for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) {
       const V w = V::load(t.weight + i), z = V::load(log_sum + i) - (V::load(of_target + i) - V::load(m + i));
       const V of_row = fma(V::set1(k.keep) * w, z, V::set1(k.spread) * V::load(loss + i));
@@ -381,8 +383,8 @@ FASTNN_INLINE void backward_columns(const Problem<S>& k, int64_t outer, int64_t 
   S* dx = static_cast<S*>(k.p.grad_input);
   S* dt = static_cast<S*>(k.p.grad_target);
   const A *m = k.maximum + row, *log_sum = k.log_sum + row;
-  A g[kMaxStrip], of_p[kMaxStrip] = {}, kept[kMaxStrip];
-  for (int64_t i = 0; i < round_up(width, V::N); ++i) g[i] = i < width ? k.scale_of(row + i) : A(0);
+  A g[kMaxStrip], of_p[kMaxStrip], kept[kMaxStrip];
+  for (int64_t i = 0; i < round_up(width, V::N); ++i) g[i] = i < width ? k.scale_of(row + i) : A(0), of_p[i] = 0;
   if (k.probabilities) {
     const S* t = k.probabilities + at;
     for (int64_t c = 0; c < n; ++c) {

@@ -30,14 +30,13 @@ void forward(const NllLossParams& p) {
   S* loss = static_cast<S*>(p.loss);
   // Calls use(row, loss, class weight) for rows [begin, end). No division per row: it costs as much as the rest.
   const auto row_losses = [&](int64_t begin, int64_t end, const auto& use) {
-    for (int64_t row = begin; row < end;) {
-      const int64_t o = row / p.inner, next = min64(end, (o + 1) * p.inner);
-      const S* of_outer = x + o * p.classes * p.inner - o * p.inner;
-      for (; row < next; ++row) {
-        const int64_t t = class_of(p, row);
-        const A w = weight_of<S>(p, t);
-        use(row, t < 0 ? A(0) : -w * to_acc(of_outer[t * p.inner + row]), w);
-      }
+    if (begin >= end) return;
+    int64_t o = begin / p.inner, i = begin % p.inner;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t t = class_of(p, row);
+      const A w = weight_of<S>(p, t);
+      use(row, t < 0 ? A(0) : -w * to_acc(x[(o * p.classes + t) * p.inner + i]), w);
+      if (++i == p.inner) ++o, i = 0;
     }
   };
   const int64_t rows = p.outer * p.inner;

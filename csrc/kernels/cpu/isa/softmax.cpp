@@ -167,9 +167,9 @@ FASTNN_INLINE void backward_columns(const S* g, const S* y, S* dx, int64_t n, in
 template <class A, class Group, class Row, class Columns>
 void for_rows(const SoftmaxParams& p, const Group& group, const Row& row, const Columns& columns) {
   constexpr int N = Vec<A>::N;
-  constexpr int64_t kGrainElements = 1 << 15;
+  constexpr int64_t kGrainElements = 1 << 13, kFewRows = 4;
   const int64_t grain = max64(1, kGrainElements / max64(1, p.classes));
-  if (p.inner == 1 && p.classes <= kGroupClasses) {
+  if (p.inner == 1 && p.classes <= kGroupClasses && (p.classes <= N || p.outer > kFewRows)) {
     parallel_for(0, ceil_div(p.outer, N), ceil_div(grain, N), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) group(i * N * p.classes, int(min64(N, p.outer - i * N)));
     });
@@ -184,7 +184,9 @@ void for_rows(const SoftmaxParams& p, const Group& group, const Row& row, const 
       }
     });
   } else {
-    const int64_t width = strip_width(p.classes), strips = ceil_div(p.inner, width);
+    int64_t strips = ceil_div(p.inner, strip_width(p.classes));
+    if (strips * p.outer == 1 && p.classes * p.inner > 2 * kGrainElements) strips = 2;  // whatever the threads: same bits
+    const int64_t width = round_up(ceil_div(p.inner, strips), N);
     parallel_for(0, p.outer * strips, max64(1, grain / width), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t column = i % strips * width;
