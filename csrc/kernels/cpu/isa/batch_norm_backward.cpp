@@ -53,14 +53,14 @@ FASTNN_INLINE void with_outputs(const BatchNormParams& p, const F& f) {
   f(Outputs{relu, p.training, input, residual});
 }
 
-template <class S, class V>
+template <bool kStream, class S, class V>
 FASTNN_INLINE void write_lanes(const Outputs& o, const S* g, const S* x, const S* y, S* dx, S* dr, int lanes, V mean,
                                V scale, V slope, V offset) {
   const V v = load_gradient(g, o.relu ? y : nullptr, lanes);
   if (o.residual) store_lanes(v, dr, lanes);
   if (!o.input) return;
-  if (!o.statistics) return store_lanes(v * scale, dx, lanes);
-  store_lanes(V{v.v * scale.v - offset.v - (load_lanes(x, lanes) - mean).v * slope.v}, dx, lanes);
+  if (!o.statistics) return store_lanes<kStream>(v * scale, dx, lanes);
+  store_lanes<kStream>(V{v.v * scale.v - offset.v - (load_lanes(x, lanes) - mean).v * slope.v}, dx, lanes);
 }
 
 // ---- [batch, channels, inner] --------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
   else sums(false);
 }
 
-template <class S>
+template <bool kStream, class S>
 FASTNN_INLINE void write_plane(Outputs o, const BatchNormParams& p, int64_t at, const Coefficients<acc_t<S>>& k) {
   using V = Vec<acc_t<S>>;
   const S *g = static_cast<const S*>(p.grad_output) + at, *x = static_cast<const S*>(p.input) + at;
@@ -121,7 +121,7 @@ FASTNN_INLINE void write_plane(Outputs o, const BatchNormParams& p, int64_t at, 
   S *dx = static_cast<S*>(p.grad_input), *dr = static_cast<S*>(p.grad_residual);
   const V mean = V::set1(k.mean), scale = V::set1(k.scale), slope = V::set1(k.slope), offset = V::set1(k.offset);
   for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-    write_lanes(o, g + i, x + i, o.relu ? y + at + i : nullptr, o.input ? dx + at + i : nullptr,
+    write_lanes<kStream>(o, g + i, x + i, o.relu ? y + at + i : nullptr, o.input ? dx + at + i : nullptr,
                 o.residual ? dr + at + i : nullptr, lanes, mean, scale, slope, offset);
   });
 }
@@ -129,6 +129,7 @@ FASTNN_INLINE void write_plane(Outputs o, const BatchNormParams& p, int64_t at, 
 template <class S>
 void backward_planes(const BatchNormParams& p) {
   const int64_t grain = ceil_div(kParallelElements, p.batch * p.inner), together = channels_together(p);
+  const bool stream = streams(p, p.grad_input, 3 << 20);
   parallel_for(0, p.channels, grain, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += together) {
       const int64_t count = min64(together, end - first);
@@ -138,9 +139,14 @@ void backward_planes(const BatchNormParams& p) {
       for (int64_t c = 0; c < count; ++c) k[c] = finish_channel<acc_t<S>>(p, first + c, sum[c], dot[c]);
       with_outputs(p, [&](Outputs o) __attribute__((always_inline)) {
         for (int64_t n = p.batch - 1; n >= 0; --n)  // the planes read last are still in the cache
-          for (int64_t c = 0; c < count; ++c) write_plane<S>(o, p, (n * p.channels + first + c) * p.inner, k[c]);
+          for (int64_t c = 0; c < count; ++c) {
+            const int64_t at = (n * p.channels + first + c) * p.inner;
+            if (stream) write_plane<true, S>(o, p, at, k[c]);
+            else write_plane<false, S>(o, p, at, k[c]);
+          }
       });
     }
+    end_streams(stream);
   });
 }
 
@@ -195,7 +201,7 @@ void write_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
       S* dr = static_cast<S*>(p.grad_residual) + (o.residual ? at : 0);
       for_lanes<V::N>(channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
         const V none = V::zero();
-        write_lanes(o, g + c, x + c, y + c, dx + c, dr + c, lanes, o.statistics ? load_lanes(mean + c, lanes) : none,
+        write_lanes<false>(o, g + c, x + c, y + c, dx + c, dr + c, lanes, o.statistics ? load_lanes(mean + c, lanes) : none,
                     load_lanes(scale + c, lanes), o.statistics ? load_lanes(slope + c, lanes) : none,
                     o.statistics ? load_lanes(offset + c, lanes) : none);
       });

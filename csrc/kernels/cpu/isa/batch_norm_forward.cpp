@@ -37,12 +37,12 @@ Coefficients<A> finish_channel(const BatchNormParams& p, int64_t c, double mean,
 
 // ---- the sweep that normalises -------------------------------------------------------------------------------------
 
-template <class S, class V>
+template <bool kStream, class S, class V>
 FASTNN_INLINE void write_lanes(const S* x, const S* r, S* y, int lanes, bool relu, V shift, V scale, V offset) {
   V v = fma(load_lanes(x, lanes) - shift, scale, offset);
   if (r) v = v + load_lanes(r, lanes);
   if (relu) v = V{v.v < 0 ? V::zero().v : v.v};  // NaN passes
-  store_lanes(v, y, lanes);
+  store_lanes<kStream>(v, y, lanes);
 }
 
 // f(residual is there, relu): the two conditions as constants inside the loops.
@@ -52,16 +52,22 @@ FASTNN_INLINE void with_tail(bool residual, bool relu, const F& f) {
   return relu ? f(false, true) : f(false, false);
 }
 
-template <class S>
-FASTNN_INLINE void normalise_plane(const BatchNormParams& p, int64_t at, bool add, bool relu, const Coefficients<acc_t<S>>& k) {
+template <bool kStream, class S>
+FASTNN_INLINE void normalise_plane_to(const BatchNormParams& p, int64_t at, bool add, bool relu, const Coefficients<acc_t<S>>& k) {
   using V = Vec<acc_t<S>>;
   const S* x = static_cast<const S*>(p.input) + at;
   const S* r = static_cast<const S*>(p.residual) + (add ? at : 0);
   S* y = static_cast<S*>(p.output) + at;
   const V shift = V::set1(k.shift), scale = V::set1(k.scale), offset = V::set1(k.offset);
   for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-    write_lanes(x + i, add ? r + i : nullptr, y + i, lanes, relu, shift, scale, offset);
+    write_lanes<kStream>(x + i, add ? r + i : nullptr, y + i, lanes, relu, shift, scale, offset);
   });
+}
+template <class S>
+FASTNN_INLINE void normalise_plane(const BatchNormParams& p, int64_t at, bool add, bool relu, bool stream,
+                                   const Coefficients<acc_t<S>>& k) {
+  if (stream) normalise_plane_to<true, S>(p, at, add, relu, k);
+  else normalise_plane_to<false, S>(p, at, add, relu, k);
 }
 
 // Rows [begin, end) with the three coefficient arrays of the workspace.
@@ -79,7 +85,7 @@ void normalise_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
       const S* r = static_cast<const S*>(p.residual) + (add ? at : 0);
       S* y = static_cast<S*>(p.output) + at;
       for_lanes<V::N>(channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
-        write_lanes(x + c, add ? r + c : nullptr, y + c, lanes, relu, load_lanes(shift + c, lanes),
+        write_lanes<false>(x + c, add ? r + c : nullptr, y + c, lanes, relu, load_lanes(shift + c, lanes),
                     load_lanes(scale + c, lanes), load_lanes(offset + c, lanes));
       });
     }
@@ -204,6 +210,7 @@ void join_chunks(const BatchNormParams& p, int64_t c, int64_t width, int64_t chu
 template <class S>
 void train_planes(const BatchNormParams& p) {
   const int64_t grain = ceil_div(kParallelElements, p.batch * p.inner), together = channels_together(p);
+  const bool stream = streams(p, p.output, 3 << 20);
   parallel_for(0, p.channels, grain, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += together) {
       const int64_t count = min64(together, end - first);
@@ -214,9 +221,10 @@ void train_planes(const BatchNormParams& p) {
       with_tail(p.residual, p.relu, [&](bool add, bool relu) __attribute__((always_inline)) {
         for (int64_t n = p.batch - 1; n >= 0; --n)  // the planes read last are still in the cache
           for (int64_t c = 0; c < count; ++c)
-            normalise_plane<S>(p, (n * p.channels + first + c) * p.inner, add, relu, k[c]);
+            normalise_plane<S>(p, (n * p.channels + first + c) * p.inner, add, relu, stream, k[c]);
       });
     }
+    end_streams(stream);
   });
 }
 
@@ -258,11 +266,13 @@ void evaluate(const BatchNormParams& p) {
   }
   if (p.inner == 1) return sweep_rows<S>(p);
   const A* w = static_cast<const A*>(p.workspace);
+  const bool stream = streams(p, p.output, 4 << 20);
   parallel_for(0, p.batch * p.channels, ceil_div(kParallelElements, p.inner), [&](int64_t begin, int64_t end) {
     with_tail(p.residual, p.relu, [&](bool add, bool relu) __attribute__((always_inline)) {
       for (int64_t i = begin, c = begin % p.channels; i < end; ++i, c = c + 1 < p.channels ? c + 1 : 0)
-        normalise_plane<S>(p, i * p.inner, add, relu, {w[c], w[p.channels + c], w[2 * p.channels + c]});
+        normalise_plane<S>(p, i * p.inner, add, relu, stream, {w[c], w[p.channels + c], w[2 * p.channels + c]});
     });
+    end_streams(stream);
   });
 }
 
