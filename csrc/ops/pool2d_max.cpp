@@ -122,7 +122,8 @@ Pair adaptive_max_pool2d_with_offsets(const Tensor& input, IntArrayRef output_si
 Tensor indices(const Tensor& offsets, IntArrayRef input_size, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                IntArrayRef dilation, bool channels_last) {
   Pool2dParams p{};
-  TORCH_CHECK(fill_backward(p, offsets.sizes(), input_size, {kernel, stride, padding, dilation, false}, channels_last) &&
+  const Windows windows{kernel, stride, padding, dilation, false};
+  TORCH_CHECK(fill_backward(p, offsets.sizes(), input_size, windows, channels_last) &&
                   offsets.scalar_type() == (p.wide ? at::kInt : at::kByte),
               "fastnn::max_pool2d_indices: offsets do not fit the windows");
   const Tensor taps = offsets.contiguous(format_of(channels_last));
@@ -139,8 +140,9 @@ Tensor indices(const Tensor& offsets, IntArrayRef input_size, IntArrayRef kernel
 Tensor backward(const Tensor& grad_output, const Tensor& offsets, IntArrayRef input_size, IntArrayRef kernel,
                 IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool channels_last) {
   Pool2dParams p{};
+  const Windows windows{kernel, stride, padding, dilation, false};
   TORCH_CHECK(native("max_pool2d_backward", {&grad_output}, true) && grad_output.sizes() == offsets.sizes() &&
-                  fill_backward(p, offsets.sizes(), input_size, {kernel, stride, padding, dilation, false}, channels_last) &&
+                  fill_backward(p, offsets.sizes(), input_size, windows, channels_last) &&
                   offsets.scalar_type() == (p.wide ? at::kInt : at::kByte) && offsets.device() == grad_output.device(),
               "fastnn::max_pool2d_backward: gradient and offsets do not fit the windows");
   const auto format = format_of(channels_last);

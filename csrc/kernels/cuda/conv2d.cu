@@ -281,8 +281,8 @@ Status forward(const Conv2dParams& whole, const Epilogue& epilogue, CUstream_st*
     const Weights<S> a{static_cast<const S*>(p.weight), taps, p.weight_stride_k, p.weight_stride_c, p.weight_stride_r,
                        p.weight_stride_s, true};
     const Windows<S> b{static_cast<const S*>(p.input), taps, outputs, p, channels_last};
-    return launch_tiles(conv2d_forward_kernel<S, kMultiply>, tiles_of(p.K / p.groups, p.N * p.P * p.Q) * p.groups, stream,
-                        a, b, p, e, outputs);
+    const int64_t tiles = tiles_of(p.K / p.groups, p.N * p.P * p.Q) * p.groups;
+    return launch_tiles(conv2d_forward_kernel<S, kMultiply>, tiles, stream, a, b, p, e, outputs);
   });
 }
 
@@ -296,8 +296,8 @@ Status grad_input(const Conv2dParams& whole, CUstream_st* stream) {
                        p.weight_stride_s, false};
     const Covers<S> b{static_cast<const S*>(p.grad_output), taps, inputs, Divisor(p.stride_h), Divisor(p.stride_w), p,
                       channels_last};
-    return launch_tiles(conv2d_grad_input_kernel<S, kMultiply>, tiles_of(p.C / p.groups, p.N * p.H * p.W) * p.groups, stream,
-                        a, b, p, inputs);
+    const int64_t tiles = tiles_of(p.C / p.groups, p.N * p.H * p.W) * p.groups;
+    return launch_tiles(conv2d_grad_input_kernel<S, kMultiply>, tiles, stream, a, b, p, inputs);
   });
 }
 
@@ -310,8 +310,8 @@ Status grad_weight(const Conv2dParams& p, CUstream_st* stream) {
   const GradOutputs<S> a{static_cast<const S*>(p.grad_output), outputs, p, p.output_stride_k != 1};
   const Pixels<S> b{static_cast<const S*>(p.input), taps, outputs, p, !channels_last};
   auto* partial = static_cast<acc_t<S>*>(p.workspace);
-  const Status status = launch_tiles(conv2d_grad_weight_kernel<S, kMultiply>,
-                                     tiles_of(p.K / p.groups, columns) * p.groups * splits, stream, a, b, p, int(splits),
+  const int64_t tiles = tiles_of(p.K / p.groups, columns) * p.groups * splits;
+  const Status status = launch_tiles(conv2d_grad_weight_kernel<S, kMultiply>, tiles, stream, a, b, p, int(splits),
                                      int(images), partial);
   if (status != Status::ok || splits == 1) return status;
   return add_splits<S>(p, splits, channels_last, stream);

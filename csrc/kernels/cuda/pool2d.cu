@@ -90,8 +90,8 @@ struct Planes {
 
 // This thread's of `count` pixels, N channels each, in planes of this size; false past the last.
 template <int N>
-__device__ __forceinline__ bool find_pixel(int count, const Divisor& groups, const Divisor& rows, const Divisor& columns,
-                                           Pixel& at) {
+__device__ __forceinline__ bool find_pixel(int count, const Divisor& groups, const Divisor& rows,
+                                           const Divisor& columns, Pixel& at) {
   const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= count) return false;
   at.plane = rows.divide(columns.divide(groups.divide(int(item), at.channel), at.column), at.row);

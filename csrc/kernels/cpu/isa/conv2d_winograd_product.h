@@ -64,8 +64,8 @@ void winograd_products(const float* v, int64_t v_xi, int64_t v_group, int64_t ti
       const int count = int(min64(mr, tiles - t));
       // During the last tiles, the next xi of U is asked for. Larger ones would displace V.
       const int64_t ahead = t + mr >= tiles && u_xi <= kFar ? u_xi : kNear;
-      const WinogradProduct run =
-          nv == 2 ? find_winograd_product<kMaxRows, 2, PACKED>(count) : find_winograd_product<kMaxRows, 1, PACKED>(count);
+      const WinogradProduct run = nv == 2 ? find_winograd_product<kMaxRows, 2, PACKED>(count)
+                                          : find_winograd_product<kMaxRows, 1, PACKED>(count);
       run(v + xi * v_xi + t * N, v_group, u + xi * u_xi, ahead, c_groups, m + xi * m_xi + t * N, m_group, add);
     }
 }

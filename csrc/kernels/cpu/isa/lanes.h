@@ -18,7 +18,7 @@ FASTNN_INLINE void store_upto(Vec<A> v, S* p, int64_t left) {
   else if (left > 0) v.store_n(p, left);
 }
 
-// ---- lanes of two vectors --------------------------------------------------------------------------------------------
+// ---- lanes of two vectors ------------------------------------------------------------------------------------------
 
 template <int... I>
 struct LaneNumbers {};
