@@ -137,7 +137,7 @@ template <class S>
 void clear_last_rows(const Pool2dParams& p, S* dx) {
   if (p.h.in == 2 * p.h.out) return;
   for (int64_t plane = 1; plane <= p.batch * p.channels; ++plane)
-    __builtin_memset(static_cast<void*>(dx + (plane * p.h.in - 1) * p.w.in), 0, size_t(p.w.in) * sizeof(S));
+    __builtin_memset(static_cast<void*>(dx + (plane * p.h.in - 1) * p.w.in), 0, uint64_t(p.w.in) * sizeof(S));
 }
 
 }  // namespace

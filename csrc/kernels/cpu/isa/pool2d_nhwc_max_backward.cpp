@@ -92,7 +92,7 @@ __attribute__((noinline)) void band_backward(const Pool2dParams& p, const Corner
   const auto clear_until = [&](int64_t end) {
     if (end <= cleared) return;
     end = min64(bottom, max64(end, cleared + kClear / row));
-    __builtin_memset(static_cast<void*>(sums + (cleared - top) * row), 0, size_t((end - cleared) * row) * sizeof(T));
+    __builtin_memset(static_cast<void*>(sums + (cleared - top) * row), 0, uint64_t((end - cleared) * row) * sizeof(T));
     cleared = end;
   };
   for (int64_t oh = h.low(top); oh < h.high(bottom - 1); ++oh) {

@@ -89,8 +89,8 @@ void copy_row(const S* g, int64_t out, const Window& w, A* to, const Scale& scal
 }
 FASTNN_INLINE void copy_taps(const uint8_t* taps, int64_t out, const Window& w, uint8_t* to) {
   const int64_t from = max64(0, w.from), end = max64(from, min64(out, w.from + w.columns)), left = min64(from - w.from, w.columns);
-  __builtin_memset(to, 0, size_t(w.columns));
-  __builtin_memcpy(to + left, taps + from, size_t(end - from));
+  __builtin_memset(to, 0, uint64_t(w.columns));
+  __builtin_memcpy(to + left, taps + from, uint64_t(end - from));
 }
 
 // One input row: sums(q, accumulators) for every vector of q, then stored.

@@ -73,7 +73,7 @@ void scatter(const Pool2dParams& p) {
       S* dx = static_cast<S*>(p.grad_input) + plane * plane_in;
       if constexpr (kOverlap && !__is_same(S, A)) {
         A sums[kPlane];
-        __builtin_memset(sums, 0, size_t(plane_in) * sizeof(A));
+        __builtin_memset(sums, 0, uint64_t(plane_in) * sizeof(A));
         scatter_planes<kCount, true>(h, p.w.in, corners, distance, g, taps, sums);
         for (int64_t i = 0; i < plane_in; ++i) dx[i] = from_acc<S>(sums[i]);
       } else {
