@@ -184,8 +184,7 @@ void for_rows(const SoftmaxParams& p, const Group& group, const Row& row, const 
       }
     });
   } else {
-    int64_t strips = ceil_div(p.inner, strip_width(p.classes));
-    if (strips * p.outer == 1 && p.classes * p.inner > 2 * kGrainElements) strips = 2;  // whatever the threads: same bits
+    const int64_t strips = ceil_div(p.inner, strip_width(p.classes));
     const int64_t width = round_up(ceil_div(p.inner, strips), N);
     parallel_for(0, p.outer * strips, max64(1, grain / width), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
