@@ -15,6 +15,9 @@ constexpr bool kMaskedTails = false;  // the end of a row goes lane by lane: 2x2
 // The row kernels shuffle strides up to 3; longer ones they load lane by lane.
 bool prefers_table(const Pool2dParams& p) { return p.adaptive || p.w.stride > 3; }
 
+// Rows of few windows, each much longer than a vector: a lookup for every tap would fill a lane or two.
+bool has_long_windows(const Pool2dParams& p) { return p.w.kernel >= 16 && p.w.out * 8 <= p.w.in; }
+
 template <class O>
 void indices_from_taps(const Pool2dParams& p) {
   const Axis h = axis_h(p), w = axis_w(p);
@@ -36,6 +39,7 @@ void indices_from_taps(const Pool2dParams& p) {
 Status max_pool2d_forward(const Pool2dParams& p) {
   if (p.channels_last) return max_pool2d_forward_nhwc(p);
   if (is_2x2(p)) return max_pool2d_forward_2x2(p);
+  if (has_long_windows(p) && p.w.out <= 2) return max_pool2d_forward_any(p);
   if (prefers_table(p) && fits_table(p)) return max_pool2d_forward_table(p);
   return fits_rows(p) ? max_pool2d_forward_rows(p) : max_pool2d_forward_any(p);
 }
@@ -53,7 +57,7 @@ Status avg_pool2d_forward(const Pool2dParams& p) {
   if (p.channels_last) return avg_pool2d_forward_nhwc(p);
   if (is_2x2(p)) return avg_pool2d_forward_2x2(p);
   if (is_global(p)) return avg_pool2d_forward_global(p);
-  if (is_short(p)) return avg_pool2d_forward_any(p);
+  if (is_short(p) || has_long_windows(p)) return avg_pool2d_forward_any(p);
   if (prefers_table(p) && fits_table(p)) return avg_pool2d_forward_table(p);
   return fits_rows(p) ? avg_pool2d_forward_rows(p) : avg_pool2d_forward_any(p);
 }
@@ -62,7 +66,7 @@ Status avg_pool2d_backward(const Pool2dParams& p) {
   if (is_global(p)) return avg_pool2d_backward_global(p);
   if (fits_mean_tiles(p)) return avg_pool2d_backward_tiles(p);
   if (is_2x2(p)) return avg_pool2d_backward_2x2(p);
-  if (is_short(p)) return avg_pool2d_backward_any(p);
+  if (is_short(p) && !has_long_windows(p)) return avg_pool2d_backward_any(p);
   if ((p.adaptive || p.w.stride > 2 || p.w.in <= 32) && fits_table_backward(p)) return avg_pool2d_backward_table(p);
   return fits_rows_backward(p) ? avg_pool2d_backward_rows(p) : avg_pool2d_backward_any(p);
 }
