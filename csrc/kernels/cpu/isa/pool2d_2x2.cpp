@@ -155,15 +155,15 @@ Status max_pool2d_forward_2x2(const Pool2dParams& p) {
     const S* x = static_cast<const S*>(p.input);
     S* y = static_cast<S*>(p.output);
     uint8_t* taps = static_cast<uint8_t*>(p.offsets);
-    const int64_t ahead = outside_caches(p) ? 2 * p.w.in : 0;
-    const auto run = [&](auto has_taps) {  // two loops: one with both would spill
+    const auto run = [&](auto has_taps, auto far) {  // loops of their own: one with all would spill
       for_row_pairs(p, [&](int64_t from, int64_t to) {
-        prefetch_behind(x + from, ahead);
+        if constexpr (decltype(far)::value) prefetch_behind(x + from, 2 * p.w.in);
         max_rows(x + from, p.w.in, y + to, decltype(has_taps)::value ? taps + to : nullptr, p.w.out);
       });
     };
-    if (taps) run(Constant<1>{});
-    else run(Constant<0>{});
+    const bool far = outside_caches(p);
+    if (taps) far ? run(Constant<1>{}, Constant<1>{}) : run(Constant<1>{}, Constant<0>{});
+    else far ? run(Constant<0>{}, Constant<1>{}) : run(Constant<0>{}, Constant<0>{});
     return Status::ok;
   });
 }
