@@ -69,11 +69,11 @@ FASTNN_INLINE void prefetch_below(const Pool2dParams& p, const S* first, int64_t
   for (int64_t i = 0; i < min64(p.h.stride, p.h.kernel); ++i)
     for (int64_t c = 0; c < run; c += kLine) __builtin_prefetch(first + (rows + i) * row + c);
 }
-// How many rows further down: at least 4 KB, whole windows; 0 where the tensor is small.
+// How many rows further down: at least 4 KB, whole windows; 0 where the caches hold the tensor.
 template <class S>
 FASTNN_INLINE int64_t rows_ahead(const Pool2dParams& p) {
   const int64_t row = p.w.in * p.channels * int64_t(sizeof(S));
-  if (p.adaptive || p.batch * p.h.in * row <= 4 << 20 || row > 1 << 17) return 0;
+  if (p.adaptive || !outside_caches(p) || row > 1 << 17) return 0;
   return round_up(ceil_div(4096, row), p.h.stride) + max64(0, p.h.kernel - p.h.stride);
 }
 
@@ -81,11 +81,11 @@ FASTNN_INLINE int64_t rows_ahead(const Pool2dParams& p) {
 template <class S, class O>
 void max_row(const Pool2dParams& p, const Axis& h, const Columns& w, const S* x, S* y, O* offsets, int64_t oh) {
   const int64_t channels = p.channels, row = p.w.in * channels;
-  Window t = {h.begin(oh), h.end(oh), 0, 0, h.dilation * row, p.w.dilation * channels};
-  const S* const top = x + h.first(oh) * row + t.i0 * t.row_step;
+  const int64_t i0 = h.begin(oh), i1 = h.end(oh), row_step = h.dilation * row, column_step = p.w.dilation * channels;
+  const S* const top = x + h.first(oh) * row + i0 * row_step;
   const int64_t ahead = rows_ahead<S>(p);
   for (int64_t o = 0; o < w.count; ++o, y += channels) {
-    t.j0 = w.begin[o], t.j1 = w.end[o];
+    const Window t = {i0, i1, w.begin[o], w.end[o], row_step, column_step};
     const S* const first = top + w.first[o] * channels + t.j0 * t.column_step;
     if (ahead) prefetch_below(p, first, ahead);
     for_channels<Vec<acc_t<S>>::N>(channels, [&](auto vectors, int64_t c, int lanes) __attribute__((always_inline)) {
@@ -116,14 +116,14 @@ template <class S>
 void avg_row(const Pool2dParams& p, const Axis& h, const Columns& w, const S* x, S* y, int64_t oh) {
   using A = acc_t<S>;
   const int64_t channels = p.channels, row = p.w.in * channels, rows = h.count(oh, p.count_include_pad);
-  Window t = {h.begin(oh), h.end(oh), 0, 0, row, channels};
-  const S* const top = x + (h.first(oh) + t.i0) * row;
+  const int64_t i0 = h.begin(oh), i1 = h.end(oh);
+  const S* const top = x + (h.first(oh) + i0) * row;
   const Axis all = axis_w(p);
   int64_t count = 0;
   Divide<A> mean(0);
   const int64_t ahead = rows_ahead<S>(p);
   for (int64_t o = 0; o < w.count; ++o, y += channels) {
-    t.j0 = w.begin[o], t.j1 = w.end[o];
+    const Window t = {i0, i1, w.begin[o], w.end[o], row, channels};
     const int64_t taps = p.divisor ? p.divisor : rows * all.count(w.from + o, p.count_include_pad);
     if (taps != count) count = taps, mean = Divide<A>(taps);
     const S* const first = top + (w.first[o] + t.j0) * channels;
