@@ -45,7 +45,8 @@ Algorithm choose(const GemmParams& p) {
   // A product by pairs is twice as fast as dot products in float32: worth copying B from one tile of rows on.
   const int64_t dot_m = p.dtype == DType::bf16 && has_bf16_products() ? kGemmMaxMr : kDotMaxM;
   // Dot products of few elements are all sums over lanes: 64x3->256 took 12.6 us that way, torch 3.5.
-  if (p.a_stride_k == 1 && p.b_stride_k == 1 && p.m <= dot_m && p.k >= (p.m > 4 ? 32 : p.m > 1 && p.n > 16 ? 8 : 1)) return Algorithm::dot;
+  const int64_t dot_k = p.m > 4 ? 32 : p.m > 1 && p.n > 16 ? 16 : 1;
+  if (p.a_stride_k == 1 && p.b_stride_k == 1 && p.m <= dot_m && p.k >= dot_k) return Algorithm::dot;
   if (p.b_stride_n == 1 && p.m <= kAxpyMaxM) return Algorithm::axpy;
   // One or two tiles of rows do not repay copying B.
   if (p.b_stride_n == 1 && p.m <= 2 * kGemmMaxMr) return Algorithm::in_place;
