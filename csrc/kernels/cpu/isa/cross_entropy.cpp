@@ -332,7 +332,7 @@ FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t f
   for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) { V::zero().store(loss + i); });
   StripTargets<S> t;
   if (!k.probabilities) t.read(k, row, width);
-  S* dx = kRunsAhead<S> && k.p.grad_input ? static_cast<S*>(k.p.grad_input) + at : nullptr;
+  S* dx = kRunsAhead<S> && !k.probabilities && k.p.grad_input ? static_cast<S*>(k.p.grad_input) + at : nullptr;
   strip_max_and_sum(x, n, inner, width, m, log_sum, [&](int64_t j, int lanes, V e) __attribute__((always_inline)) {
     if (dx) store_some(e, dx + j, lanes);
   });
