@@ -165,6 +165,7 @@ FASTNN_INLINE void outer_rows(int64_t i, int64_t n0, int64_t n, const S* a, int6
   }
 }
 
+// Rows [begin, end) of the same columns.
 template <class S, int K, int NV>
 void outer_block(int64_t begin, int64_t end, int64_t n0, int64_t n, const S* a, int64_t a_m, int64_t a_k, const S* b,
                  int64_t ldb, const GemmStore<S>& store) {
@@ -207,7 +208,8 @@ void gemm_outer(int64_t m, int64_t n, int64_t k, const S* a, int64_t a_m, int64_
   const auto columns = outer_columns<S, kOuterMaxK>;
   parallel_for(0, m, max64(1, (1 << 16) / max64(1, n)), [&](int64_t begin, int64_t end) {
     if (b_n == 1) return columns(begin, end, 0, n, k, a, a_m, a_k, b, b_k, store);
-    S block[kOuterMaxKFew * kOuterColumns];  // or kOuterMaxK short rows
+    // Up to kOuterMaxKFew rows of kOuterColumns, or the kOuterMaxK rows of at most two vectors that need less.
+    S block[kOuterMaxKFew * kOuterColumns];
     const int64_t step = min64(round_up(n, Vec<acc_t<S>>::N), kOuterColumns);
     for (int64_t n0 = 0; n0 < n; n0 += kOuterColumns) {
       const int64_t nb = min64(kOuterColumns, n - n0);

@@ -81,8 +81,9 @@ struct Corners : Columns {
 // in the sums, which are cleared just before they are needed. The channels before `split` go by vectors. Not inlined, as
 // above.
 template <Write kWrite, class S, class T, class O>
-__attribute__((noinline)) void band_backward(const Pool2dParams& p, const Corners& columns, const Distances<O>& distance, const S* g, const O* taps,
-                   T* sums, int64_t top, int64_t bottom, int64_t count, int64_t split) {
+__attribute__((noinline)) void band_backward(const Pool2dParams& p, const Corners& columns, const Distances<O>& distance,
+                                             const S* g, const O* taps, T* sums, int64_t top, int64_t bottom, int64_t count,
+                                             int64_t split) {
   using V = Vec<acc_t<S>>;
   const Axis h = axis_h(p), w = axis_w(p);
   const int64_t row = w.in * count, pitch = p.channels, size = (bottom - top) * row;
