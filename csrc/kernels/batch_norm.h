@@ -16,15 +16,15 @@ struct BatchNormParams {
   const void* result;       // backward: forward's output where it ended in ReLU, else null
   void* grad_input;         // backward; null where not needed, as the three below
   void* grad_residual;
-  void* grad_weight;        // [channels] of param_dtype
+  void* grad_weight;  // [channels] of param_dtype
   void* grad_bias;
-  const void* weight;       // [channels] of param_dtype; null for 1
-  const void* bias;         // [channels] of param_dtype; null for 0
-  void* running_mean;       // [channels] of param_dtype. Training: updated, may be null. Evaluation: read
+  const void* weight;  // [channels] of param_dtype; null for 1
+  const void* bias;    // [channels] of param_dtype; null for 0
+  void* running_mean;  // [channels] of param_dtype. Training: updated, may be null. Evaluation: read
   void* running_var;
-  void* mean;               // [channels] of the accumulation type: forward writes, backward reads
+  void* mean;  // [channels] of the accumulation type: forward writes, backward reads
   void* invstd;
-  void* workspace;          // batch_norm_workspace() bytes, 16-byte aligned
+  void* workspace;  // batch_norm_workspace() bytes, 16-byte aligned
   int64_t batch;
   int64_t channels;
   int64_t inner;

@@ -24,14 +24,14 @@ FASTNN_INLINE constexpr int64_t loss_blocks(int64_t outer, int64_t classes, int6
 
 // A row is one [classes] vector of logits: rows = outer * inner, counted in the order of [outer, inner].
 struct CrossEntropyParams {
-  const void* input;   // [outer, classes, inner]
-  const void* target;  // [outer, inner] class indices, or [outer, classes, inner] probabilities of input's type
-  const void* weight;  // [classes] of input's type, or null
-  void* loss;          // forward: [outer, inner] without reduction, one element otherwise
-  void* stats;         // forward writes, backward reads: [2 * rows + 1] accumulators: the maximum of every row,
-                       // log(sum(exp(x - maximum))) of every row, and the divisor of a mean
-  void* partials;      // forward, reduced: [2 * loss_blocks] accumulators of workspace
-  bool* out_of_range;  // forward: set when a class index is neither ignore_index nor in [0, classes)
+  const void* input;        // [outer, classes, inner]
+  const void* target;       // [outer, inner] class indices, or [outer, classes, inner] probabilities of input's type
+  const void* weight;       // [classes] of input's type, or null
+  void* loss;               // forward: [outer, inner] without reduction, one element otherwise
+  void* stats;              // forward writes, backward reads: [2 * rows + 1] accumulators: the maximum of every row,
+                            // log(sum(exp(x - maximum))) of every row, and the divisor of a mean
+  void* partials;           // forward, reduced: [2 * loss_blocks] accumulators of workspace
+  bool* out_of_range;       // forward: set when a class index is neither ignore_index nor in [0, classes)
   const void* grad_output;  // backward: like loss
   void* grad_input;         // backward: like input, or null; forward too on the CPU: for a grad_output of 1
   void* grad_target;        // backward: like input, probabilities only, or null

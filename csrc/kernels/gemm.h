@@ -7,10 +7,10 @@ struct CUstream_st;
 namespace fastnn {
 
 struct GemmParams {
-  const void* a;  // [batch, m, k]
-  const void* b;  // [batch, k, n]
-  const void* d;  // [batch, m, n] by its strides (0 broadcasts: a bias), or null; must not overlap c
-  void* c;        // [batch, m, n]
+  const void* a;    // [batch, m, k]
+  const void* b;    // [batch, k, n]
+  const void* d;    // [batch, m, n] by its strides (0 broadcasts: a bias), or null; must not overlap c
+  void* c;          // [batch, m, n]
   void* workspace;  // gemm_workspace() bytes, 64-byte aligned; may be null when that is 0
   int64_t batch, m, n, k;
   int64_t a_stride_batch, a_stride_m, a_stride_k;

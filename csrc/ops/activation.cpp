@@ -448,9 +448,8 @@ void bind(pybind11::module_& m) {
   bind_one<Act::gelu>(m);
   bind_one<Act::gelu_tanh>(m);
   bind_one<Act::silu>(m);
-  def(m, "leaky_relu", [](const Tensor& input, double slope) {
-    return forward_op<Act::leaky_relu, double>().call(input, slope);
-  });
+  def(m, "leaky_relu",
+      [](const Tensor& input, double slope) { return forward_op<Act::leaky_relu, double>().call(input, slope); });
 }
 const Bindings bindings(bind);
 

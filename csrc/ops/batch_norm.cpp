@@ -20,9 +20,9 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
-using Three = std::tuple<Tensor, Tensor, Tensor>;          // output, mean, invstd
+using Three = std::tuple<Tensor, Tensor, Tensor>;         // output, mean, invstd
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // gradients of input, weight, bias, residual
-using Mask = std::array<bool, 4>;                          // which of them are needed
+using Mask = std::array<bool, 4>;                         // which of them are needed
 
 using TrainSignature = Three(const Tensor&, const OptTensor&, const OptTensor&, const OptTensor&, const OptTensor&,
                              double, double, const OptTensor&, bool);
@@ -65,7 +65,8 @@ bool takes(const Arguments& a) {
     if (!t->defined()) continue;
     if (t->dim() != 1 || t->sym_numel() != a.input.sym_size(1)) return false;
     if (!first) first = t;
-    if (t->scalar_type() != first->scalar_type() || t->device() != a.input.device() || why_not_native(*t, true)) return false;
+    if (t->scalar_type() != first->scalar_type() || t->device() != a.input.device() || why_not_native(*t, true))
+      return false;
   }
   if (first && first->scalar_type() != a.input.scalar_type() &&
       !(is_16_bit(a.input) && first->scalar_type() == at::kFloat))
@@ -160,15 +161,31 @@ Three forward(const Arguments& a) {
 
 Three train(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
             const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
-  const Arguments a{input, or_undefined(weight), or_undefined(bias), or_undefined(running_mean),
-                    or_undefined(running_var), or_undefined(residual), true, relu, momentum, eps};
+  const Arguments a{input,
+                    or_undefined(weight),
+                    or_undefined(bias),
+                    or_undefined(running_mean),
+                    or_undefined(running_var),
+                    or_undefined(residual),
+                    true,
+                    relu,
+                    momentum,
+                    eps};
   return native_arguments(a) ? forward(a) : aten_forward(a);
 }
 
 Three evaluate(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const Tensor& running_mean,
                const Tensor& running_var, double eps, const OptTensor& residual, bool relu) {
-  const Arguments a{input, or_undefined(weight), or_undefined(bias), running_mean, running_var,
-                    or_undefined(residual), false, relu, 0, eps};
+  const Arguments a{input,
+                    or_undefined(weight),
+                    or_undefined(bias),
+                    running_mean,
+                    running_var,
+                    or_undefined(residual),
+                    false,
+                    relu,
+                    0,
+                    eps};
   return native_arguments(a) ? forward(a) : aten_forward(a);
 }
 
@@ -293,9 +310,10 @@ Three forward_autograd(const Arguments& a) {
   Three out;
   {
     at::AutoDispatchBelowAutograd guard;  // the ADInplaceOrView kernel counts the running statistics' versions up
-    out = a.training ? train_op().call(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.momentum, a.eps,
-                                       a.residual, a.relu)
-                     : eval_op().call(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.eps, a.residual, a.relu);
+    out = a.training
+              ? train_op().call(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.momentum, a.eps, a.residual,
+                                a.relu)
+              : eval_op().call(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.eps, a.residual, a.relu);
   }
   if (differentiable) {
     const auto& [y, mean, invstd] = out;
@@ -310,9 +328,8 @@ Three forward_autograd(const Arguments& a) {
   return out;
 }
 
-Three train_autograd(const Tensor& input, const OptTensor& weight, const OptTensor& bias,
-                     const OptTensor& running_mean, const OptTensor& running_var, double momentum, double eps,
-                     const OptTensor& residual, bool relu) {
+Three train_autograd(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
+                     const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
   return forward_autograd({input, or_undefined(weight), or_undefined(bias), or_undefined(running_mean),
                            or_undefined(running_var), or_undefined(residual), true, relu, momentum, eps});
 }

@@ -167,9 +167,8 @@ void bind_all(pybind11::module_& m) {
     std::lock_guard lock(g_fallbacks_mutex);
     g_fallbacks.clear();
   });
-  m.def("note_fallback", [](const std::string& op, const std::string& reason) {
-    note_fallback(op.c_str(), reason.c_str());
-  });
+  m.def("note_fallback",
+        [](const std::string& op, const std::string& reason) { note_fallback(op.c_str(), reason.c_str()); });
 }
 
 }  // namespace fastnn::ops

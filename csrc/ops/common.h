@@ -25,8 +25,8 @@ using OptTensor = std::optional<Tensor>;
 // CUDA kernels in this build) of float32, float64, bfloat16 or float16.
 const char* why_not_native(const Tensor& t, bool has_cuda_kernels = false);
 
-// True when every given tensor is native, without a forward-mode tangent, and all share one dtype and device. Otherwise counts a fallback of `op` to
-// aten under its reason, for fastnn.fallbacks(); the caller then calls the aten op.
+// True when every given tensor is native, without a forward-mode tangent, and all share one dtype and device. Otherwise
+// counts a fallback of `op` to aten under its reason, for fastnn.fallbacks(); the caller then calls the aten op.
 bool native(const char* op, std::initializer_list<const Tensor*> tensors, bool has_cuda_kernels = false);
 void note_fallback(const char* op, const char* reason);
 // Held while calls are only timed: what they hand to aten is not counted.
@@ -66,7 +66,9 @@ void launch(const char* op, const Tensor& t, const Cpu& cpu, const Cuda& cuda) {
 // A typed handle of the dispatcher op "fastnn::<name>": static const auto op = handle<Tensor(const Tensor&)>("relu").
 template <class Signature>
 c10::TypedOperatorHandle<Signature> handle(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow((std::string("fastnn::") + name).c_str(), "").typed<Signature>();
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow((std::string("fastnn::") + name).c_str(), "")
+      .typed<Signature>();
 }
 
 // True when autograd has to record a node for a call with these inputs. Forward-mode tangents count: forward ops with

@@ -220,12 +220,11 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
     };
     return choose(p, pass, {&g, &x, &weight}, again);
   };
-  if (const char* reason = nullptr; mask[0] && mask[1] && (reason = vendor(Conv2dPass::grad_input)) &&
-                                    vendor(Conv2dPass::grad_weight)) {
+  if (const char* reason = nullptr;
+      mask[0] && mask[1] && (reason = vendor(Conv2dPass::grad_input)) && vendor(Conv2dPass::grad_weight)) {
     // Both gradients by torch: in one call, so that it reorders grad_output once.
     note_fallback(kBackwardName, reason);
-    std::tie(grad_input, grad_weight, grad_bias) =
-        aten_backward(g, x, weight, stride, padding, dilation, groups, mask);
+    std::tie(grad_input, grad_weight, grad_bias) = aten_backward(g, x, weight, stride, padding, dilation, groups, mask);
     grad_input = grad_input.contiguous(format);
     grad_weight = grad_weight.contiguous(dense_format(weight));
     return grads;
@@ -264,7 +263,8 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
     set_strides(p, x, weight, g.strides());
     p.grad_bias = grad_bias.mutable_data_ptr();
     launch(
-        kBackwardName, x, [&] { return cpu::conv2d_grad_bias(p); }, [&](auto s) { return cuda::conv2d_grad_bias(p, s); });
+        kBackwardName, x, [&] { return cpu::conv2d_grad_bias(p); },
+        [&](auto s) { return cuda::conv2d_grad_bias(p, s); });
   }
   return grads;
 }
@@ -442,9 +442,10 @@ std::string algorithm(const Tensor& input, const Tensor& weight, std::vector<int
   const Tensor x = dense(input);
   p->dtype = dtype_of(x);
   set_strides(*p, x, weight, output_strides(*p, dense_format(x)));
-  choose(*p, pass == "forward"      ? Conv2dPass::forward
-             : pass == "grad_input" ? Conv2dPass::grad_input
-                                    : Conv2dPass::grad_weight,
+  choose(*p,
+         pass == "forward"      ? Conv2dPass::forward
+         : pass == "grad_input" ? Conv2dPass::grad_input
+                                : Conv2dPass::grad_weight,
          {&x}, [] {});
   return conv2d_algorithm_name(p->algorithm);
 }
@@ -453,9 +454,8 @@ void bind(pybind11::module_& m) {
   using Ints = std::array<int64_t, 2>;
   def(m, "conv2d",
       [](const Tensor& input, const Tensor& weight, const OptTensor& bias, const Ints& stride, const Ints& padding,
-         const Ints& dilation, int64_t groups) {
-        return forward_op().call(input, weight, bias, stride, padding, dilation, groups);
-      });
+         const Ints& dilation,
+         int64_t groups) { return forward_op().call(input, weight, bias, stride, padding, dilation, groups); });
   m.def("conv2d_algorithm", algorithm);
   m.def("conv2d_set_strict", cpu::conv2d_set_strict);
   m.def("conv2d_force", [](const std::string& name) { return cpu::conv2d_force(name.c_str()); });
@@ -480,11 +480,9 @@ OptTensor conv2d_epilogue(const Tensor& input, const Tensor& weight, const OptTe
   const Epilogue e{nullptr, nullptr, low > -INFINITY || high < INFINITY, low, high};
   p.dtype = dtype_of(x);
   p.tf32 = allows_tf32(CudaFamily::conv2d);
-  const int64_t options[] = {p.stride_h, p.stride_w,   p.pad_h,        p.pad_w, p.dilation_h,
-                             p.dilation_w, p.groups, int64_t(e.clamps)};
-  const auto again = [&] {
-    conv2d_epilogue(x, weight, bias, residual, low, high, stride, padding, dilation, groups);
-  };
+  const int64_t options[] = {p.stride_h,   p.stride_w,   p.pad_h,  p.pad_w,
+                             p.dilation_h, p.dilation_w, p.groups, int64_t(e.clamps)};
+  const auto again = [&] { conv2d_epilogue(x, weight, bias, residual, low, high, stride, padding, dilation, groups); };
   const CudaChoice choice =
       choose_cuda({family_of(p), "conv2d fused", {&x, &weight, &or_undefined(bias), &added}, options}, again);
   if (!choice.own) {

@@ -21,9 +21,8 @@
 namespace fastnn::ops {
 namespace {
 
-
-using Results = std::tuple<Tensor, Tensor>;               // the loss, and the statistics backward needs
-using Gradients = std::tuple<Tensor, Tensor>;             // of input, and of probabilities (undefined when not wanted)
+using Results = std::tuple<Tensor, Tensor>;    // the loss, and the statistics backward needs
+using Gradients = std::tuple<Tensor, Tensor>;  // of input, and of probabilities (undefined when not wanted)
 using Forward = Results(const Tensor&, const Tensor&, const OptTensor&, int64_t, int64_t, double);
 using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, const OptTensor&, const Tensor&, int64_t,
                            int64_t, double, std::array<bool, 2>);
@@ -66,7 +65,7 @@ CrossEntropyParams params(const Tensor& x, const Tensor& target, const Tensor& w
   p.reduction = Reduction(reduction);
   p.ignore_index = ignore_index;
   p.label_smoothing = label_smoothing > 0 ? label_smoothing : 0;
-  p.target_kind = is_probabilities(x, target)          ? TargetKind::probabilities
+  p.target_kind = is_probabilities(x, target)         ? TargetKind::probabilities
                   : target.scalar_type() == at::kByte ? TargetKind::uint8
                                                       : TargetKind::int64;
   return p;
@@ -160,7 +159,8 @@ Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor&
 
 // ---- autograd ------------------------------------------------------------------------------------------------------
 
-// A CPU tensor that no subclass, transform, tracer or mode looks at: its values may be read, and its ops left undispatched.
+// A CPU tensor that no subclass, transform, tracer or mode looks
+// at: its values may be read, and its ops left undispatched.
 bool plain(const Tensor& t) {
   constexpr c10::DispatchKeySet kPlain({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
                                         c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU});
@@ -181,7 +181,8 @@ struct CrossEntropyGrad {
   static constexpr const char* kName = "cross_entropy";
   static constexpr size_t kTensors = 5;
   static variable_list backward(const Saved& s, const Tensor& g) {
-    if (const Tensor& ahead = s.tensors[4]; ahead.defined() && plain(g) && plain(ahead) && !at::GradMode::is_enabled()) {
+    if (const Tensor& ahead = s.tensors[4];
+        ahead.defined() && plain(g) && plain(ahead) && !at::GradMode::is_enabled()) {
       const double scale = g.item().toDouble();
       if (torch::autograd::get_current_graph_task_keep_graph()) return {ahead.mul(scale), Tensor()};
       if (scale != 1) ahead.mul_(scale);
@@ -223,8 +224,8 @@ Results forward_autograd(const Tensor& input, const Tensor& target, const OptTen
 
 // The gradients by torch's differentiable operators, for derivatives of backward itself.
 Gradients differentiable_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-                                  const Tensor& weight, int64_t reduction, int64_t ignore_index,
-                                  double label_smoothing, std::array<bool, 2> wanted) {
+                                  const Tensor& weight, int64_t reduction, int64_t ignore_index, double label_smoothing,
+                                  std::array<bool, 2> wanted) {
   const int64_t dim = class_dim(input), classes = input.size(dim);
   const double eps = label_smoothing > 0 ? label_smoothing : 0, spread = eps / double(classes);
   const Tensor log_p = at::log_softmax(input, dim);
@@ -310,12 +311,13 @@ TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("cross_entropy", forward_aut
 TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("cross_entropy", forward_autocast<at::kCUDA>); }
 
 TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
-  m.impl("cross_entropy", [](const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction,
-                             int64_t ignore_index, double label_smoothing) -> Results {
-    note_fallback("cross_entropy", kTransform);
-    return {at::cross_entropy_loss(input, target, weight, reduction, ignore_index, label_smoothing),
-            at::empty({0}, input.options())};
-  });
+  m.impl("cross_entropy",
+         [](const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction, int64_t ignore_index,
+            double label_smoothing) -> Results {
+           note_fallback("cross_entropy", kTransform);
+           return {at::cross_entropy_loss(input, target, weight, reduction, ignore_index, label_smoothing),
+                   at::empty({0}, input.options())};
+         });
 }
 
 void bind(pybind11::module_& m) {

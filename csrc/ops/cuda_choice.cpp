@@ -137,8 +137,7 @@ namespace {
 
 // What choose_cuda() says of a matrix product of these tensors, which may be of any device; for tests.
 std::pair<bool, std::string> choose_product(const std::string& op, const std::vector<Tensor>& tensors,
-                                            const std::vector<int64_t>& options,
-                                            const std::function<void(bool)>& run) {
+                                            const std::vector<int64_t>& options, const std::function<void(bool)>& run) {
   TORCH_CHECK(tensors.size() == 2, "choose_product: two tensors");
   const CudaCall call{CudaFamily::matmul, op.c_str(), {&tensors[0], &tensors[1]}, options};
   const auto again = [&] {

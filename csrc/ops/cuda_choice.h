@@ -12,7 +12,7 @@ enum class CudaFamily { conv2d, depthwise_conv2d, matmul };
 // A call that either could run, by all that its speed depends on. Undefined tensors are absent arguments.
 struct CudaCall {
   CudaFamily family;
-  const char* op;  // a gradient with its name
+  const char* op;                                // a gradient with its name
   std::initializer_list<const Tensor*> tensors;  // the first has the call's dtype and device
   at::IntArrayRef options = {};
 };

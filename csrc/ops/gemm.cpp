@@ -30,7 +30,8 @@ Matrix matrix_of(const Tensor& t) {
 }
 
 Matrix rows_of(const Tensor& t, Tensor& keep) {
-  const int64_t cols = t.size(-1), rows = cols ? t.numel() / cols : c10::multiply_integers(t.sizes().slice(0, t.dim() - 1));
+  const int64_t cols = t.size(-1),
+                rows = cols ? t.numel() / cols : c10::multiply_integers(t.sizes().slice(0, t.dim() - 1));
   if (!t.is_contiguous()) {
     if (t.dim() == 2 && (t.stride(0) == 1 || t.stride(1) == 1)) return matrix_of(t);
     keep = t.contiguous();
@@ -257,8 +258,8 @@ Tensor addmm_forward(const Tensor& input, const Tensor& a, const Tensor& b, cons
 }
 
 struct AddmmFunction : Function<AddmmFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& a, const Tensor& b,
-                        const Scalar& beta, const Scalar& alpha) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta,
+                        const Scalar& alpha) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({a, b});
     ctx->saved_data["dim"] = input.dim();

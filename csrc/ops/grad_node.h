@@ -1,5 +1,5 @@
-// An autograd node at the price of torch's own: tensors and numbers saved in place. torch::autograd::Function costs about
-// 0.5 us more for a forward and as much for a backward, most of a tiny layer.
+// An autograd node at the price of torch's own: tensors and numbers saved in place. torch::autograd::Function
+// costs about 0.5 us more for a forward and as much for a backward, most of a tiny layer.
 #pragma once
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -62,7 +62,8 @@ struct GradNode final : torch::autograd::Node {
     for (const auto& v : data) args.collect(v);
     args.collect(wanted());
   }
-  variable_list apply_with_saved(const variable_list& grads, torch::dynamo::autograd::SwapSavedVariables& swap) override {
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
     for (auto& t : saved) swap.before(t);
     for (auto& v : data) swap.before(v);
     torch::dynamo::autograd::PackedArgs packed;
@@ -77,9 +78,11 @@ struct GradNode final : torch::autograd::Node {
     for (const auto& v : args) schema.emplace_back(v.isTensor() ? at::TypePtr(at::TensorType::get()) : v.type());
     const auto& interface = torch::dynamo::autograd::getPyCompilerInterface();
     const auto function = interface->bind_function(swap.get_py_compiler(), name(), functional, schema, true, false);
-    const auto metadata = torch::dynamo::autograd::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
-        torch::dynamo::autograd::get_input_metadata(next_edges()));
-    auto results = interface->call_function(swap.get_py_compiler(), "apply_functional", function, grads, args, metadata);
+    const auto metadata =
+        torch::dynamo::autograd::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+            torch::dynamo::autograd::get_input_metadata(next_edges()));
+    auto results =
+        interface->call_function(swap.get_py_compiler(), "apply_functional", function, grads, args, metadata);
     for (auto& t : saved) swap.after(t);
     for (auto& v : data) swap.after(v);
     return results;

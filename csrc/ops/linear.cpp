@@ -96,7 +96,8 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   const Matrix g = rows_of(grad_output, keep_g);
   if (mask[0]) {
     grad_input = empty_rows(grad_output, weight.size(1));
-    if (grad_input.numel()) Product{g, matrix_of(weight), grad_input.mutable_data_ptr(), dtype}.run("linear_backward", input);
+    if (grad_input.numel())
+      Product{g, matrix_of(weight), grad_input.mutable_data_ptr(), dtype}.run("linear_backward", input);
   }
   if (mask[1]) {
     grad_weight = fresh(weight.sizes(), weight.options());
@@ -107,7 +108,9 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
     grad_bias = at::empty({weight.size(0)}, weight.options());
     const ColumnSumParams p{g.data, grad_bias.mutable_data_ptr(), g.rows, g.cols, g.row_stride, g.col_stride, dtype};
     if (g.cols)
-      launch("linear_backward", weight, [&] { return cpu::column_sum(p); }, [&](auto s) { return cuda::column_sum(p, s); });
+      launch(
+          "linear_backward", weight, [&] { return cpu::column_sum(p); },
+          [&](auto s) { return cuda::column_sum(p, s); });
   }
   return grads;
 }

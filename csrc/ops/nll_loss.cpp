@@ -189,11 +189,12 @@ TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("nll_loss", forward_autocast
 TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("nll_loss", forward_autocast<at::kCUDA>); }
 
 TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
-  m.impl("nll_loss", [](const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction,
-                        int64_t ignore_index) -> Results {
-    note_fallback("nll_loss", kTransform);
-    return {at::nll_loss_nd(input, target, weight, reduction, ignore_index), at::empty({0}, input.options())};
-  });
+  m.impl("nll_loss",
+         [](const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction,
+            int64_t ignore_index) -> Results {
+           note_fallback("nll_loss", kTransform);
+           return {at::nll_loss_nd(input, target, weight, reduction, ignore_index), at::empty({0}, input.options())};
+         });
 }
 
 void bind(pybind11::module_& m) {

@@ -127,8 +127,7 @@ void StepTensors::run(OptimParams p) {
   p.count = int64_t(tensors_.size());
   p.total = tensors_.back().begin + tensors_.back().size;
   p.serial = (params_[0].is_cuda() || at::get_num_threads() > 1) && share_memory();
-  launch(
-      op_, params_[0], [&] { return cpu::optim_step(p); }, [&](auto s) { return cuda::optim_step(p, s); });
+  launch(op_, params_[0], [&] { return cpu::optim_step(p); }, [&](auto s) { return cuda::optim_step(p, s); });
   for (const auto& [destination, copy] : write_back_) destination.copy_(copy);
 }
 

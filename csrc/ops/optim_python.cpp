@@ -49,7 +49,9 @@ class Options {
   bool ok() const { return ok_; }
 
   template <OpName Name>
-  double number() { return number(find<Name>()); }
+  double number() {
+    return number(find<Name>());
+  }
   // A learning rate: a number, or a CPU tensor of one element.
   template <OpName Name>
   double rate() {

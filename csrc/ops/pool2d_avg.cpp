@@ -82,10 +82,10 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, IntArrayRef input_size, In
                            IntArrayRef padding, bool ceil_mode, bool count_include_pad, OptInt divisor,
                            bool channels_last) {
   Pool2dParams p{};
-  TORCH_CHECK(native("avg_pool2d_backward", {&grad_output}, true) && divisor != 0 && !kernel.empty() &&
-                  fill_backward(p, grad_output.sizes(), input_size, {kernel, stride, padding, kOne, ceil_mode},
-                                channels_last),
-              "fastnn::avg_pool2d_backward: gradient does not fit the windows");
+  TORCH_CHECK(
+      native("avg_pool2d_backward", {&grad_output}, true) && divisor != 0 && !kernel.empty() &&
+          fill_backward(p, grad_output.sizes(), input_size, {kernel, stride, padding, kOne, ceil_mode}, channels_last),
+      "fastnn::avg_pool2d_backward: gradient does not fit the windows");
   p.count_include_pad = count_include_pad;
   p.divisor = divisor.value_or(0);
   return run_backward("avg_pool2d_backward", p, grad_output, channels_last);
@@ -114,8 +114,10 @@ struct SavedWindows {
   bool ceil_mode, count_include_pad;
 
   explicit SavedWindows(AutogradContext* ctx)
-      : values(ctx->saved_data["windows"].toIntVector()), divisor(ctx->saved_data["divisor"].toOptional<int64_t>()),
-        ceil_mode(values[6]), count_include_pad(values[7]) {}
+      : values(ctx->saved_data["windows"].toIntVector()),
+        divisor(ctx->saved_data["divisor"].toOptional<int64_t>()),
+        ceil_mode(values[6]),
+        count_include_pad(values[7]) {}
   IntArrayRef part(size_t i) const { return IntArrayRef(values).slice(2 * i, 2); }
 };
 
@@ -151,7 +153,14 @@ struct AvgBackwardFunction : Function<AvgBackwardFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const SavedWindows w(ctx);
     return {avg_op().call(grads[0], w.part(0), w.part(1), w.part(2), w.ceil_mode, w.count_include_pad, w.divisor),
-            Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+            Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor()};
   }
 };
 
@@ -165,7 +174,8 @@ struct AdaptiveAvgGrad {
 };
 
 struct AdaptiveAvgBackwardFunction : Function<AdaptiveAvgBackwardFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& grad_output, SymIntArrayRef input_size, bool channels_last) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad_output, SymIntArrayRef input_size,
+                        bool channels_last) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto sizes = grad_output.sym_sizes();
     ctx->saved_data["size"] = sizes.slice(sizes.size() - 2);
@@ -223,10 +233,12 @@ Tensor adaptive_backward_autograd(const Tensor& grad_output, SymIntArrayRef inpu
 // ---- registration --------------------------------------------------------------------------------------------------
 
 TORCH_LIBRARY_FRAGMENT(fastnn, m) {
-  m.def("avg_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "
-        "bool count_include_pad, int? divisor_override) -> Tensor");
-  m.def("avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, "
-        "bool ceil_mode, bool count_include_pad, int? divisor_override, bool channels_last) -> Tensor");
+  m.def(
+      "avg_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "
+      "bool count_include_pad, int? divisor_override) -> Tensor");
+  m.def(
+      "avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, "
+      "bool ceil_mode, bool count_include_pad, int? divisor_override, bool channels_last) -> Tensor");
   m.def("adaptive_avg_pool2d(Tensor input, SymInt[] output_size) -> Tensor");
   m.def("adaptive_avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, bool channels_last) -> Tensor");
 }
@@ -260,12 +272,13 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
 }
 
 void bind(pybind11::module_& m) {
-  def(m, "avg_pool2d", [](const Tensor& input, pybind11::handle kernel, pybind11::handle stride,
-                          pybind11::handle padding, bool ceil_mode, bool count_include_pad, OptInt divisor) {
-    const Ints k(kernel), s(stride), p(padding);
-    const pybind11::gil_scoped_release release;
-    return avg_op().call(input, k, s, p, ceil_mode, count_include_pad, divisor);
-  });
+  def(m, "avg_pool2d",
+      [](const Tensor& input, pybind11::handle kernel, pybind11::handle stride, pybind11::handle padding,
+         bool ceil_mode, bool count_include_pad, OptInt divisor) {
+        const Ints k(kernel), s(stride), p(padding);
+        const pybind11::gil_scoped_release release;
+        return avg_op().call(input, k, s, p, ceil_mode, count_include_pad, divisor);
+      });
   def(m, "adaptive_avg_pool2d", [](const Tensor& input, int64_t h, int64_t w) {
     const c10::SymInt size[] = {h, w};
     return adaptive_op().call(input, size);

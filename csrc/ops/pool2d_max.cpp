@@ -24,17 +24,18 @@ using torch::autograd::Function;
 using Pair = std::tuple<Tensor, Tensor>;
 
 const auto& max_op() {
-  static const auto op = handle<Tensor(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool)>("max_pool2d");
+  static const auto op =
+      handle<Tensor(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool)>("max_pool2d");
   return op;
 }
 const auto& offsets_op() {
-  static const auto op = handle<Pair(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool)>(
-      "max_pool2d_with_offsets");
+  static const auto op =
+      handle<Pair(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool)>("max_pool2d_with_offsets");
   return op;
 }
 const auto& with_indices_op() {
-  static const auto op = handle<Pair(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool)>(
-      "max_pool2d_with_indices");
+  static const auto op =
+      handle<Pair(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool)>("max_pool2d_with_indices");
   return op;
 }
 const auto& adaptive_op() {
@@ -81,10 +82,11 @@ Tensor run_forward(const char* name, Pool2dParams& p, const Tensor& input, Tenso
   return y;
 }
 
-Tensor max_pool2d(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                  bool ceil_mode) {
+Tensor max_pool2d(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                  IntArrayRef dilation, bool ceil_mode) {
   Pool2dParams p{};
-  if (!native("max_pool2d", {&input}, true) || !fill_windows(p, input.sizes(), {kernel, stride, padding, dilation, ceil_mode}))
+  if (!native("max_pool2d", {&input}, true) ||
+      !fill_windows(p, input.sizes(), {kernel, stride, padding, dilation, ceil_mode}))
     return at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);
   return run_forward("max_pool2d", p, input, nullptr);
 }
@@ -92,7 +94,8 @@ Tensor max_pool2d(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, I
 Pair max_pool2d_with_offsets(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                              IntArrayRef dilation, bool ceil_mode) {
   Pool2dParams p{};
-  if (!native("max_pool2d", {&input}, true) || !fill_windows(p, input.sizes(), {kernel, stride, padding, dilation, ceil_mode})) {
+  if (!native("max_pool2d", {&input}, true) ||
+      !fill_windows(p, input.sizes(), {kernel, stride, padding, dilation, ceil_mode})) {
     at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);  // raises torch's error
     TORCH_CHECK(false, "fastnn::max_pool2d_with_offsets: unsupported tensor or windows");
   }
@@ -119,8 +122,8 @@ Pair adaptive_max_pool2d_with_offsets(const Tensor& input, IntArrayRef output_si
   return {std::move(y), std::move(offsets)};
 }
 
-Tensor indices(const Tensor& offsets, IntArrayRef input_size, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
-               IntArrayRef dilation, bool channels_last) {
+Tensor indices(const Tensor& offsets, IntArrayRef input_size, IntArrayRef kernel, IntArrayRef stride,
+               IntArrayRef padding, IntArrayRef dilation, bool channels_last) {
   Pool2dParams p{};
   const Windows windows{kernel, stride, padding, dilation, false};
   TORCH_CHECK(fill_backward(p, offsets.sizes(), input_size, windows, channels_last) &&
@@ -185,12 +188,11 @@ void record_max(const Tensor& input, const Pair& pooled, std::initializer_list<i
 
 // Backward is linear in grad_output: its own backward picks the same elements out of the gradient's gradient.
 struct MaxBackwardFunction : Function<MaxBackwardFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& offsets, SymIntArrayRef input_size,
-                        IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                        bool channels_last) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& offsets,
+                        SymIntArrayRef input_size, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                        IntArrayRef dilation, bool channels_last) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward(
-        {indices_op().call(offsets, input_size, kernel, stride, padding, dilation, channels_last)});
+    ctx->save_for_backward({indices_op().call(offsets, input_size, kernel, stride, padding, dilation, channels_last)});
     return backward_op().call(grad_output, offsets, input_size, kernel, stride, padding, dilation, channels_last);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -206,15 +208,17 @@ Pair with_offsets_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef 
   Pair pooled = below_autograd(offsets_op(), input, kernel, stride, padding, dilation, ceil_mode);
   if (differentiable) {
     const IntArrayRef step = stride.empty() ? kernel : stride;
-    record_max(input, pooled, {kernel[0], kernel.back(), step[0], step.back(), padding[0], padding.back(), dilation[0],
-                               dilation.back()});
+    record_max(
+        input, pooled,
+        {kernel[0], kernel.back(), step[0], step.back(), padding[0], padding.back(), dilation[0], dilation.back()});
   }
   return pooled;
 }
 Tensor max_pool2d_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                            IntArrayRef dilation, bool ceil_mode) {
   if (!native("max_pool2d", {&input}, true)) return at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);
-  if (needs_grad({&input})) return std::get<0>(with_offsets_autograd(input, kernel, stride, padding, dilation, ceil_mode));
+  if (needs_grad({&input}))
+    return std::get<0>(with_offsets_autograd(input, kernel, stride, padding, dilation, ceil_mode));
   return below_autograd(max_op(), input, kernel, stride, padding, dilation, ceil_mode);
 }
 
@@ -225,22 +229,23 @@ Pair adaptive_with_offsets_autograd(const Tensor& input, IntArrayRef output_size
   return pooled;
 }
 Tensor adaptive_autograd(const Tensor& input, IntArrayRef output_size) {
-  if (!native("adaptive_max_pool2d", {&input}, true))
-    return std::get<0>(at::adaptive_max_pool2d(input, output_size));
+  if (!native("adaptive_max_pool2d", {&input}, true)) return std::get<0>(at::adaptive_max_pool2d(input, output_size));
   if (needs_grad({&input})) return std::get<0>(adaptive_with_offsets_autograd(input, output_size));
   return below_autograd(adaptive_op(), input, output_size);
 }
 
-Tensor backward_autograd(const Tensor& grad_output, const Tensor& offsets, SymIntArrayRef input_size, IntArrayRef kernel,
-                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool channels_last) {
+Tensor backward_autograd(const Tensor& grad_output, const Tensor& offsets, SymIntArrayRef input_size,
+                         IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                         bool channels_last) {
   if (needs_grad({&grad_output})) {
-    return MaxBackwardFunction::apply(grad_output, offsets, input_size, kernel, stride, padding, dilation, channels_last);
+    return MaxBackwardFunction::apply(grad_output, offsets, input_size, kernel, stride, padding, dilation,
+                                      channels_last);
   }
   return below_autograd(backward_op(), grad_output, offsets, input_size, kernel, stride, padding, dilation,
                         channels_last);
 }
 
-// ---- with indices: made of the ops above, so autograd follows from theirs --------------------------------------------
+// ---- with indices: made of the ops above, so autograd follows from theirs -------------------------------------------
 
 Pair max_pool2d_with_indices(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                              IntArrayRef dilation, bool ceil_mode) {
@@ -262,7 +267,8 @@ Pair adaptive_max_pool2d_with_indices(const Tensor& input, IntArrayRef output_si
 // ---- registration --------------------------------------------------------------------------------------------------
 
 TORCH_LIBRARY_FRAGMENT(fastnn, m) {
-  const std::string windows = "(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode)";
+  const std::string windows =
+      "(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode)";
   m.def(("max_pool2d" + windows + " -> Tensor").c_str());
   m.def(("max_pool2d_with_offsets" + windows + " -> (Tensor, Tensor)").c_str());
   m.def(("max_pool2d_with_indices" + windows + " -> (Tensor, Tensor)").c_str(), max_pool2d_with_indices);
@@ -271,10 +277,12 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
   m.def("adaptive_max_pool2d_with_indices(Tensor input, int[] output_size) -> (Tensor, Tensor)",
         adaptive_max_pool2d_with_indices);
   // An empty kernel_size means adaptive windows.
-  m.def("max_pool2d_indices(Tensor offsets, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, "
-        "int[] dilation, bool channels_last) -> Tensor");
-  m.def("max_pool2d_backward(Tensor grad_output, Tensor offsets, SymInt[] input_size, int[] kernel_size, int[] stride, "
-        "int[] padding, int[] dilation, bool channels_last) -> Tensor");
+  m.def(
+      "max_pool2d_indices(Tensor offsets, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, "
+      "int[] dilation, bool channels_last) -> Tensor");
+  m.def(
+      "max_pool2d_backward(Tensor grad_output, Tensor offsets, SymInt[] input_size, int[] kernel_size, int[] stride, "
+      "int[] padding, int[] dilation, bool channels_last) -> Tensor");
 }
 
 void register_kernels(torch::Library& m) {
@@ -302,8 +310,8 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
     note_fallback("max_pool2d", kTransform);
     return at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);
   });
-  m.impl("max_pool2d_with_indices", [](const Tensor& input, IntArrayRef kernel, IntArrayRef stride,
-                                       IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+  m.impl("max_pool2d_with_indices", [](const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                                       IntArrayRef dilation, bool ceil_mode) {
     note_fallback("max_pool2d", kTransform);
     return at::max_pool2d_with_indices(input, kernel, stride, padding, dilation, ceil_mode);
   });

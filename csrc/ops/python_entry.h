@@ -16,7 +16,9 @@ T from_python(PyObject* o) {
   return pybind11::detail::cast_op<T>(std::move(caster));
 }
 template <>
-inline pybind11::handle from_python(PyObject* o) { return o; }
+inline pybind11::handle from_python(PyObject* o) {
+  return o;
+}
 template <>
 inline const Tensor& from_python<const Tensor&>(PyObject* o) {
   if (!THPVariable_Check(o)) throw torch::TypeError("not a tensor");
@@ -29,9 +31,8 @@ inline OptTensor from_python<OptTensor>(PyObject* o) {
 
 // Whether torch.onnx.export records this call: it knows torch's operators alone. Outside of tracers one read of a word.
 inline bool exports_onnx() {
-  constexpr c10::DispatchKeySet kTracers(
-      {c10::DispatchKey::Tracer, c10::DispatchKey::Python, c10::DispatchKey::PreDispatch,
-       c10::DispatchKey::PythonDispatcher});
+  constexpr c10::DispatchKeySet kTracers({c10::DispatchKey::Tracer, c10::DispatchKey::Python,
+                                          c10::DispatchKey::PreDispatch, c10::DispatchKey::PythonDispatcher});
   if ((c10::impl::tls_local_dispatch_key_set().included_ & kTracers).empty()) return false;
   return pybind11::module_::import("torch.onnx").attr("is_in_onnx_export")().cast<bool>();
 }

@@ -37,27 +37,30 @@ bool fits_workspace(Conv2dParams p, Conv2dAlgorithm algorithm) {
 // Every row of an image follows the one before without a gap, in both tensors.
 bool rows_together(const Conv2dParams& p) {
   const bool input_apart = p.input_stride_w == 1 && p.input_stride_h == p.W;
-  const bool input_together = p.groups == 1 && p.input_stride_c == 1 && p.input_stride_w == p.C && p.input_stride_h == p.W * p.C;
+  const bool input_together =
+      p.groups == 1 && p.input_stride_c == 1 && p.input_stride_w == p.C && p.input_stride_h == p.W * p.C;
   const bool output_apart = p.output_stride_q == 1 && p.output_stride_p == p.Q;
-  const bool output_together = p.groups == 1 && p.output_stride_k == 1 && p.output_stride_q == p.K && p.output_stride_p == p.Q * p.K;
+  const bool output_together =
+      p.groups == 1 && p.output_stride_k == 1 && p.output_stride_q == p.K && p.output_stride_p == p.Q * p.K;
   return (input_apart || input_together) && (output_apart || output_together);
 }
 
 bool takes(const Conv2dParams& p, Conv2dAlgorithm algorithm) {
-  const bool channels_or_columns_dense = (p.input_stride_c == 1 || p.input_stride_w == 1) &&
-                                         (p.output_stride_k == 1 || p.output_stride_q == 1);
+  const bool channels_or_columns_dense =
+      (p.input_stride_c == 1 || p.input_stride_w == 1) && (p.output_stride_k == 1 || p.output_stride_q == 1);
   switch (algorithm) {
     case Conv2dAlgorithm::reference: return true;
     case Conv2dAlgorithm::shift: return fits_32_bits(p) && fits_workspace(p, algorithm);
     case Conv2dAlgorithm::winograd:
-      return p.dtype == DType::f32 && (p.R == 3 || p.R == 5) && p.S == p.R && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
-             p.dilation_w == 1 && p.pad_h < p.R && p.pad_w < p.S && channels_or_columns_dense &&
+      return p.dtype == DType::f32 && (p.R == 3 || p.R == 5) && p.S == p.R && p.stride_h == 1 && p.stride_w == 1 &&
+             p.dilation_h == 1 && p.dilation_w == 1 && p.pad_h < p.R && p.pad_w < p.S && channels_or_columns_dense &&
              fits_workspace(p, algorithm);
     case Conv2dAlgorithm::depthwise:
       return p.groups == p.C && p.K == p.C && p.R * p.S <= 64 && fits_workspace(p, algorithm);
     case Conv2dAlgorithm::gemm: return p.dtype == DType::f32 && fits_workspace(p, algorithm);
     case Conv2dAlgorithm::batch:
-      return p.dtype == DType::f32 && p.N >= 12 && p.stride_h * p.stride_w <= 16 && rows_together(p) && fits_workspace(p, algorithm);
+      return p.dtype == DType::f32 && p.N >= 12 && p.stride_h * p.stride_w <= 16 && rows_together(p) &&
+             fits_workspace(p, algorithm);
     case Conv2dAlgorithm::aten: return true;
   }
   return false;
@@ -71,11 +74,11 @@ std::atomic<int> g_forced{-1};
 // What the rules below speak of; channels are those of one group.
 struct Shape {
   int64_t c, k, taps, pixels;
-  bool pointwise;     // 1x1, stride 1, no padding
-  bool winograd;      // 3x3 or 5x5, stride 1, and channels enough for its transforms to pay
-  bool batch;         // images enough to fill the lanes of the batch algorithm, and small matrices of weights
-  bool vendor_fits;   // torch's direct kernel wants output channels in sixteens
-  bool together;      // NHWC
+  bool pointwise;    // 1x1, stride 1, no padding
+  bool winograd;     // 3x3 or 5x5, stride 1, and channels enough for its transforms to pay
+  bool batch;        // images enough to fill the lanes of the batch algorithm, and small matrices of weights
+  bool vendor_fits;  // torch's direct kernel wants output channels in sixteens
+  bool together;     // NHWC
 };
 Shape shape_of(const Conv2dParams& p) {
   Shape s{};
@@ -85,7 +88,8 @@ Shape shape_of(const Conv2dParams& p) {
   const int64_t out = 7 - p.R;  // a tile's side
   s.winograd = !g_strict && takes(p, Conv2dAlgorithm::winograd) && min64(s.c, s.k) >= 16 &&
                2 * p.P * p.Q * s.taps >= 3 * 36 * ceil_div(p.P, out) * ceil_div(p.Q, out);
-  s.batch = s.taps > 1 && s.c * s.k <= 2048 && s.c * s.k * s.taps <= 1 << 16 && 4 * p.N >= 3 * 16 * ceil_div(p.N, 16) && takes(p, Conv2dAlgorithm::batch);
+  s.batch = s.taps > 1 && s.c * s.k <= 2048 && s.c * s.k * s.taps <= 1 << 16 && 4 * p.N >= 3 * 16 * ceil_div(p.N, 16) &&
+            takes(p, Conv2dAlgorithm::batch);
   s.vendor_fits = s.k % 16 == 0;
   s.together = p.output_stride_k == 1 && p.output_stride_q != 1;
   return s;
@@ -117,7 +121,8 @@ Conv2dAlgorithm best_grad_input(const Conv2dParams& p, const Shape& s) {
 
 Conv2dAlgorithm best_grad_weight(const Conv2dParams& p, const Shape& s) {
   if (s.winograd) return Conv2dAlgorithm::winograd;
-  if (s.pointwise) return (s.together && s.pixels < 64) || min64(s.c, s.k) <= 4 ? Conv2dAlgorithm::aten : Conv2dAlgorithm::gemm;
+  if (s.pointwise)
+    return (s.together && s.pixels < 64) || min64(s.c, s.k) <= 4 ? Conv2dAlgorithm::aten : Conv2dAlgorithm::gemm;
   if (s.batch && p.P * p.Q <= 9) return s.c * s.taps <= 1600 ? Conv2dAlgorithm::gemm : Conv2dAlgorithm::aten;
   if (s.batch && min64(s.c, s.k) < 16) return Conv2dAlgorithm::batch;
   if (s.together) {
@@ -132,8 +137,9 @@ Conv2dAlgorithm best_grad_weight(const Conv2dParams& p, const Shape& s) {
 }
 
 // float32 layers that the rules above leave to shift though no network of the sweep has them: small images, many output
-// channels, groups, odd strides. From 4771 random layers timed with every algorithm (one thread): against torch shift alone
-// lost 31 % of the gradients by more than 7 % and reached a geometric mean of x1.4, this loses 4 % and reaches x1.9.
+// channels, groups, odd strides. From 4771 random layers timed with every algorithm
+// (one thread): against torch shift alone lost 31 % of the gradients by more than 7
+// % and reached a geometric mean of x1.4, this loses 4 % and reaches x1.9.
 Conv2dAlgorithm unless_shift(const Conv2dParams& p, const Shape& s) {
   using enum Conv2dAlgorithm;
   const int64_t rows = s.c * s.taps, weights = s.k * rows;
@@ -204,8 +210,9 @@ Conv2dAlgorithm best_depthwise(const Conv2dParams& p, const Shape& s) {
   return aten;
 }
 
-// float32 layers that the rules above leave to torch, too small for it: oneDNN takes some 25 us before its first product.
-// From 6692 random layers timed with every algorithm (one thread): as fast as torch before, now x1.05 to x1.4 by kind.
+// float32 layers that the rules above leave to torch, too small for it: oneDNN
+// takes some 25 us before its first product. From 6692 random layers timed with
+// every algorithm (one thread): as fast as torch before, now x1.05 to x1.4 by kind.
 Conv2dAlgorithm unless_aten(const Conv2dParams& p, const Shape& s) {
   using enum Conv2dAlgorithm;
   const int64_t rows = s.c * s.taps, weights = s.k * rows, products = s.pixels * weights * p.groups;
@@ -240,7 +247,8 @@ Conv2dAlgorithm best(const Conv2dParams& p) {
   const Shape s = shape_of(p);
   if (p.groups > 1 && takes(p, Conv2dAlgorithm::depthwise)) return best_depthwise(p, s);
   // NHWC that an output of one channel does not show.
-  if (p.dtype == DType::f32 && p.K == 1 && p.C > 1 && p.input_stride_c == 1 && p.H * p.W > 1) return Conv2dAlgorithm::aten;
+  if (p.dtype == DType::f32 && p.K == 1 && p.C > 1 && p.input_stride_c == 1 && p.H * p.W > 1)
+    return Conv2dAlgorithm::aten;
   if (p.dtype == DType::f64) return Conv2dAlgorithm::shift;  // torch has no direct kernel for it
   if (p.dtype != DType::f32 && s.c >= 16 && s.k >= 16) return Conv2dAlgorithm::aten;
   auto chosen = p.pass == Conv2dPass::forward      ? best_forward(p, s)

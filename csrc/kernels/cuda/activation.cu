@@ -125,12 +125,8 @@ Status run_kind(const ActivationParams& p, CUstream_st* stream) {
 
 }  // namespace
 
-Status activation_forward(const ActivationParams& p, CUstream_st* stream) {
-  return run_kind<false>(p, stream);
-}
+Status activation_forward(const ActivationParams& p, CUstream_st* stream) { return run_kind<false>(p, stream); }
 
-Status activation_backward(const ActivationParams& p, CUstream_st* stream) {
-  return run_kind<true>(p, stream);
-}
+Status activation_backward(const ActivationParams& p, CUstream_st* stream) { return run_kind<true>(p, stream); }
 
 }  // namespace fastnn::cuda

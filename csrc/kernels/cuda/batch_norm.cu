@@ -9,8 +9,8 @@ namespace fastnn::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kChunk = 1 << 14;      // elements of a plane channel that one block takes
-constexpr int64_t kChunkRows = 256;      // rows, in the rows layout
+constexpr int64_t kChunk = 1 << 14;        // elements of a plane channel that one block takes
+constexpr int64_t kChunkRows = 256;        // rows, in the rows layout
 constexpr int64_t kMaxPartials = 1 << 20;  // chunks times channels: bounds the workspace
 
 // ---- how the elements are cut --------------------------------------------------------------------------------------
@@ -115,8 +115,8 @@ struct AddBoth {
 };
 
 template <int N, bool kRows, class A, class Merge>
-__device__ __forceinline__ void keep_partial(const Cut& cut, const A (&x)[N], const A (&y)[N], A count, const Merge& merge,
-                                             A* partial) {
+__device__ __forceinline__ void keep_partial(const Cut& cut, const A (&x)[N], const A (&y)[N], A count,
+                                             const Merge& merge, A* partial) {
   A* const to = partial + cut.chunk_index() * 2 * cut.channels;
   const int64_t c = cut.channel<N, kRows>();
   if constexpr (kRows) {
@@ -358,14 +358,14 @@ bool indexable(const BatchNormParams& p) {
   return p.inner <= kMaxPlane && chunk_of(p) <= kMaxIndex && chunks_of(p) * p.channels <= kMaxIndex;
 }
 
-// Calls f(Tag<S>, Constant<N>, Constant<rows>): N elements at a time where all pointers and sizes allow 16-byte accesses.
+// Calls f(Tag<S>, Constant<N>, Constant<rows>): N elements at
+// a time where all pointers and sizes allow 16-byte accesses.
 template <class F, class... P>
 Status with_layout(const BatchNormParams& p, const F& f, const P*... pointers) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     constexpr int N = kPack<typename decltype(tag)::type>;
     const bool packed = (in_rows(p) ? p.channels : p.inner) % N == 0 && aligned16(pointers...);
-    if (in_rows(p))
-      return packed ? f(tag, Constant<N>{}, Constant<true>{}) : f(tag, Constant<1>{}, Constant<true>{});
+    if (in_rows(p)) return packed ? f(tag, Constant<N>{}, Constant<true>{}) : f(tag, Constant<1>{}, Constant<true>{});
     return packed ? f(tag, Constant<N>{}, Constant<false>{}) : f(tag, Constant<1>{}, Constant<false>{});
   });
 }

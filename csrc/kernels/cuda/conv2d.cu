@@ -28,7 +28,9 @@ struct Taps {
 struct Positions {
   Divisor height, width;
   Positions(int64_t height, int64_t width) : height(height), width(width) {}
-  __device__ __forceinline__ void split(int i, int& n, int& h, int& w) const { n = height.divide(width.divide(i, w), h); }
+  __device__ __forceinline__ void split(int i, int& n, int& h, int& w) const {
+    n = height.divide(width.divide(i, w), h);
+  }
 };
 
 // ---- operands ------------------------------------------------------------------------------------------------------
@@ -169,14 +171,14 @@ __global__ void __launch_bounds__(kTileThreads)
   const S* const residual = e.residual ? static_cast<const S*>(e.residual) + k0 * p.output_stride_k : nullptr;
   S* const y = static_cast<S*>(p.output) + k0 * p.output_stride_k;
   product<S, kMultiply>(a, b, group_k, positions, at.row0, at.column0, 0, int(group_c * p.R * p.S),
-                         p.output_stride_k == 1, [&](int k, int i, acc_t<S> sum) {
-                           int n, o, q;
-                           outputs.split(i, n, o, q);
-                           const int64_t at = output_at(p, n, k, o, q);
-                           if (bias) sum += to_acc(bias[k0 + k]);
-                           if (residual) sum += to_acc(residual[at]);
-                           y[at] = from_acc<S>(e.clamps ? clamp(sum, e) : sum);
-                         });
+                        p.output_stride_k == 1, [&](int k, int i, acc_t<S> sum) {
+                          int n, o, q;
+                          outputs.split(i, n, o, q);
+                          const int64_t at = output_at(p, n, k, o, q);
+                          if (bias) sum += to_acc(bias[k0 + k]);
+                          if (residual) sum += to_acc(residual[at]);
+                          y[at] = from_acc<S>(e.clamps ? clamp(sum, e) : sum);
+                        });
 }
 
 template <class S, Multiply kMultiply>
@@ -189,11 +191,11 @@ __global__ void __launch_bounds__(kTileThreads)
   b.g += at.other * group_k * p.output_stride_k;
   S* const dx = static_cast<S*>(p.grad_input) + at.other * group_c * p.input_stride_c;
   product<S, kMultiply>(a, b, group_c, positions, at.row0, at.column0, 0, int(group_k * p.R * p.S),
-                         p.input_stride_c == 1, [&](int c, int i, acc_t<S> sum) {
-                           int n, h, w;
-                           inputs.split(i, n, h, w);
-                           dx[input_at(p, n, c, h, w)] = from_acc<S>(sum);
-                         });
+                        p.input_stride_c == 1, [&](int c, int i, acc_t<S> sum) {
+                          int n, h, w;
+                          inputs.split(i, n, h, w);
+                          dx[input_at(p, n, c, h, w)] = from_acc<S>(sum);
+                        });
 }
 
 // Block `other` is (split, group); each split sums its own images into its own slice of `partial`, or writes the
@@ -210,16 +212,16 @@ __global__ void __launch_bounds__(kTileThreads)
   b.x += n0 * p.input_stride_n + group * (p.C / p.groups) * p.input_stride_c;
   S* const dw = static_cast<S*>(p.grad_weight);
   product<S, kMultiply>(a, b, group_k, columns, at.row0, at.column0, 0, int(count * p.P * p.Q), false,
-                         [&](int row, int column, acc_t<S> sum) {
-                           const int64_t k = group * group_k + row;
-                           if (splits > 1) {
-                             partial[(split * p.K + k) * columns + column] = sum;
-                             return;
-                           }
-                           int c, r, s;
-                           b.taps.split(column, c, r, s);
-                           dw[weight_at(p, k, c, r, s)] = from_acc<S>(sum);
-                         });
+                        [&](int row, int column, acc_t<S> sum) {
+                          const int64_t k = group * group_k + row;
+                          if (splits > 1) {
+                            partial[(split * p.K + k) * columns + column] = sum;
+                            return;
+                          }
+                          int c, r, s;
+                          b.taps.split(column, c, r, s);
+                          dw[weight_at(p, k, c, r, s)] = from_acc<S>(sum);
+                        });
 }
 
 // Adds the splits in their order.
@@ -278,8 +280,13 @@ Status forward(const Conv2dParams& whole, const Epilogue& epilogue, CUstream_st*
     const bool channels_last = p.input_stride_c == 1;
     const Taps taps(p, p.C / p.groups, channels_last);
     const Positions outputs(p.P, p.Q);
-    const Weights<S> a{static_cast<const S*>(p.weight), taps, p.weight_stride_k, p.weight_stride_c, p.weight_stride_r,
-                       p.weight_stride_s, true};
+    const Weights<S> a{static_cast<const S*>(p.weight),
+                       taps,
+                       p.weight_stride_k,
+                       p.weight_stride_c,
+                       p.weight_stride_r,
+                       p.weight_stride_s,
+                       true};
     const Windows<S> b{static_cast<const S*>(p.input), taps, outputs, p, channels_last};
     const int64_t tiles = tiles_of(p.K / p.groups, p.N * p.P * p.Q) * p.groups;
     return launch_tiles(conv2d_forward_kernel<S, kMultiply>, tiles, stream, a, b, p, e, outputs);
@@ -292,10 +299,15 @@ Status grad_input(const Conv2dParams& whole, CUstream_st* stream) {
     const bool channels_last = p.output_stride_k == 1;
     const Taps taps(p, p.K / p.groups, channels_last);
     const Positions inputs(p.H, p.W);
-    const Weights<S> a{static_cast<const S*>(p.weight), taps, p.weight_stride_c, p.weight_stride_k, p.weight_stride_r,
-                       p.weight_stride_s, false};
-    const Covers<S> b{static_cast<const S*>(p.grad_output), taps, inputs, Divisor(p.stride_h), Divisor(p.stride_w), p,
-                      channels_last};
+    const Weights<S> a{static_cast<const S*>(p.weight),
+                       taps,
+                       p.weight_stride_c,
+                       p.weight_stride_k,
+                       p.weight_stride_r,
+                       p.weight_stride_s,
+                       false};
+    const Covers<S> b{
+        static_cast<const S*>(p.grad_output), taps, inputs, Divisor(p.stride_h), Divisor(p.stride_w), p, channels_last};
     const int64_t tiles = tiles_of(p.C / p.groups, p.N * p.H * p.W) * p.groups;
     return launch_tiles(conv2d_grad_input_kernel<S, kMultiply>, tiles, stream, a, b, p, inputs);
   });
@@ -311,8 +323,8 @@ Status grad_weight(const Conv2dParams& p, CUstream_st* stream) {
   const Pixels<S> b{static_cast<const S*>(p.input), taps, outputs, p, !channels_last};
   auto* partial = static_cast<acc_t<S>*>(p.workspace);
   const int64_t tiles = tiles_of(p.K / p.groups, columns) * p.groups * splits;
-  const Status status = launch_tiles(conv2d_grad_weight_kernel<S, kMultiply>, tiles, stream, a, b, p, int(splits),
-                                     int(images), partial);
+  const Status status =
+      launch_tiles(conv2d_grad_weight_kernel<S, kMultiply>, tiles, stream, a, b, p, int(splits), int(images), partial);
   if (status != Status::ok || splits == 1) return status;
   return add_splits<S>(p, splits, channels_last, stream);
 }

@@ -1,6 +1,6 @@
-// Depthwise convolution with square kernels of 3 or 5, by tiles of outputs whose inputs lie in shared memory: every input
-// is read once from memory (and once more along the edges of tiles), and a thread keeps four outputs of a column, or the
-// kernel's gradient, in registers. Other kernels, dilations and strides: conv2d_direct.cu.
+// Depthwise convolution with square kernels of 3 or 5, by tiles of outputs whose inputs lie in shared memory:
+// every input is read once from memory (and once more along the edges of tiles), and a thread keeps four outputs
+// of a column, or the kernel's gradient, in registers. Other kernels, dilations and strides: conv2d_direct.cu.
 #include "conv2d_direct.h"
 
 #include "device/index.h"
@@ -16,7 +16,7 @@ constexpr int kChannels = 32;  // of a tile where channels lie together in memor
 // Sizes and places of tiles of outputs and the inputs under them, in shared memory as they lie in the tensors: channels
 // fastest, or columns fastest.
 struct Tiles {
-  int channels, rows, columns;      // outputs of a tile; rows are a multiple of kRun
+  int channels, rows, columns;  // outputs of a tile; rows are a multiple of kRun
   int in_rows, in_columns;
   int out_h, out_w, in_h, in_w, pad_h, pad_w;  // of the tensors; the input's with `spread - 1` zeros between neighbours
   int row_tiles, column_tiles, channel_tiles;
@@ -56,8 +56,7 @@ __device__ __forceinline__ void load_tile(acc_t<S>* tile, const S* image, const 
     if (unsigned(h) < unsigned(t.in_h) && unsigned(w) < unsigned(t.in_w) && c < t.all_channels) {
       int rest_h, rest_w;
       const int y = t.spread.divide(h, rest_h), x = t.spread.divide(w, rest_w);
-      if (!(rest_h | rest_w))
-        value = to_acc(image[c * t.input_stride_c + y * t.input_stride_h + x * t.input_stride_w]);
+      if (!(rest_h | rest_w)) value = to_acc(image[c * t.input_stride_c + y * t.input_stride_h + x * t.input_stride_w]);
     }
     tile[i] = value;
   }
@@ -93,8 +92,9 @@ __device__ __forceinline__ Tile tile_of(int64_t i, const Tiles& t) {
 // turned round.
 template <class S, int K, int kStep>
 __global__ void __launch_bounds__(kThreads, 2)  // without the 2, ptxas saves registers until it spills (sm_80)
-    conv2d_depthwise_kernel(const S* x, S* y, const __grid_constant__ Conv2dParams p, const __grid_constant__ Epilogue e,
-                            const __grid_constant__ Tiles t, bool turned, int64_t tiles) {
+    conv2d_depthwise_kernel(const S* x, S* y, const __grid_constant__ Conv2dParams p,
+                            const __grid_constant__ Epilogue e, const __grid_constant__ Tiles t, bool turned,
+                            int64_t tiles) {
   using A = acc_t<S>;
   FASTNN_DYNAMIC_SHARED(tile, A);
   const S* const weight = static_cast<const S*>(p.weight);
@@ -235,7 +235,8 @@ Tiles tiles_of(const Conv2dParams& p) {
     t.channels = kChannels, t.rows = 8, t.columns = 8 / step;
   } else {
     t.rows = int(min64(32, round_up(t.out_h, kRun))), t.columns = int(min64(32, t.out_w));
-    t.channels = p.pass == Conv2dPass::grad_weight ? 1 : int(max64(1, min64(min64(16, p.C), 1024 / (t.rows * t.columns))));
+    t.channels =
+        p.pass == Conv2dPass::grad_weight ? 1 : int(max64(1, min64(min64(16, p.C), 1024 / (t.rows * t.columns))));
   }
   t.in_rows = (t.rows - 1) * step + kernel, t.in_columns = (t.columns - 1) * step + kernel;
   t.row_tiles = int(ceil_div(t.out_h, t.rows)), t.column_tiles = int(ceil_div(t.out_w, t.columns));

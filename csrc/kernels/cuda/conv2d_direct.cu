@@ -26,7 +26,8 @@ struct Pixels {
 
 template <class F>
 __device__ __forceinline__ void for_items(int64_t count, const F& f) {
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x) f(i);
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x)
+    f(i);
 }
 
 template <class S>
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(kThreads)
     conv2d_direct_forward_kernel(const __grid_constant__ Conv2dParams p, const __grid_constant__ Epilogue e,
                                  Pixels pixels, int64_t count) {
   const S *const x = static_cast<const S*>(p.input), *const weight = static_cast<const S*>(p.weight),
-          *const bias = static_cast<const S*>(p.bias);
+                 *const bias = static_cast<const S*>(p.bias);
   const int group_c = int(p.C) / int(p.groups), group_k = int(p.K) / int(p.groups);
   for_items(count, [&](int64_t i) {
     int n, k, o, q;
@@ -50,7 +51,8 @@ __global__ void __launch_bounds__(kThreads)
         const S* const taps = weight + k * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r;
         for (int s = 0; s < p.S; ++s) {
           const int64_t w = w0 + s * p.dilation_w;
-          if (uint64_t(w) < uint64_t(p.W)) sum += to_acc(row[w * p.input_stride_w]) * to_acc(taps[s * p.weight_stride_s]);
+          if (uint64_t(w) < uint64_t(p.W))
+            sum += to_acc(row[w * p.input_stride_w]) * to_acc(taps[s * p.weight_stride_s]);
         }
       }
     const int64_t at = output_at(p, n, k, o, q);
@@ -114,7 +116,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // A block per output channel.
 template <class S>
-__global__ void __launch_bounds__(kThreads) conv2d_grad_bias_kernel(const __grid_constant__ Conv2dParams p, Divisor width) {
+__global__ void __launch_bounds__(kThreads)
+    conv2d_grad_bias_kernel(const __grid_constant__ Conv2dParams p, Divisor width) {
   const int positions = int(p.P * p.Q);
   for (int64_t k = blockIdx.x; k < p.K; k += gridDim.x) {
     const S* const g = static_cast<const S*>(p.grad_output) + k * p.output_stride_k;
@@ -143,8 +146,8 @@ Status direct(const Conv2dParams& p, const Epilogue& e, CUstream_st* stream) {
   const int64_t count = forward ? p.N * p.K * p.P * p.Q : p.N * p.C * p.H * p.W;
   if (count > kMaxIndex) return Status::invalid_argument;
   if (forward)
-    return launch(conv2d_direct_forward_kernel<S>, grid_of(ceil_div(count, kThreads)), dim3(kThreads), 0, stream, p,
-                  e, Pixels{Divisor(p.K), Divisor(p.P), Divisor(p.Q), p.output_stride_k == 1}, count);
+    return launch(conv2d_direct_forward_kernel<S>, grid_of(ceil_div(count, kThreads)), dim3(kThreads), 0, stream, p, e,
+                  Pixels{Divisor(p.K), Divisor(p.P), Divisor(p.Q), p.output_stride_k == 1}, count);
   return launch(conv2d_direct_grad_input_kernel<S>, grid_of(ceil_div(count, kThreads)), dim3(kThreads), 0, stream, p,
                 Pixels{Divisor(p.C), Divisor(p.H), Divisor(p.W), p.input_stride_c == 1}, Divisor(p.stride_h),
                 Divisor(p.stride_w), count);

@@ -27,8 +27,8 @@ bool depthwise_takes(const Conv2dParams& p);
 int64_t depthwise_workspace(const Conv2dParams& p);
 Status depthwise(const Conv2dParams& p, const Epilogue& e, CUstream_st* stream);
 
-// conv2d.cu: grad_weight as the sum, in their order, of p.workspace[split][output channel][(input channel, tap)], or with
-// the channel varying fastest.
+// conv2d.cu: grad_weight as the sum, in their order, of p.workspace[split][output
+// channel][(input channel, tap)], or with the channel varying fastest.
 template <class S>
 Status add_splits(const Conv2dParams& p, int64_t splits, bool channels_fastest, CUstream_st* stream);
 

@@ -10,7 +10,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarpRowClasses = 1024;
 
-// With eps = label_smoothing, w the class weights (1 without) and z_c = log_sum - (x_c - max) = -log p_c, a row's loss is
+// With eps = label_smoothing, w the class weights (1 without)
+// and z_c = log_sum - (x_c - max) = -log p_c, a row's loss is
 //   class index t:    (1 - eps) w_t z_t + eps / C sum_c w_c z_c
 //   probabilities t:  sum_c w_c q_c z_c,  q_c = (1 - eps) t_c + eps / C
 // and its gradient, times the row's scale,
@@ -31,7 +32,9 @@ struct Problem {
   __device__ __forceinline__ A* log_sum() const { return maximum() + rows(); }
   __device__ __forceinline__ A* divisor() const { return maximum() + 2 * rows(); }
   __device__ __forceinline__ A x(int64_t i) const { return to_acc(static_cast<const S*>(p.input)[i]); }
-  __device__ __forceinline__ A weight(int64_t c) const { return p.weight ? to_acc(static_cast<const S*>(p.weight)[c]) : A(1); }
+  __device__ __forceinline__ A weight(int64_t c) const {
+    return p.weight ? to_acc(static_cast<const S*>(p.weight)[c]) : A(1);
+  }
   // w_c q_c, with q_c = 1 for class indices; i is where class c of the row lies.
   __device__ __forceinline__ A share(int64_t c, int64_t i) const {
     return probabilities() ? weight(c) * (keep * to_acc(static_cast<const S*>(p.target)[i]) + spread) : weight(c);
@@ -44,12 +47,12 @@ struct Problem {
   }
 };
 
-// ---- one row, its classes `step` apart from `at` on, shared by the threads of a group --------------------------------
+// ---- one row, its classes `step` apart from `at` on, shared by the threads of a group -------------------------------
 
 // The loss of a row and its weight in a mean, the same in every thread of the group.
 template <int N, class S, class Group>
-__device__ __forceinline__ LossSums<acc_t<S>> forward_row(const Problem<S>& k, const Group& group, int64_t row, int64_t at,
-                                                          int64_t step) {
+__device__ __forceinline__ LossSums<acc_t<S>> forward_row(const Problem<S>& k, const Group& group, int64_t row,
+                                                          int64_t at, int64_t step) {
   using A = acc_t<S>;
   const int64_t t = k.probabilities() ? 0 : class_of(k.p, row);
   if (t < 0) {
@@ -79,7 +82,8 @@ __device__ __forceinline__ LossSums<acc_t<S>> forward_row(const Problem<S>& k, c
 }
 
 template <int N, class S, class Group>
-__device__ __forceinline__ void backward_row(const Problem<S>& k, const Group& group, int64_t row, int64_t at, int64_t step) {
+__device__ __forceinline__ void backward_row(const Problem<S>& k, const Group& group, int64_t row, int64_t at,
+                                             int64_t step) {
   using A = acc_t<S>;
   const A max = k.maximum()[row], log_sum = k.log_sum()[row], g = k.scale(row);
   S *const dx = static_cast<S*>(k.p.grad_input), *const dt = static_cast<S*>(k.p.grad_target);
@@ -139,14 +143,16 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_columns_kernel(const _
   const int64_t row = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   LossSums<acc_t<S>> sums{0, 0};
   if (row < k.rows())
-    sums = forward_row<1>(k, ThreadGroup{}, row, row / k.p.inner * k.p.classes * k.p.inner + row % k.p.inner, k.p.inner);
+    sums =
+        forward_row<1>(k, ThreadGroup{}, row, row / k.p.inner * k.p.classes * k.p.inner + row % k.p.inner, k.p.inner);
   const LossSums<acc_t<S>> none{0, 0}, all = block_reduce(sums, none, AddLoss{});
   if (row < k.rows()) keep_loss<S>(k.p, row, sums, all);
 }
 
 // Sums the blocks' losses, in their order, in one block.
 template <class S>
-__global__ void __launch_bounds__(kThreads) cross_entropy_total_kernel(const __grid_constant__ Problem<S> k, int64_t blocks) {
+__global__ void __launch_bounds__(kThreads)
+    cross_entropy_total_kernel(const __grid_constant__ Problem<S> k, int64_t blocks) {
   using A = acc_t<S>;
   const LossSums<double> all = total_loss(static_cast<const A*>(k.p.partials), blocks);
   if (threadIdx.x > 0) return;
@@ -166,7 +172,8 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_backward_warp_kernel(c
   if (row < k.p.outer) backward_row<1>(k, WarpGroup{}, row, row * k.p.classes, 1);
 }
 template <class S>
-__global__ void __launch_bounds__(kThreads) cross_entropy_backward_columns_kernel(const __grid_constant__ Problem<S> k) {
+__global__ void __launch_bounds__(kThreads)
+    cross_entropy_backward_columns_kernel(const __grid_constant__ Problem<S> k) {
   const int64_t row = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (row < k.rows())
     backward_row<1>(k, ThreadGroup{}, row, row / k.p.inner * k.p.classes * k.p.inner + row % k.p.inner, k.p.inner);

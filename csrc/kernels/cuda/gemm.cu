@@ -24,8 +24,7 @@ struct Strided {
 
 template <class S, Multiply kMultiply>
 __global__ void __launch_bounds__(kTileThreads)
-    gemm_kernel(Strided<S> a, Strided<S> b, const __grid_constant__ GemmParams p,
-                const __grid_constant__ Epilogue e) {
+    gemm_kernel(Strided<S> a, Strided<S> b, const __grid_constant__ GemmParams p, const __grid_constant__ Epilogue e) {
   using A = acc_t<S>;
   const TileAt at = tile_at(int(p.m), int(p.n));
   a.p += at.other * p.a_stride_batch;
@@ -34,14 +33,14 @@ __global__ void __launch_bounds__(kTileThreads)
   const S* const d = p.d ? static_cast<const S*>(p.d) + at.other * p.d_stride_batch : nullptr;
   const S* const bias = static_cast<const S*>(e.bias);
   const A alpha = A(p.alpha), beta = A(p.beta);
-  product<S, kMultiply>(a, b, int(p.m), int(p.n), at.row0, at.column0, 0, int(p.k), p.c_stride_m == 1 && p.c_stride_n != 1,
-                  [&](int m, int n, A sum) {
-                    A y = alpha * sum;
-                    if (bias) y += to_acc(bias[n]);
-                    if (d) y += beta * to_acc(d[m * p.d_stride_m + n * p.d_stride_n]);
-                    if (p.relu && y < A(0)) y = 0;
-                    c[m * p.c_stride_m + n * p.c_stride_n] = from_acc<S>(e.clamps ? clamp(y, e) : y);
-                  });
+  product<S, kMultiply>(a, b, int(p.m), int(p.n), at.row0, at.column0, 0, int(p.k),
+                        p.c_stride_m == 1 && p.c_stride_n != 1, [&](int m, int n, A sum) {
+                          A y = alpha * sum;
+                          if (bias) y += to_acc(bias[n]);
+                          if (d) y += beta * to_acc(d[m * p.d_stride_m + n * p.d_stride_n]);
+                          if (p.relu && y < A(0)) y = 0;
+                          c[m * p.c_stride_m + n * p.c_stride_n] = from_acc<S>(e.clamps ? clamp(y, e) : y);
+                        });
 }
 
 // ---- column sums ---------------------------------------------------------------------------------------------------
@@ -50,7 +49,8 @@ constexpr int kSumColumns = 32, kSumRows = 16;
 
 // Neighbouring columns lie together: a block sums 32 of them, 16 rows at a time.
 template <class S>
-__global__ void __launch_bounds__(kSumColumns* kSumRows) column_sum_wide_kernel(const __grid_constant__ ColumnSumParams p) {
+__global__ void __launch_bounds__(kSumColumns* kSumRows)
+    column_sum_wide_kernel(const __grid_constant__ ColumnSumParams p) {
   using A = acc_t<S>;
   FASTNN_SHARED(partial, A[kSumRows][kSumColumns]);
   const int64_t column = int64_t(blockIdx.x) * kSumColumns + threadIdx.x;

@@ -31,7 +31,8 @@ __global__ void __launch_bounds__(kThreads) nll_loss_kernel(const __grid_constan
 
 // One block: a few nanoseconds a row, and the order of the sum is fixed.
 template <class S>
-__global__ void __launch_bounds__(kThreads) nll_loss_reduced_kernel(const __grid_constant__ NllLossParams p, int64_t rows) {
+__global__ void __launch_bounds__(kThreads)
+    nll_loss_reduced_kernel(const __grid_constant__ NllLossParams p, int64_t rows) {
   using A = acc_t<S>;
   LossSums<double> sums{0, 0};
   for (int64_t row = threadIdx.x; row < rows; row += blockDim.x) {
@@ -48,7 +49,8 @@ __global__ void __launch_bounds__(kThreads) nll_loss_reduced_kernel(const __grid
 // A thread per element of images [first, first + count / (classes * inner)).
 template <class S>
 __global__ void __launch_bounds__(kThreads)
-    nll_loss_backward_kernel(const __grid_constant__ NllLossParams p, Divisor classes, Divisor inner, int64_t first, int count) {
+    nll_loss_backward_kernel(const __grid_constant__ NllLossParams p, Divisor classes, Divisor inner, int64_t first,
+                             int count) {
   using A = acc_t<S>;
   const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= count) return;

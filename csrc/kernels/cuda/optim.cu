@@ -1,5 +1,5 @@
-// Optimizer steps and the norm of all gradients, over a list of tensors: the list travels in the kernel's parameters, so
-// a model of a few hundred tensors is one launch. A block takes a fixed piece of one tensor.
+// Optimizer steps and the norm of all gradients, over a list of tensors: the list travels in the kernel's
+// parameters, so a model of a few hundred tensors is one launch. A block takes a fixed piece of one tensor.
 #include "../optim.h"
 
 #include "device/reduce.h"
@@ -7,7 +7,7 @@
 namespace fastnn::cuda {
 namespace {
 
-constexpr int kThreads = 256;  // at least two blocks: the bound under which no call of a division spills registers
+constexpr int kThreads = 256;     // at least two blocks: the bound under which no call of a division spills registers
 constexpr int64_t kPiece = 4096;  // elements of one block
 
 // One tensor of a launch. `packed`: all its arrays can be accessed 16 bytes at a time.
@@ -27,7 +27,8 @@ struct ItemList {
   int count;
 };
 constexpr int kFewItems = 16, kManyItems = 256;
-static_assert(sizeof(ItemList<kManyItems>) + sizeof(OptimParams) < 32000, "a kernel's parameters are at most 32764 bytes");
+static_assert(sizeof(ItemList<kManyItems>) + sizeof(OptimParams) < 32000,
+              "a kernel's parameters are at most 32764 bytes");
 
 // ---- rules: one element --------------------------------------------------------------------------------------------
 
@@ -43,7 +44,8 @@ template <bool kYogi>
 struct AdamRule {
   static constexpr int kStates = kYogi ? 2 : 3;
   template <class A>
-  static __device__ __forceinline__ void step(const OptimParams& o, const Item& t, A step, A& param, A g, A (&state)[3]) {
+  static __device__ __forceinline__ void step(const OptimParams& o, const Item& t, A step, A& param, A g,
+                                              A (&state)[3]) {
     if (o.param_scale != 1) param *= A(o.param_scale);
     g = gradient_of(o, g, param);
     A &m = state[0], &v = state[1];
@@ -68,7 +70,8 @@ using Yogi = AdamRule<true>;
 struct Sgd {
   static constexpr int kStates = 1;
   template <class A>
-  static __device__ __forceinline__ void step(const OptimParams& o, const Item& t, A step, A& param, A g, A (&state)[3]) {
+  static __device__ __forceinline__ void step(const OptimParams& o, const Item& t, A step, A& param, A g,
+                                              A (&state)[3]) {
     g = gradient_of(o, g, param);
     if (t.state[0]) {
       const A buffer = o.first ? g : A(o.beta2) * g + A(o.beta1) * state[0];
@@ -92,7 +95,8 @@ struct Adagrad {
 struct Rmsprop {
   static constexpr int kStates = 3;
   template <class A>
-  static __device__ __forceinline__ void step(const OptimParams& o, const Item& t, A step, A& param, A g, A (&state)[3]) {
+  static __device__ __forceinline__ void step(const OptimParams& o, const Item& t, A step, A& param, A g,
+                                              A (&state)[3]) {
     g = gradient_of(o, g, param);
     const A rest = A(1 - o.beta2);
     state[0] = rest * g * g + A(o.beta2) * state[0];
@@ -158,7 +162,8 @@ __device__ __forceinline__ int item_of_block(const int* first_block, int count) 
 
 // Elements [from, to) of one tensor, N at a time; to - from is a multiple of N but for a tensor's tail when N is 1.
 template <class S, class Rule, int N>
-__device__ __forceinline__ void step_piece(const OptimParams& o, const Item& t, acc_t<S> step, int64_t from, int64_t to) {
+__device__ __forceinline__ void step_piece(const OptimParams& o, const Item& t, acc_t<S> step, int64_t from,
+                                           int64_t to) {
   using A = acc_t<S>;
   S* const param = static_cast<S*>(t.param);
   const S* const grad = static_cast<const S*>(t.grad);

@@ -1,5 +1,6 @@
-// Max, average and adaptive pooling. A plane is one channel (contiguous) or one image (channels_last); a thread computes
-// N neighbouring channels of one output, or of one input in the backward pass, which gathers and so needs no atomics.
+// Max, average and adaptive pooling. A plane is one channel (contiguous) or one
+// image (channels_last); a thread computes N neighbouring channels of one output,
+// or of one input in the backward pass, which gathers and so needs no atomics.
 #include "../pool2d.h"
 
 #include "device/dtype.h"
@@ -18,14 +19,20 @@ struct Axis {
   Divisor strides, dilations, ins, outs;
 
   Axis(const PoolAxis& a, bool adaptive)
-      : in(int(a.in)), out(int(a.out)), kernel(int(a.kernel)), stride(int(a.stride)), padding(int(a.padding)),
-        dilation(int(a.dilation)), adaptive(adaptive), strides(max64(1, a.stride)),
-        dilations(max64(1, a.dilation)), ins(max64(1, a.in)), outs(max64(1, a.out)) {}
+      : in(int(a.in)),
+        out(int(a.out)),
+        kernel(int(a.kernel)),
+        stride(int(a.stride)),
+        padding(int(a.padding)),
+        dilation(int(a.dilation)),
+        adaptive(adaptive),
+        strides(max64(1, a.stride)),
+        dilations(max64(1, a.dilation)),
+        ins(max64(1, a.in)),
+        outs(max64(1, a.out)) {}
 
   // Window o has taps at first(o) + i * dilation; those with begin(o) <= i < end(o) lie inside the input.
-  __device__ __forceinline__ int first(int o) const {
-    return adaptive ? outs.quotient(o * in) : o * stride - padding;
-  }
+  __device__ __forceinline__ int first(int o) const { return adaptive ? outs.quotient(o * in) : o * stride - padding; }
   __device__ __forceinline__ int begin(int o) const {
     const int at = first(o);
     return at >= 0 ? 0 : dilations.quotient(-at + dilation - 1);
@@ -72,8 +79,15 @@ struct Planes {
   Divisor groups, out_h, out_w, in_h, in_w;  // groups of N channels in a pixel
 
   Planes(const Pool2dParams& p, int lanes)
-      : h(p.h, p.adaptive), w(p.w, p.adaptive), inner(int(p.channels_last ? p.channels : 1)), divisor(int(p.divisor)),
-        include_pad(p.count_include_pad), groups(max64(1, inner / lanes)), out_h(p.h.out), out_w(p.w.out), in_h(p.h.in),
+      : h(p.h, p.adaptive),
+        w(p.w, p.adaptive),
+        inner(int(p.channels_last ? p.channels : 1)),
+        divisor(int(p.divisor)),
+        include_pad(p.count_include_pad),
+        groups(max64(1, inner / lanes)),
+        out_h(p.h.out),
+        out_w(p.w.out),
+        in_h(p.h.in),
         in_w(p.w.in) {}
 
   // The offset of a pixel; it may lie in the padding.
@@ -123,8 +137,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   for (int n = 0; n < N; ++n) best[n] = -kInf<A>, tap[n] = i0 * p.w.kernel + j0;
   for (int i = i0; i < i1; ++i)
     for (int j = j0; j < j1; ++j) {
-      const Pack<S, N> pack =
-          load_pack<N>(corner + (int64_t(i) * p.h.dilation * p.w.in + j * p.w.dilation) * p.inner);
+      const Pack<S, N> pack = load_pack<N>(corner + (int64_t(i) * p.h.dilation * p.w.in + j * p.w.dilation) * p.inner);
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         const A v = to_acc(pack.at[n]);
@@ -245,7 +258,8 @@ Status for_planes(const Pool2dParams& p, bool inputs, const F& f) {
   return Status::ok;
 }
 
-// Calls f(Tag<S>, Tag<O>, Constant<N>, part, count): the element type, the type of a window tap, the channels of a thread.
+// Calls f(Tag<S>, Tag<O>, Constant<N>, part, count): the element
+// type, the type of a window tap, the channels of a thread.
 template <class F>
 Status with_types(const Pool2dParams& p, bool inputs, const F& f) {
   return dispatch_dtype(p.dtype, [&](auto s) {

@@ -144,7 +144,8 @@ __global__ void softmax_block_kernel(const S* x, S* y, int64_t rows, int64_t cla
 }
 
 template <class S, int N>
-__global__ void softmax_backward_block_kernel(const S* grad, const S* y, S* dx, int64_t rows, int64_t classes, bool log) {
+__global__ void softmax_backward_block_kernel(const S* grad, const S* y, S* dx, int64_t rows, int64_t classes,
+                                              bool log) {
   using A = acc_t<S>;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const S *const g = grad + row * classes, *const r = y + row * classes;
@@ -159,8 +160,7 @@ __global__ void softmax_backward_block_kernel(const S* grad, const S* y, S* dx, 
       Pack<S, N> pg = load_pack<N>(g + i);
       const Pack<S, N> pr = load_pack<N>(r + i);
 #pragma unroll
-      for (int n = 0; n < N; ++n)
-        pg.at[n] = from_acc<S>(backward_of(to_acc(pg.at[n]), to_acc(pr.at[n]), sum, log));
+      for (int n = 0; n < N; ++n) pg.at[n] = from_acc<S>(backward_of(to_acc(pg.at[n]), to_acc(pr.at[n]), sum, log));
       store_pack(dx + row * classes + i, pg);
     });
   }
@@ -209,8 +209,9 @@ __global__ void __launch_bounds__(kColumnThreads)
 }
 
 template <class S>
-__global__ void __launch_bounds__(kColumnThreads) softmax_backward_columns_kernel(
-    const S* grad, const S* y, S* dx, int64_t outer, int64_t classes, int64_t inner, bool log) {
+__global__ void __launch_bounds__(kColumnThreads)
+    softmax_backward_columns_kernel(const S* grad, const S* y, S* dx, int64_t outer, int64_t classes, int64_t inner,
+                                    bool log) {
   using A = acc_t<S>;
   for_columns(outer, classes, inner, [&](int64_t at, bool real) {
     A sum = 0;
@@ -230,7 +231,8 @@ __global__ void __launch_bounds__(kColumnThreads) softmax_backward_columns_kerne
 
 constexpr int64_t kWarpRowClasses = 1024;
 
-// Calls f(Constant<N>, Constant<K>) for the fewest packs of N elements per lane that hold a row of at most 1024 classes.
+// Calls f(Constant<N>, Constant<K>) for the fewest packs of N
+// elements per lane that hold a row of at most 1024 classes.
 template <class S, class F>
 Status with_warp_shape(int64_t classes, bool packed, const F& f) {
   constexpr int N = kPack<S>;
@@ -272,8 +274,8 @@ Status softmax_forward(const SoftmaxParams& p, CUstream_st* stream) {
       });
     }
     auto* kernel = packed ? softmax_block_kernel<S, kPack<S>> : softmax_block_kernel<S, 1>;
-    return launch(kernel, grid_up_to(p.outer), dim3(threads_for_row(p.classes / (packed ? kPack<S> : 1))), 0, stream, x, y,
-                  p.outer, p.classes, p.log);
+    return launch(kernel, grid_up_to(p.outer), dim3(threads_for_row(p.classes / (packed ? kPack<S> : 1))), 0, stream, x,
+                  y, p.outer, p.classes, p.log);
   });
 }
 
@@ -296,8 +298,8 @@ Status softmax_backward(const SoftmaxParams& p, CUstream_st* stream) {
       });
     }
     auto* kernel = packed ? softmax_backward_block_kernel<S, kPack<S>> : softmax_backward_block_kernel<S, 1>;
-    return launch(kernel, grid_up_to(p.outer), dim3(threads_for_row(p.classes / (packed ? kPack<S> : 1))), 0, stream, g, y,
-                  dx, p.outer, p.classes, p.log);
+    return launch(kernel, grid_up_to(p.outer), dim3(threads_for_row(p.classes / (packed ? kPack<S> : 1))), 0, stream, g,
+                  y, dx, p.outer, p.classes, p.log);
   });
 }
 

@@ -56,8 +56,9 @@ FASTNN_INLINE int64_t channels_together(const BatchNormParams& p) {
   return max64(1, min64(kGroup, (p.inner <= 64 ? 1 << 16 : kBlock) / (p.batch * p.inner)));
 }
 
-// Whether planes written to `to` are streamed: of more than `elements` they leave the caches anyway. In training (3 << 20)
-// that takes 0.6-0.8 of the time on one thread, 0.8-1 on two; in evaluation two threads are slower with 12 MB, not with 19.
+// Whether planes written to `to` are streamed: of more than `elements` they leave the
+// caches anyway. In training (3 << 20) that takes 0.6-0.8 of the time on one thread,
+// 0.8-1 on two; in evaluation two threads are slower with 12 MB, not with 19.
 FASTNN_INLINE bool streams(const BatchNormParams& p, const void* to, int64_t elements) {
   return kVecBytes == 64 && p.dtype == DType::f32 && p.inner % 16 == 0 && uintptr_t(to) % 64 == 0 &&
          p.batch * p.channels * p.inner > elements;
@@ -98,7 +99,9 @@ FASTNN_INLINE void for_lanes(int64_t length, const F& f) {
 
 // Rows so short that neighbouring channels hide the latency of a sum: one accumulator for each.
 template <int N>
-FASTNN_INLINE bool is_short(int64_t length) { return length < 16 * N; }
+FASTNN_INLINE bool is_short(int64_t length) {
+  return length < 16 * N;
+}
 
 // Calls f(i, lanes) along [0, length).
 template <int N, class F>
@@ -135,9 +138,13 @@ FASTNN_INLINE void store_lanes(Vec<A> v, S* p, int lanes) {
 }
 
 template <class V>
-FASTNN_INLINE V join_four(const V* a) { return (a[0] + a[1]) + (a[2] + a[3]); }
+FASTNN_INLINE V join_four(const V* a) {
+  return (a[0] + a[1]) + (a[2] + a[3]);
+}
 template <class A>
-FASTNN_INLINE A reduce_four(const Vec<A>* a) { return reduce_add(join_four(a)); }
+FASTNN_INLINE A reduce_four(const Vec<A>* a) {
+  return reduce_add(join_four(a));
+}
 
 // ---- rows of channels ----------------------------------------------------------------------------------------------
 

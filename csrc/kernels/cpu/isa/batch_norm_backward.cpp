@@ -5,7 +5,8 @@
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
 
-// grad_input = g * scale - (x - mean) * slope - offset, g being the gradient behind the ReLU. Evaluation: slope, offset 0.
+// grad_input = g * scale - (x - mean) * slope - offset, g being
+// the gradient behind the ReLU. Evaluation: slope, offset 0.
 template <class A>
 struct Coefficients {
   A mean, scale, slope, offset;
@@ -47,8 +48,10 @@ template <class F>
 FASTNN_INLINE void with_outputs(const BatchNormParams& p, const F& f) {
   const bool relu = p.result, input = p.grad_input, residual = p.grad_residual;
   if (!input && !residual) return;
-  if (!relu && input && !residual) return p.training ? f(Outputs{false, true, true, false}) : f(Outputs{false, false, true, false});
-  if (relu && input && !residual) return p.training ? f(Outputs{true, true, true, false}) : f(Outputs{true, false, true, false});
+  if (!relu && input && !residual)
+    return p.training ? f(Outputs{false, true, true, false}) : f(Outputs{false, false, true, false});
+  if (relu && input && !residual)
+    return p.training ? f(Outputs{true, true, true, false}) : f(Outputs{true, false, true, false});
   if (relu && input && p.training) return f(Outputs{true, true, true, true});
   f(Outputs{relu, p.training, input, residual});
 }
@@ -122,7 +125,7 @@ FASTNN_INLINE void write_plane(Outputs o, const BatchNormParams& p, int64_t at, 
   const V mean = V::set1(k.mean), scale = V::set1(k.scale), slope = V::set1(k.slope), offset = V::set1(k.offset);
   for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
     write_lanes<kStream>(o, g + i, x + i, o.relu ? y + at + i : nullptr, o.input ? dx + at + i : nullptr,
-                o.residual ? dr + at + i : nullptr, lanes, mean, scale, slope, offset);
+                         o.residual ? dr + at + i : nullptr, lanes, mean, scale, slope, offset);
   });
 }
 
@@ -158,8 +161,8 @@ void chunk_sums(const BatchNormParams& p, int64_t begin, int64_t rows, acc_t<S>*
   using A = acc_t<S>;
   using V = Vec<A>;
   const int64_t channels = p.channels;
-  const S *g = static_cast<const S*>(p.grad_output) + begin * channels;
-  const S *x = static_cast<const S*>(p.input) + begin * channels;
+  const S* g = static_cast<const S*>(p.grad_output) + begin * channels;
+  const S* x = static_cast<const S*>(p.input) + begin * channels;
   const S* y = p.result ? static_cast<const S*>(p.result) + begin * channels : nullptr;
   const A* means = static_cast<const A*>(p.mean);
   const auto sums = [&](bool relu) __attribute__((always_inline)) {
@@ -201,9 +204,10 @@ void write_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
       S* dr = static_cast<S*>(p.grad_residual) + (o.residual ? at : 0);
       for_lanes<V::N>(channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
         const V none = V::zero();
-        write_lanes<false>(o, g + c, x + c, y + c, dx + c, dr + c, lanes, o.statistics ? load_lanes(mean + c, lanes) : none,
-                    load_lanes(scale + c, lanes), o.statistics ? load_lanes(slope + c, lanes) : none,
-                    o.statistics ? load_lanes(offset + c, lanes) : none);
+        write_lanes<false>(o, g + c, x + c, y + c, dx + c, dr + c, lanes,
+                           o.statistics ? load_lanes(mean + c, lanes) : none, load_lanes(scale + c, lanes),
+                           o.statistics ? load_lanes(slope + c, lanes) : none,
+                           o.statistics ? load_lanes(offset + c, lanes) : none);
       });
     }
   });

@@ -53,7 +53,8 @@ FASTNN_INLINE void with_tail(bool residual, bool relu, const F& f) {
 }
 
 template <bool kStream, class S>
-FASTNN_INLINE void normalise_plane_to(const BatchNormParams& p, int64_t at, bool add, bool relu, const Coefficients<acc_t<S>>& k) {
+FASTNN_INLINE void normalise_plane_to(const BatchNormParams& p, int64_t at, bool add, bool relu,
+                                      const Coefficients<acc_t<S>>& k) {
   using V = Vec<acc_t<S>>;
   const S* x = static_cast<const S*>(p.input) + at;
   const S* r = static_cast<const S*>(p.residual) + (add ? at : 0);
@@ -86,7 +87,7 @@ void normalise_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
       S* y = static_cast<S*>(p.output) + at;
       for_lanes<V::N>(channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
         write_lanes<false>(x + c, add ? r + c : nullptr, y + c, lanes, relu, load_lanes(shift + c, lanes),
-                    load_lanes(scale + c, lanes), load_lanes(offset + c, lanes));
+                           load_lanes(scale + c, lanes), load_lanes(offset + c, lanes));
       });
     }
   });
@@ -119,7 +120,8 @@ void channel_moments(const BatchNormParams& p, const S* x, int64_t channels, dou
     for (int64_t c = 0; c < channels; ++c) sums[c] = rests[c] = squares[c] = V::zero();
     for_planes([&](int64_t c, const S* row) __attribute__((always_inline)) {
       V sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
-      for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) __attribute__((always_inline)) { sum[k] = sum[k] + load_lanes(row + i, lanes); });
+      for_lanes<V::N>(length, [&](int64_t i, int lanes, int k)
+                                  __attribute__((always_inline)) { sum[k] = sum[k] + load_lanes(row + i, lanes); });
       sums[c] = sums[c] + join_four(sum);
     });
     const double n = double(rows) * double(length);
@@ -179,7 +181,8 @@ void chunk_moments(const S* x, int64_t rows, int64_t channels, acc_t<S>* near_ou
   });
 }
 
-// Joins the chunks' moments of `width` <= kGroup channels from c on, side by side: one alone would wait for its own sums.
+// Joins the chunks' moments of `width` <= kGroup channels from
+// c on, side by side: one alone would wait for its own sums.
 template <class A>
 void join_chunks(const BatchNormParams& p, int64_t c, int64_t width, int64_t chunk_rows, double* mean, double* m2) {
   const int64_t channels = p.channels;
@@ -241,9 +244,8 @@ void train_rows(const BatchNormParams& p) {
   parallel_for(0, ceil_div(p.batch, rows), ceil_div(kParallelElements, rows * channels),
                [&](int64_t begin, int64_t end) {
                  for (int64_t k = begin; k < end; ++k)
-                   chunk_moments(static_cast<const S*>(p.input) + k * rows * channels,
-                                 min64(rows, p.batch - k * rows), channels,
-                                 static_cast<A*>(p.workspace) + 3 * (k + 1) * channels);
+                   chunk_moments(static_cast<const S*>(p.input) + k * rows * channels, min64(rows, p.batch - k * rows),
+                                 channels, static_cast<A*>(p.workspace) + 3 * (k + 1) * channels);
                });
   for_channel_groups(p, ceil_div(p.batch, rows), [&](int64_t first, int64_t width) {
     double mean[kGroup], m2[kGroup];

@@ -150,12 +150,14 @@ ConvProblem phase_problem(const Conv2dParams& p, int64_t group, int64_t a, int64
 
 // The gradient of few channels as a product whose rows are added up: gemm's way with a grad_input that has a kernel.
 bool adds_columns(const Conv2dParams& p) {
-  return p.algorithm == Conv2dAlgorithm::gemm && p.pass == Conv2dPass::grad_input && p.R * p.S > 1 && p.K / p.groups <= 64 &&
-         p.stride_h == 1 && p.stride_w == 1 && p.output_stride_q == 1 && p.output_stride_p == p.Q && p.input_stride_w == 1 && p.weight_stride_s == 1 &&
-         p.weight_stride_r == p.S && p.weight_stride_c == p.R * p.S;
+  return p.algorithm == Conv2dAlgorithm::gemm && p.pass == Conv2dPass::grad_input && p.R * p.S > 1 &&
+         p.K / p.groups <= 64 && p.stride_h == 1 && p.stride_w == 1 && p.output_stride_q == 1 &&
+         p.output_stride_p == p.Q && p.input_stride_w == 1 && p.weight_stride_s == 1 && p.weight_stride_r == p.S &&
+         p.weight_stride_c == p.R * p.S;
 }
 
-// Calls f(problem, group) for the problems that groups [first, last) of the pass consist of. One with r * s == 0 is to be filled with zeros.
+// Calls f(problem, group) for the problems that groups [first, last) of
+// the pass consist of. One with r * s == 0 is to be filled with zeros.
 template <class S, class F>
 void for_problems(const Conv2dParams& p, int64_t first, int64_t last, const F& f) {
   for (int64_t group = first; group < last; ++group) {
@@ -216,7 +218,9 @@ int collect_parts(const Conv2dParams& p, int64_t group, bool fill, ConvProblem* 
   return count;
 }
 
-bool in_parts(const Conv2dParams& p) { return p.algorithm == Conv2dAlgorithm::batch && p.pass != Conv2dPass::grad_weight; }
+bool in_parts(const Conv2dParams& p) {
+  return p.algorithm == Conv2dAlgorithm::batch && p.pass != Conv2dPass::grad_weight;
+}
 
 int64_t parts_workers(const ConvProblem* parts, int count) {
   int64_t workers = num_threads();

@@ -17,8 +17,8 @@ void depthwise_rows(const Conv2dParams& p);
 int64_t col2im_workspace(const ConvProblem& d, int64_t workers);
 void col2im_grad_input(const ConvProblem& d, float* grad_input, int64_t workers, char* workspace);
 
-// Float32 with rows that lie together in memory, see conv2d_batch.cpp. The `count` parts share x and the batch, and write
-// interleaved outputs (one part, or the phases of a strided gradient of the input).
+// Float32 with rows that lie together in memory, see conv2d_batch.cpp. The `count` parts share x and the
+// batch, and write interleaved outputs (one part, or the phases of a strided gradient of the input).
 constexpr int kMaxParts = 16;
 int64_t batch_workspace(const ConvProblem* parts, int count, int64_t workers);
 void batch_forward(const ConvProblem* parts, int count, int64_t workers, char* workspace);

@@ -25,11 +25,11 @@ constexpr int64_t kSumTaps = 128;  // longer sums are added up in pieces, as a b
 struct Plan {
   int mr, nv;
   int64_t k_blocks;
-  int64_t columns;             // of the band: every column a tap may read
-  int64_t rows, bands;         // output rows per band
-  int64_t in_rows;             // of the band
-  int64_t chunk;               // channels summed in one go
-  int64_t packed, band, out;   // bytes
+  int64_t columns;            // of the band: every column a tap may read
+  int64_t rows, bands;        // output rows per band
+  int64_t in_rows;            // of the band
+  int64_t chunk;              // channels summed in one go
+  int64_t packed, band, out;  // bytes
 };
 
 // Taps [begin, end) of a row of `taps` that read inside [0, size) from at least one of the positions [q0, q1].
@@ -77,14 +77,14 @@ Plan make_plan(const ConvProblem& d) {
 }
 
 struct Job {
-  const float* weight;                                       // [c][r][s][MR]
-  const float* x;                                            // of the first tap that exists
-  const float* bias;                                         // [MR] or null: add to what is there
+  const float* weight;  // [c][r][s][MR]
+  const float* x;       // of the first tap that exists
+  const float* bias;    // [MR] or null: add to what is there
   float* out;
-  int64_t c, r, s;                                           // how many
-  int64_t weight_c, weight_r;                                // elements
-  int64_t x_c, x_r, x_s, x_v;                                // elements; x_v between columns of outputs
-  int64_t out_m, out_v;                                      // elements
+  int64_t c, r, s;             // how many
+  int64_t weight_c, weight_r;  // elements
+  int64_t x_c, x_r, x_s, x_v;  // elements; x_v between columns of outputs
+  int64_t out_m, out_v;        // elements
 };
 
 template <int MR, int NV>
@@ -94,7 +94,8 @@ void tile(const Job& job) {
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[m][v] = j.bias ? V::set1(j.bias[m]).v : V::load(j.out + m * j.out_m + v * j.out_v).v;
+    for (int v = 0; v < NV; ++v)
+      acc[m][v] = j.bias ? V::set1(j.bias[m]).v : V::load(j.out + m * j.out_m + v * j.out_v).v;
   for (int64_t c = 0; c < j.c; ++c)
     for (int64_t r = 0; r < j.r; ++r) {
       const float *w = j.weight + c * j.weight_c + r * j.weight_r, *p = j.x + c * j.x_c + r * j.x_r;
@@ -146,7 +147,8 @@ void pack(const ConvProblem& d, const Plan& p, float* to) {
 }
 
 // The finished rows [p0, p0 + rows) of `lanes` images to their place.
-void store_band(const ConvProblem& d, const LaneLayout& l, const float* out, int64_t p0, int64_t rows, int lanes, float* y) {
+void store_band(const ConvProblem& d, const LaneLayout& l, const float* out, int64_t p0, int64_t rows, int lanes,
+                float* y) {
   y += p0 * d.yh;
   if (l.together) {
     if (d.yw == d.k && d.yh == d.q * d.k) return scatter_images(out, rows * d.q * d.k, y, d.yn, 1, lanes);
@@ -158,11 +160,13 @@ void store_band(const ConvProblem& d, const LaneLayout& l, const float* out, int
     const float* from = out + k * l.c * N;
     if (d.yh == d.q * d.yw) scatter_images(from, rows * d.q, y + k * d.yk, d.yn, d.yw, lanes);
     else
-      for (int64_t i = 0; i < rows; ++i) scatter_images(from + i * d.q * N, d.q, y + k * d.yk + i * d.yh, d.yn, d.yw, lanes);
+      for (int64_t i = 0; i < rows; ++i)
+        scatter_images(from + i * d.q * N, d.q, y + k * d.yk + i * d.yh, d.yn, d.yw, lanes);
   }
 }
 
-void run_band(const ConvProblem& d, const Plan& p, const float* packed, int64_t n0, int64_t band_index, float* band, float* out) {
+void run_band(const ConvProblem& d, const Plan& p, const float* packed, int64_t n0, int64_t band_index, float* band,
+              float* out) {
   const int lanes = int(min64(N, d.n - n0));
   const int64_t p0 = band_index * p.rows, rows = min64(p.rows, d.p - p0);
   const int64_t h_begin = max64(0, p0 * d.stride_h - d.pad_h);
@@ -170,7 +174,8 @@ void run_band(const ConvProblem& d, const Plan& p, const float* packed, int64_t 
   const LaneLayout in = lane_layout(d.xw != 1 || d.xh != d.w, d.c, p.in_rows, p.columns);
   const LaneLayout to = lane_layout(d.yk == 1 && d.k > 1, d.k, p.rows, d.q);
   if (h_begin < h_end)
-    gather_band(d, static_cast<const float*>(d.x) + n0 * d.xn, lanes, h_begin, h_end - h_begin, d.pad_w, p.columns, in, band);
+    gather_band(d, static_cast<const float*>(d.x) + n0 * d.xn, lanes, h_begin, h_end - h_begin, d.pad_w, p.columns, in,
+                band);
   const float* bias = packed + d.k * d.c * d.r * d.s;
   for (int64_t b = 0; b < p.k_blocks; ++b) {
     const int mr = channels(d, p, b);
@@ -244,7 +249,8 @@ void batch_forward(const ConvProblem* parts, int count, int64_t workers, char* w
         const char* packed = workspace;
         for (int i = 0; i < count; ++i) {
           const Plan p = make_plan(parts[i]);
-          for (int64_t b = 0; b < p.bands; ++b) run_band(parts[i], p, reinterpret_cast<const float*>(packed), g * N, b, band, out);
+          for (int64_t b = 0; b < p.bands; ++b)
+            run_band(parts[i], p, reinterpret_cast<const float*>(packed), g * N, b, band, out);
           packed += p.packed;
         }
       }

@@ -1,8 +1,8 @@
 // Convolution of a batch of small images with one image per vector lane, shared parts: laying images out
 // [position][lane = image] and back.
 //
-// Positions are then independent of one another: no lane is lost to the ends of short rows, every load is aligned, and a
-// padded or strided tap is simply another position. The price is a transposition of the input and of the output.
+// Positions are then independent of one another: no lane is lost to the ends of short rows, every load is aligned, and
+// a padded or strided tap is simply another position. The price is a transposition of the input and of the output.
 #pragma once
 #include "conv2d_problem.h"
 #include "simd.h"
@@ -23,9 +23,10 @@ inline LaneLayout odd_lane_layout(bool together, int64_t channels, int64_t rows,
   return lane_layout(together, channels | 1, rows, columns);
 }
 
-// `count` adjacent elements of each of `lanes` images into vectors; after every `row` of them `gap` vectors are left out.
-FASTNN_INLINE void gather_images(const float* from, int64_t image_stride, int lanes, int64_t count, int64_t row, int64_t gap,
-                                 float* to) {
+// `count` adjacent elements of each of `lanes` images into
+// vectors; after every `row` of them `gap` vectors are left out.
+FASTNN_INLINE void gather_images(const float* from, int64_t image_stride, int lanes, int64_t count, int64_t row,
+                                 int64_t gap, float* to) {
   constexpr int N = Vec<float>::N;
   int64_t column = 0;
   for (int64_t f = 0; f < count; f += N) {
@@ -40,14 +41,15 @@ FASTNN_INLINE void gather_images(const float* from, int64_t image_stride, int la
 }
 
 // The other way, `step` elements apart in memory.
-FASTNN_INLINE void scatter_images(const float* from, int64_t count, float* to, int64_t image_stride, int64_t step, int lanes) {
+FASTNN_INLINE void scatter_images(const float* from, int64_t count, float* to, int64_t image_stride, int64_t step,
+                                  int lanes) {
   constexpr int N = Vec<float>::N;
   for (int64_t f = 0; f < count; f += N)
     untranspose_block(from + f * N, to + f * step, image_stride, step, lanes, int(min64(N, count - f)));
 }
 
-// Rows [h0, h0 + rows) of x for `lanes` images from `image`, with `pad` zero columns before (or, negative, without so many
-// of its first columns) and `columns` in all.
+// Rows [h0, h0 + rows) of x for `lanes` images from `image`, with `pad` zero columns
+// before (or, negative, without so many of its first columns) and `columns` in all.
 inline void gather_band(const ConvProblem& d, const float* image, int lanes, int64_t h0, int64_t rows, int64_t pad,
                         int64_t columns, const LaneLayout& l, float* band) {
   constexpr int N = Vec<float>::N;
@@ -66,7 +68,8 @@ inline void gather_band(const ConvProblem& d, const float* image, int lanes, int
                     to + left * channels * N);
     } else {
       for (int64_t h = 0; h < rows; ++h)
-        gather_images(from + h * d.xh, d.xn, lanes, used * channels, channels, l.w - channels, to + (h * l.h + left * l.w) * N);
+        gather_images(from + h * d.xh, d.xn, lanes, used * channels, channels, l.w - channels,
+                      to + (h * l.h + left * l.w) * N);
     }
     for (int64_t h = 0; h < rows; ++h) {
       zero(to + h * l.h * N, left * l.w);

@@ -1,7 +1,7 @@
 // Gradient of the weight over a batch of small images with one image per vector lane.
 //
-// A register tile of KB output channels x TB taps runs over the positions of a band with aligned loads and no masks; its
-// lanes are added up only once, at the end.
+// A register tile of KB output channels x TB taps runs over the positions of a band
+// with aligned loads and no masks; its lanes are added up only once, at the end.
 #include "conv2d_batch.h"
 
 #include "../../parallel.h"
@@ -25,9 +25,9 @@ constexpr int64_t kPositions = 64;
 
 struct Plan {
   int64_t columns, rows, bands, in_rows;
-  int64_t groups, slices;           // image groups are dealt to slices by shape alone; slices are added in order
+  int64_t groups, slices;  // image groups are dealt to slices by shape alone; slices are added in order
   int64_t taps;
-  int64_t slice;                    // vectors: [k][taps], then [k] for the bias
+  int64_t slice;                                        // vectors: [k][taps], then [k] for the bias
   int64_t offsets, band, grad, workers, worker, total;  // bytes
 };
 
@@ -58,11 +58,11 @@ Plan make_plan(const ConvProblem& d, int64_t workers) {
 
 struct Job {
   const float *grad, *x;
-  const int64_t* taps;       // elements each tap adds to a position in the band
+  const int64_t* taps;  // elements each tap adds to a position in the band
   int64_t rows, columns;
   int64_t grad_k, grad_h, grad_w, x_h, x_w;  // elements
-  float* out;                // [k][taps] vectors
-  int64_t out_k;             // elements
+  float* out;                                // [k][taps] vectors
+  int64_t out_k;                             // elements
   bool add;
 };
 

@@ -18,13 +18,13 @@ constexpr int kBlock = 4;  // outputs of a row computed together
 // The problem of channel 0 (its neighbours are xc, yk and weight_k apart), and how bands of it are laid out.
 struct Depthwise {
   ConvProblem d;
-  int64_t up_h, up_w;      // input values lie this far apart, zeros between
+  int64_t up_h, up_w;  // input values lie this far apart, zeros between
   int64_t channels;
   int64_t weight_k;
-  int64_t columns, rows;   // of an input band
-  int64_t band_p, bands;   // output rows per band, bands per image
-  int64_t grad;            // byte offset of the output band behind the input band
-  int64_t bytes;           // per worker
+  int64_t columns, rows;  // of an input band
+  int64_t band_p, bands;  // output rows per band, bands per image
+  int64_t grad;           // byte offset of the output band behind the input band
+  int64_t bytes;          // per worker
 };
 
 template <class S>
@@ -54,7 +54,9 @@ Depthwise plan(const Conv2dParams& p) {
     d.x = p.grad_output;
     d.xn = p.output_stride_n, d.xc = p.output_stride_k, d.xh = p.output_stride_p, d.xw = p.output_stride_q;
     d.n = p.N, d.h = p.P, d.w = p.Q;
-    d.weight = p.weight ? static_cast<const S*>(p.weight) + (p.R - 1) * p.weight_stride_r + (p.S - 1) * p.weight_stride_s : nullptr;
+    d.weight = p.weight
+                   ? static_cast<const S*>(p.weight) + (p.R - 1) * p.weight_stride_r + (p.S - 1) * p.weight_stride_s
+                   : nullptr;
     d.wr = -p.weight_stride_r, d.ws = -p.weight_stride_s;
     d.r = p.R, d.s = p.S;
     d.y = p.grad_input;
@@ -106,7 +108,8 @@ void fill_row(const Depthwise& o, const S* x, int64_t ih, int lanes, A* to) {
       alignas(64) A block[N * N];
       if (d.xc == 1)
         for (int j = 0; j < pixels; ++j)
-          (lanes == N ? V::load(from + (i + j) * d.xw) : V::load_n(from + (i + j) * d.xw, lanes)).store(at + j * o.up_w * N);
+          (lanes == N ? V::load(from + (i + j) * d.xw) : V::load_n(from + (i + j) * d.xw, lanes))
+              .store(at + j * o.up_w * N);
       else {
         transpose_block(from + i * d.xw, d.xc, d.xw, lanes, pixels, block);
         for (int j = 0; j < pixels; ++j) V::load(block + j * N).store(at + j * o.up_w * N);
@@ -128,7 +131,8 @@ void fill_band(const Depthwise& o, const S* x, int64_t p0, int64_t rows, int lan
 
 // kBlock outputs of a row; kR x kS when known at compile time (0: any).
 template <class A, int kR, int kS, int kStride>
-FASTNN_INLINE void forward_block(const ConvProblem& d, int64_t row, const A* from, const A* w, typename Vec<A>::Raw acc[kBlock]) {
+FASTNN_INLINE void forward_block(const ConvProblem& d, int64_t row, const A* from, const A* w,
+                                 typename Vec<A>::Raw acc[kBlock]) {
   using V = Vec<A>;
   constexpr int N = V::N;
   const int64_t R = kR ? kR : d.r, S = kS ? kS : d.s, step = (kStride ? kStride : d.stride_w) * N;
@@ -285,8 +289,8 @@ void run_grad_weight(const Conv2dParams& p, const Depthwise& o, int64_t workers)
 bool in_place(const Conv2dParams& p) {
   return p.dtype == DType::f32 && p.input_stride_c == 1 && p.output_stride_k == 1 && p.C > 1 &&
          (p.pass == Conv2dPass::forward ||
-          (p.pass == Conv2dPass::grad_input && p.stride_h == 1 && p.stride_w == 1 && (p.R - 1) * p.dilation_h >= p.pad_h &&
-           (p.S - 1) * p.dilation_w >= p.pad_w));
+          (p.pass == Conv2dPass::grad_input && p.stride_h == 1 && p.stride_w == 1 &&
+           (p.R - 1) * p.dilation_h >= p.pad_h && (p.S - 1) * p.dilation_w >= p.pad_w));
 }
 
 PackedConv2dParams as_packed(const Conv2dParams& p) {

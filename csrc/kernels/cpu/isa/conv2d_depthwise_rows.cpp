@@ -69,8 +69,8 @@ Rows plan(const Conv2dParams& p) {
   return o;
 }
 
-// A few rows at a time are no pattern that the hardware prefetcher follows: out of the caches, 8 images of 32x112x112 took
-// 2.5 ms without these, 0.5 with (1024 floats ahead; 2048 and 4096 are slower).
+// A few rows at a time are no pattern that the hardware prefetcher follows: out of the caches, 8 images
+// of 32x112x112 took 2.5 ms without these, 0.5 with (1024 floats ahead; 2048 and 4096 are slower).
 constexpr int64_t kAhead = 1024;
 template <int WRITE>
 FASTNN_INLINE void prefetch_rows(const Rows& o, const float* at, int64_t floats) {
@@ -82,7 +82,7 @@ struct Flag {
   static constexpr bool value = VALUE;
 };
 
-// ---- masks -----------------------------------------------------------------------------------------------------------
+// ---- masks ----------------------------------------------------------------------------------------------------------
 
 // Lanes [begin, end) of a vector.
 FASTNN_INLINE uint16_t lanes_between(int64_t begin, int64_t end) {
@@ -131,7 +131,7 @@ void make_blocks(const Rows& o, Block* blocks) {
   }
 }
 
-// ---- the taps of a tile ----------------------------------------------------------------------------------------------
+// ---- the taps of a tile ---------------------------------------------------------------------------------------------
 
 alignas(64) constexpr float kZeros[4 * N] = {};
 
@@ -184,7 +184,8 @@ FASTNN_INLINE void for_taps(const Image& o, int64_t row, int64_t q, const Block&
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) {
           const int r = u - 2 - 4 * t;
-          if (r >= 0 && r < TAPS) f(Raw(_mm512_maskz_permutex2var_ps(o.inside[s], before[u % 2], o.from[s], v)), t, r * TAPS + s);
+          if (r >= 0 && r < TAPS)
+            f(Raw(_mm512_maskz_permutex2var_ps(o.inside[s], before[u % 2], o.from[s], v)), t, r * TAPS + s);
         }
       before[u % 2] = v;
     }
@@ -219,11 +220,11 @@ FASTNN_INLINE void for_taps(const Image& o, int64_t row, int64_t q, const Block&
   }
 }
 
-// ---- the taps of a tile, by shifting ----------------------------------------------------------------------------------
+// ---- the taps of a tile, by shifting --------------------------------------------------------------------------------
 
 #if defined(__AVX512F__)
-// A load that crosses a cache line takes two cycles, two shifts between registers one: here every value of a row is loaded
-// once and moved to the lanes where the taps want it. A tile walks along its rows and carries the block before.
+// A load that crosses a cache line takes two cycles, two shifts between registers one: here every value of a row is
+// loaded once and moved to the lanes where the taps want it. A tile walks along its rows and carries the block before.
 template <int TAPS, int STRIDE, int M>
 constexpr bool kShifts = M == 1 && (STRIDE == 1 || TAPS == 3);
 
@@ -252,7 +253,8 @@ struct Walk {
           if (u >= STRIDE * t && u - STRIDE * t < TAPS) f(Raw(v), t, (u - STRIDE * t) * TAPS + s);
       };
       if constexpr (STRIDE == 1) {
-        const __m512i left = __m512i(before[u]), middle = __m512i(now[u]), right = ONLY ? __m512i{} : __m512i(load<EDGE>(o, first, u, q + N));
+        const __m512i left = __m512i(before[u]), middle = __m512i(now[u]),
+                      right = ONLY ? __m512i{} : __m512i(load<EDGE>(o, first, u, q + N));
         if (TAPS == 5) use(_mm512_maskz_alignr_epi32(wanted, middle, left, 14), 0);
         use(_mm512_maskz_alignr_epi32(wanted, middle, left, 15), kMiddle - 1);
         use(middle, kMiddle);
@@ -283,7 +285,7 @@ template <int TAPS, int STRIDE, int M>
 constexpr bool kShifts = false;
 #endif
 
-// ---- two rows in a vector --------------------------------------------------------------------------------------------
+// ---- two rows in a vector -------------------------------------------------------------------------------------------
 
 FASTNN_INLINE uint16_t pair_bits(int64_t q) { return uint16_t(((1u << q) - 1) * 0x101u); }
 
@@ -329,7 +331,7 @@ Image image_of(const Rows& o, const Pairing& pairing, const float* x) {
 #endif
 }
 
-// ---- forward, and the gradient of the input of stride 1 ----------------------------------------------------------------
+// ---- forward, and the gradient of the input of stride 1 -------------------------------------------------------------
 
 template <int TAPS>
 FASTNN_INLINE void spread_weight(const Rows& o, int64_t c, Raw* w) {
@@ -358,8 +360,8 @@ FASTNN_INLINE void forward_tile(const Image& image, int64_t row, int64_t q, cons
 }
 
 template <int TAPS, int STRIDE, int M, int T>
-FASTNN_INLINE void forward_rows(const Rows& o, const Image& image, const Block* blocks, int64_t row, const Raw* w, Raw bias,
-                                float* y) {
+FASTNN_INLINE void forward_rows(const Rows& o, const Image& image, const Block* blocks, int64_t row, const Raw* w,
+                                Raw bias, float* y) {
   const int64_t q_end = M == 2 ? 1 : o.q, yh = o.yh;
 #if defined(__AVX512F__)
   if constexpr (kShifts<TAPS, STRIDE, M>) {
@@ -372,9 +374,9 @@ FASTNN_INLINE void forward_rows(const Rows& o, const Image& image, const Block* 
         Raw acc[T];
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) acc[t] = bias;
-        tile.template step<kEdge, kOnly>(image, first, q, Mask(0xffff), [&](Raw v, int t, int tap) __attribute__((always_inline)) {
-          acc[t] = acc[t] + w[tap] * v;
-        });
+        tile.template step<kEdge, kOnly>(image, first, q, Mask(0xffff),
+                                         [&](Raw v, int t, int tap)
+                                             __attribute__((always_inline)) { acc[t] = acc[t] + w[tap] * v; });
         const Mask wanted = Mask(_bzhi_u32(0xffff, unsigned(min64(N, q_end - q))));
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) _mm512_mask_storeu_ps(y + (row + t) * yh + q, wanted, acc[t]);
@@ -391,7 +393,8 @@ FASTNN_INLINE void forward_rows(const Rows& o, const Image& image, const Block* 
     float* const to = y + row * yh + q;
     const Edge edge = M == 2 ? Edge::rows : edge_of(image, block, row * STRIDE - o.pad_h, STRIDE * (T - 1) + TAPS);
     if (edge == Edge::none) forward_tile<TAPS, STRIDE, M, T, Edge::none>(image, row, q, block, w, bias, to, yh, T, N);
-    else if (edge == Edge::columns) forward_tile<TAPS, STRIDE, M, T, Edge::columns>(image, row, q, block, w, bias, to, yh, T, o.q - q);
+    else if (edge == Edge::columns)
+      forward_tile<TAPS, STRIDE, M, T, Edge::columns>(image, row, q, block, w, bias, to, yh, T, o.q - q);
     else forward_tile<TAPS, STRIDE, M, T, Edge::rows>(image, row, q, block, w, bias, to, yh, o.p - row, o.q - q);
   }
 }
@@ -414,11 +417,12 @@ void forward_image(const Rows& o, const Pairing& pairing, const Block* blocks, i
   }
 }
 
-// ---- the gradient of the input of stride 2 ---------------------------------------------------------------------------
+// ---- the gradient of the input of stride 2 --------------------------------------------------------------------------
 
 // Outputs (2i + a, 2j + b): the taps of their parities, on grad_output's rows around i and columns around j.
 template <int TAPS, bool MASKED>
-FASTNN_INLINE void spread_tile(const Rows& o, const float* x, int64_t i, int64_t j, const Block& block, const Raw* w, float* y) {
+FASTNN_INLINE void spread_tile(const Rows& o, const float* x, int64_t i, int64_t j, const Block& block, const Raw* w,
+                               float* y) {
   constexpr int kPad = (TAPS - 1) / 2;
   Raw acc[4] = {};
 #pragma GCC unroll 3
@@ -427,7 +431,8 @@ FASTNN_INLINE void spread_tile(const Rows& o, const float* x, int64_t i, int64_t
 #pragma GCC unroll 3
     for (int dj = -1; dj <= 1; ++dj) {
       if (TAPS == 3 && (di < 0 || dj < 0)) continue;
-      const Raw v = in_register(MASKED ? load_masked(from + dj + 1, mask_of(block.bits[dj + 1])) : V::load(from + dj + 1).v);
+      const Raw v =
+          in_register(MASKED ? load_masked(from + dj + 1, mask_of(block.bits[dj + 1])) : V::load(from + dj + 1).v);
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
         const int r = k / 2 + kPad - 2 * di, s = k % 2 + kPad - 2 * dj;
@@ -461,7 +466,7 @@ void spread_image(const Rows& o, const Block* blocks, int64_t n, int64_t c) {
   }
 }
 
-// ---- the gradient of the weight --------------------------------------------------------------------------------------
+// ---- the gradient of the weight -------------------------------------------------------------------------------------
 
 template <int TAPS, int STRIDE, int M, int T, Edge EDGE>
 FASTNN_INLINE void grad_tile(const Image& image, int64_t row, int64_t q, const Block& block, const float* y, int64_t yh,
@@ -469,14 +474,17 @@ FASTNN_INLINE void grad_tile(const Image& image, int64_t row, int64_t q, const B
   Raw g[T];
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t)
-    g[t] = EDGE == Edge::none ? V::load(y + t * yh).v : M == 1 || t * M < rows ? load_rows<M>(y + t * M * yh, min64(M, rows - t * M), columns) : Raw{};
+    g[t] = EDGE == Edge::none       ? V::load(y + t * yh).v
+           : M == 1 || t * M < rows ? load_rows<M>(y + t * M * yh, min64(M, rows - t * M), columns)
+                                    : Raw{};
   for_taps<TAPS, STRIDE, M, T, EDGE>(image, row, q, block, [&](Raw v, int t, int tap) __attribute__((always_inline)) {
     acc[tap] = acc[tap] + g[t] * v;
   });
 }
 
 template <int TAPS, int STRIDE, int M, int T>
-FASTNN_INLINE void grad_rows(const Rows& o, const Image& image, const Block* blocks, int64_t row, const float* y, Raw* acc) {
+FASTNN_INLINE void grad_rows(const Rows& o, const Image& image, const Block* blocks, int64_t row, const float* y,
+                             Raw* acc) {
   const int64_t q_end = M == 2 ? 1 : o.q, yh = o.yh;
 #if defined(__AVX512F__)
   if constexpr (kShifts<TAPS, STRIDE, M> && TAPS == 3) {
@@ -490,9 +498,9 @@ FASTNN_INLINE void grad_rows(const Rows& o, const Image& image, const Block* blo
         Raw g[T];
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) g[t] = load_masked(y + (row + t) * yh + q, wanted);
-        tile.template step<kEdge, kOnly>(image, first, q, wanted, [&](Raw v, int t, int tap) __attribute__((always_inline)) {
-          acc[tap] = acc[tap] + g[t] * v;
-        });
+        tile.template step<kEdge, kOnly>(image, first, q, wanted,
+                                         [&](Raw v, int t, int tap)
+                                             __attribute__((always_inline)) { acc[tap] = acc[tap] + g[t] * v; });
       }
     };
     const bool edge = first < 0 || first + STRIDE * (T - 1) + TAPS > o.h;
@@ -506,7 +514,8 @@ FASTNN_INLINE void grad_rows(const Rows& o, const Image& image, const Block* blo
     const float* const from = y + row * yh + q;
     const Edge edge = M == 2 ? Edge::rows : edge_of(image, block, row * STRIDE - o.pad_h, STRIDE * (T - 1) + TAPS);
     if (edge == Edge::none) grad_tile<TAPS, STRIDE, M, T, Edge::none>(image, row, q, block, from, yh, T, N, acc);
-    else if (edge == Edge::columns) grad_tile<TAPS, STRIDE, M, T, Edge::columns>(image, row, q, block, from, yh, T, o.q - q, acc);
+    else if (edge == Edge::columns)
+      grad_tile<TAPS, STRIDE, M, T, Edge::columns>(image, row, q, block, from, yh, T, o.q - q, acc);
     else grad_tile<TAPS, STRIDE, M, T, Edge::rows>(image, row, q, block, from, yh, o.p - row, o.q - q, acc);
   }
 }
@@ -531,7 +540,7 @@ void grad_image(const Rows& o, const Pairing& pairing, const Block* blocks, int6
   for (int i = 0; i < TAPS * TAPS; ++i) V{V::load(sums + i * N).v + acc[i]}.store(sums + i * N);
 }
 
-// ---- loops over images and channels ----------------------------------------------------------------------------------
+// ---- loops over images and channels ---------------------------------------------------------------------------------
 
 template <int TAPS, int STRIDE, int M>
 void run_rows(const Conv2dParams& p, const Rows& o) {
@@ -585,10 +594,10 @@ void run(const Conv2dParams& p) {
 
 bool depthwise_rows_take(const Conv2dParams& p) {
   const int64_t middle = (p.R - 1) / 2;
-  return p.dtype == DType::f32 && p.input_stride_w == 1 && p.output_stride_q == 1 && (p.R == 3 || p.R == 5) && p.S == p.R &&
-         p.dilation_h == 1 && p.dilation_w == 1 && p.stride_h == p.stride_w && p.stride_h <= 2 && p.pad_h < p.R && p.pad_w == middle &&
-         (p.pass != Conv2dPass::grad_input || p.stride_h == 1 || p.pad_h == middle) &&
-         max64(p.W, p.Q) <= kMaxWidth;
+  return p.dtype == DType::f32 && p.input_stride_w == 1 && p.output_stride_q == 1 && (p.R == 3 || p.R == 5) &&
+         p.S == p.R && p.dilation_h == 1 && p.dilation_w == 1 && p.stride_h == p.stride_w && p.stride_h <= 2 &&
+         p.pad_h < p.R && p.pad_w == middle &&
+         (p.pass != Conv2dPass::grad_input || p.stride_h == 1 || p.pad_h == middle) && max64(p.W, p.Q) <= kMaxWidth;
 }
 
 void depthwise_rows(const Conv2dParams& p) { p.R == 3 ? run<3>(p) : run<5>(p); }

@@ -1,5 +1,6 @@
-// Convolution as an implicit GEMM: im2col rows are copied straight into the panels of the GEMM driver, and its tiles are
-// stored straight into the result. NCHW: channels x pixels; NHWC: pixels x channels; weight gradient: channels x taps.
+// Convolution as an implicit GEMM: im2col rows are copied straight into the panels
+// of the GEMM driver, and its tiles are stored straight into the result. NCHW:
+// channels x pixels; NHWC: pixels x channels; weight gradient: channels x taps.
 #include "conv2d_gemm.h"
 
 #include "gemm_dot.h"
@@ -62,7 +63,8 @@ void pack_weight_rows(const ConvProblem& d, float* dst, int mr, int64_t m0, int 
   }
 }
 
-GemmPanel<float> pack_pixel_columns(const ConvProblem& d, float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
+GemmPanel<float> pack_pixel_columns(const ConvProblem& d, float* dst, int nr, int64_t k0, int64_t kb, int64_t n0,
+                                    int nb) {
   if (is_pointwise(d) && d.xw == 1 && nb == nr && n0 % d.q + nb <= d.q)
     return {static_cast<const float*>(d.x) + n0 / d.q * d.xn + k0 * d.xc + n0 % d.q, d.xc};
 #if defined(__AVX512F__)
@@ -97,10 +99,13 @@ GemmPanel<float> pack_pixel_columns(const ConvProblem& d, float* dst, int nr, in
 
 void forward_rows(const ConvProblem& d, int64_t workers, char* workspace) {
   const GemmPlan plan = plan_for(forward_product(d), workers);
-  const ConvStore store{&d, static_cast<float*>(d.y), Axis::channels, Axis::pixels, false, static_cast<const float*>(d.bias), nullptr};
+  const ConvStore store{&d,    static_cast<float*>(d.y),          Axis::channels, Axis::pixels,
+                        false, static_cast<const float*>(d.bias), nullptr};
   gemm_blocked<float>(
       plan, workspace,
-      [&](float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) { pack_weight_rows(d, dst, mr, m0, mb, k0, kb); },
+      [&](float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) {
+        pack_weight_rows(d, dst, mr, m0, mb, k0, kb);
+      },
       [&](float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
         return pack_pixel_columns(d, dst, nr, k0, kb, n0, nb);
       },
@@ -164,10 +169,10 @@ void forward_columns(const ConvProblem& d, int64_t workers, char* workspace) {
       }
     }
   });
-  for (int64_t k = 0; k < w.panels * kNr; ++k)
-    bias[k] = d.bias && k < d.k ? static_cast<const float*>(d.bias)[k] : 0.f;
+  for (int64_t k = 0; k < w.panels * kNr; ++k) bias[k] = d.bias && k < d.k ? static_cast<const float*>(d.bias)[k] : 0.f;
   const GemmPlan plan = plan_for(forward_product(d), workers);
-  const ConvStore store{&d, static_cast<float*>(d.y), Axis::pixels, Axis::channels, false, nullptr, d.bias ? bias : nullptr};
+  const ConvStore store{&d,      static_cast<float*>(d.y), Axis::pixels, Axis::channels, false,
+                        nullptr, d.bias ? bias : nullptr};
   const auto panel = [&](float*, int nr, int64_t k0, int64_t, int64_t n0, int) {
     return GemmPanel<float>{packed + n0 * w.taps + k0 * nr, nr};
   };
@@ -175,17 +180,19 @@ void forward_columns(const ConvProblem& d, int64_t workers, char* workspace) {
   if (is_pointwise(d) && (d.n == 1 || d.xn == d.q * d.xw)) {
     const float* x = static_cast<const float*>(d.x);
     gemm_blocked<float>(
-        plan, workspace + w.bytes(),
-        [&](int64_t m0, int64_t k0) { return GemmRows<float>{x + m0 * d.xw + k0, d.xw}; }, panel, store);
+        plan, workspace + w.bytes(), [&](int64_t m0, int64_t k0) { return GemmRows<float>{x + m0 * d.xw + k0, d.xw}; },
+        panel, store);
     return;
   }
   gemm_blocked<float>(
       plan, workspace + w.bytes(),
-      [&](float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) { pack_pixel_rows(d, dst, mr, m0, mb, k0, kb); },
+      [&](float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) {
+        pack_pixel_rows(d, dst, mr, m0, mb, k0, kb);
+      },
       panel, store);
 }
 
-// ---- one small image: C[pixels, k] as dot products of pixels with the weight's rows, which are read once, in place ----
+// ---- one small image: C[pixels, k] as dot products of pixels with the weight's rows, which are read once, in place --
 
 // Against packing (one thread): 832x7x7->384 165 and 137 GFLOP/s, 256x7x7->256 123 and 136, 512x8x8->512 160 and 190.
 bool by_dots(const ConvProblem& d) {
@@ -201,7 +208,8 @@ void transpose_pixels(const ConvProblem& d, float* to) {
         const int64_t c = block * V::N;
         V r[V::N];
         for (int i = 0; i < V::N; ++i)
-          r[i] = c + i < d.c ? load_lanes(static_cast<const float*>(d.x) + (c + i) * d.xc + q * d.xw, d.q - q) : V::zero();
+          r[i] =
+              c + i < d.c ? load_lanes(static_cast<const float*>(d.x) + (c + i) * d.xc + q * d.xw, d.q - q) : V::zero();
         transpose_square<float>(r);
         for (int i = 0; i < min64(V::N, d.q - q); ++i) {
           if (d.c - c >= V::N) r[i].store(to + (q + i) * d.c + c);
@@ -218,7 +226,8 @@ void forward_dots(const ConvProblem& d, char* workspace) {
     transpose_pixels(d, reinterpret_cast<float*>(workspace));
     pixels = reinterpret_cast<const float*>(workspace), step = d.c;
   }
-  const GemmStore<float> store{static_cast<float*>(d.y), d.yw, d.yk, static_cast<const float*>(d.bias), 0, 1, 1, 1, false};
+  const GemmStore<float> store{
+      static_cast<float*>(d.y), d.yw, d.yk, static_cast<const float*>(d.bias), 0, 1, 1, 1, false};
   gemm_dot<float>(d.q, d.k, d.c, pixels, step, static_cast<const float*>(d.weight), d.wk, store);
 }
 
@@ -244,7 +253,8 @@ struct GradPacker {
 };
 
 // Taps in the order (c, r, s): im2col rows of a chunk of pixels, transposed.
-GemmPanel<float> pack_tap_columns(const ConvProblem& d, float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
+GemmPanel<float> pack_tap_columns(const ConvProblem& d, float* dst, int nr, int64_t k0, int64_t kb, int64_t n0,
+                                  int nb) {
   if (is_pointwise(d)) {
     for (int64_t done = 0; done < kb;) {
       const int64_t n = (k0 + done) / d.q, at = (k0 + done) % d.q, length = min64(d.q - at, kb - done);
@@ -328,7 +338,8 @@ void gemm_conv_grad_weight(const ConvProblem& problem, float* grad_weight, int64
   if (plan.n <= kNr && grad.side_by_side()) {  // nothing would read a packed panel twice
     const float* g = static_cast<const float*>(d.y);
     gemm_blocked<float>(
-        plan, workspace, [&](int64_t m0, int64_t k0) { return GemmLanes<float>{g + k0 * d.yw + m0, d.yw}; }, panel, store);
+        plan, workspace, [&](int64_t m0, int64_t k0) { return GemmLanes<float>{g + k0 * d.yw + m0, d.yw}; }, panel,
+        store);
   } else {
     gemm_blocked<float>(plan, workspace, grad, panel, store);
   }

@@ -75,7 +75,7 @@ struct ConvStore {
   const ConvProblem* d;
   float* out;
   Axis rows, columns;
-  bool taps_channel_last;  // order of taps: (r, s, c) instead of (c, r, s)
+  bool taps_channel_last;    // order of taps: (r, s, c) instead of (c, r, s)
   const float* row_bias;     // or null
   const float* column_bias;  // or null; whole vectors are readable
 
@@ -133,13 +133,16 @@ struct ConvStore {
         const int64_t step = rows == Axis::pixels ? d->yw : channel_stride();
         if (nb == NV * V::N) {
           const auto each = [&](const auto& f) __attribute__((always_inline)) {
-            for_whole_tile(t, mb, at + m0 * step, step, [&](V v, float* to, int i, int j) __attribute__((always_inline)) {
-              f(v, to, i, j).store(to);
-            });
+            for_whole_tile(t, mb, at + m0 * step, step,
+                           [&](V v, float* to, int i, int j)
+                               __attribute__((always_inline)) { f(v, to, i, j).store(to); });
           };
           if (!first) each([](V v, float* to, int, int) __attribute__((always_inline)) { return v + V::load(to); });
-          else if (row_bias) each([&](V v, float*, int i, int) __attribute__((always_inline)) { return v + V::set1(row_bias[m0 + i]); });
-          else if (column_bias) each([&](V v, float*, int, int j) __attribute__((always_inline)) { return v + V::load(column_bias + n0 + j); });
+          else if (row_bias)
+            each([&](V v, float*, int i, int) __attribute__((always_inline)) { return v + V::set1(row_bias[m0 + i]); });
+          else if (column_bias)
+            each([&](V v, float*, int, int j)
+                     __attribute__((always_inline)) { return v + V::load(column_bias + n0 + j); });
           else each([](V v, float*, int, int) __attribute__((always_inline)) { return v; });
           return;
         }

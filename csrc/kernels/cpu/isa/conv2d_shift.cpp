@@ -7,23 +7,23 @@ namespace {
 
 template <class A>
 struct Tile {
-  const A* weight;        // [taps][MR]
-  const A* band;          // the first position
-  const int32_t* taps;    // offset of each tap
+  const A* weight;      // [taps][MR]
+  const A* band;        // the first position
+  const int32_t* taps;  // offset of each tap
   int64_t num_taps;
-  int64_t half_stride;    // elements between the two rows of a vector
-  const A* bias;          // [MR]
-  A* scratch;             // [MR][NV * N], where kStore is false
-  float* out;             // kStore: channel m's plane at out + m * out_stride, contiguous
+  int64_t half_stride;  // elements between the two rows of a vector
+  const A* bias;        // [MR]
+  A* scratch;           // [MR][NV * N], where kStore is false
+  float* out;           // kStore: channel m's plane at out + m * out_stride, contiguous
   int64_t out_stride;
-  int channels;           // kStore: how many of MR to write
-  const Lanes* lanes;     // kStore: [NV]
+  int channels;        // kStore: how many of MR to write
+  const Lanes* lanes;  // kStore: [NV]
 };
 template <class A>
 using TileFn = void (*)(const Tile<A>& t);
 
-// acc[m][v] = bias[m] + sum over taps of weight[tap][m] * band[taps[tap] + position v], left in scratch or, with kStore,
-// its valid lanes compressed in the register and written straight to the output.
+// acc[m][v] = bias[m] + sum over taps of weight[tap][m] * band[taps[tap] + position v], left in scratch
+// or, with kStore, its valid lanes compressed in the register and written straight to the output.
 template <class A, int MR, int NV, bool kHalf, bool kStore>
 void tile(const Tile<A>& job) {
   const A *w = job.weight, *band = job.band, *bias = job.bias;
@@ -110,7 +110,8 @@ TileFn<A> find_tile(int mr, int nv) {
 }
 
 template <class S, class A>
-FASTNN_INLINE void store_lanes(Vec<A> v, Lanes l, S* out, int64_t q, int64_t row_stride, int64_t column_stride, bool dense) {
+FASTNN_INLINE void store_lanes(Vec<A> v, Lanes l, S* out, int64_t q, int64_t row_stride, int64_t column_stride,
+                               bool dense) {
   constexpr uint32_t kAll = uint32_t((uint64_t(1) << Vec<A>::N) - 1);
   if (dense && l.mask == kAll) return v.store(out + l.first);
   A lane[Vec<A>::N];
@@ -153,8 +154,10 @@ void run_band(const ConvProblem& d, const ShiftPlan& s, int64_t group, int64_t k
 #endif
   TileFn<A> run;
   if constexpr (__is_same(A, float))
-    run = straight ? s.half ? find_tile<A, true, true>(s.tile.mr, s.tile.nv) : find_tile<A, false, true>(s.tile.mr, s.tile.nv)
-          : s.half ? find_tile<A, true, false>(s.tile.mr, s.tile.nv) : find_tile<A, false, false>(s.tile.mr, s.tile.nv);
+    run = straight ? s.half ? find_tile<A, true, true>(s.tile.mr, s.tile.nv)
+                            : find_tile<A, false, true>(s.tile.mr, s.tile.nv)
+          : s.half ? find_tile<A, true, false>(s.tile.mr, s.tile.nv)
+                   : find_tile<A, false, false>(s.tile.mr, s.tile.nv);
   else
     run = s.half ? find_tile<A, true, false>(s.tile.mr, s.tile.nv) : find_tile<A, false, false>(s.tile.mr, s.tile.nv);
   const int64_t p0 = group % s.bands * s.band_p, rows = min64(s.band_p, d.p - p0);
@@ -178,8 +181,17 @@ void run_band(const ConvProblem& d, const ShiftPlan& s, int64_t group, int64_t k
       const A* image = band + (s.in_place ? 0 : i * s.image);
       if constexpr (__is_same(S, A)) image = in_place(i) ? x + i * d.xn : image;
       for (int64_t v = 0; v < vectors; v += nv) {
-        const Tile<A> job{packed + b * s.taps * mr, image + (s.half ? 2 * v * s.pitch : v * N), taps, s.taps, s.pitch,
-                          bias + b * mr, out, reinterpret_cast<float*>(y), d.yk, channels, lanes + v};
+        const Tile<A> job{packed + b * s.taps * mr,
+                          image + (s.half ? 2 * v * s.pitch : v * N),
+                          taps,
+                          s.taps,
+                          s.pitch,
+                          bias + b * mr,
+                          out,
+                          reinterpret_cast<float*>(y),
+                          d.yk,
+                          channels,
+                          lanes + v};
         run(job);
         if (straight) continue;
         const int count = int(min64(nv, vectors - v));
@@ -227,8 +239,8 @@ void shift_forward(const ConvProblem& d, int64_t workers, char* workspace) {
   int32_t* taps = reinterpret_cast<int32_t*>(workspace + o.taps);
   fill_taps(d, s, taps);
   pack_weights<S, A>(d, s, packed, bias);
-  // Few bands: the channel blocks are shared out as well. Bands that do not come out even: every thread takes its part of
-  // the channel blocks of every band.
+  // Few bands: the channel blocks are shared out as well. Bands that do not come
+  // out even: every thread takes its part of the channel blocks of every band.
   const bool uneven = s.groups % workers != 0 && s.groups < 8 * workers;
   const int64_t splits = uneven ? min64(s.k_blocks, workers) : 1;
   parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
@@ -237,15 +249,15 @@ void shift_forward(const ConvProblem& d, int64_t workers, char* workspace) {
       int64_t lanes_rows = -1;
       for (int64_t item = w; item < s.groups * splits; item += workers) {
         const int64_t split = item % splits;
-        run_band<S, A>(d, s, item / splits, s.k_blocks * split / splits, s.k_blocks * (split + 1) / splits, packed, bias,
-                       taps, reinterpret_cast<A*>(own), reinterpret_cast<Lanes*>(own + o.lanes), &lanes_rows);
+        run_band<S, A>(d, s, item / splits, s.k_blocks * split / splits, s.k_blocks * (split + 1) / splits, packed,
+                       bias, taps, reinterpret_cast<A*>(own), reinterpret_cast<Lanes*>(own + o.lanes), &lanes_rows);
       }
     }
   });
 }
 
-#define FASTNN_INSTANTIATE(S)                                           \
-  template int64_t shift_workspace<S>(const ConvProblem&, int64_t);    \
+#define FASTNN_INSTANTIATE(S)                                       \
+  template int64_t shift_workspace<S>(const ConvProblem&, int64_t); \
   template void shift_forward<S>(const ConvProblem&, int64_t, char*);
 FASTNN_INSTANTIATE(float)
 FASTNN_INSTANTIATE(double)

@@ -1,10 +1,12 @@
-// Convolution without im2col, shared parts: a padded copy of a band of the image is read at shifted addresses, one shift per tap.
+// Convolution without im2col, shared parts: a padded copy of a band
+// of the image is read at shifted addresses, one shift per tap.
 //
 // Rows of the band have pitch >= Q, so output (p, q) sits at flat position p * pitch + q and tap (c, r, s) reads the
 // band at that position plus a constant. A register tile of MR output channels x NV vectors of flat positions then runs
 // over all taps with nothing but loads and FMAs. Lanes past the end of a row compute garbage that is dropped when the
 // tile is stored: Q / pitch of the work is useful. Narrow images (Q at most half a vector) put two rows in one vector
-// instead. A stride splits the band into phases: rows r mod stride_h and columns s mod stride_w become planes of their own.
+// instead. A stride splits the band into phases: rows r mod
+// stride_h and columns s mod stride_w become planes of their own.
 #pragma once
 #include "../../parallel.h"
 #include "conv2d_problem.h"
@@ -47,22 +49,22 @@ inline TileShape choose_tile(int64_t k, int64_t vectors) {
 }
 
 struct ShiftPlan {
-  int64_t phases_h, phases_w;    // planes per channel
-  int64_t reach_h, reach_w;      // rows and columns a plane has beyond the outputs'
-  int64_t pitch;                 // elements per plane row
-  int64_t band_p;                // output rows per band
-  int64_t bands;                 // bands per image
-  int64_t images;                // images per band (1 when bands > 1)
-  int64_t groups;                // ceil(n / images) * bands
-  int64_t plane;                 // elements per plane
-  int64_t image;                 // elements per image in the band buffer
-  int64_t buffer;                // elements of the band buffer
+  int64_t phases_h, phases_w;  // planes per channel
+  int64_t reach_h, reach_w;    // rows and columns a plane has beyond the outputs'
+  int64_t pitch;               // elements per plane row
+  int64_t band_p;              // output rows per band
+  int64_t bands;               // bands per image
+  int64_t images;              // images per band (1 when bands > 1)
+  int64_t groups;              // ceil(n / images) * bands
+  int64_t plane;               // elements per plane
+  int64_t image;               // elements per image in the band buffer
+  int64_t buffer;              // elements of the band buffer
   int64_t taps;
-  int64_t vectors;               // per image of a whole band
+  int64_t vectors;  // per image of a whole band
   TileShape tile;
   int64_t k_blocks;
   bool half;
-  bool in_place;                 // stride 1, no padding, dense rows: the image is its own band
+  bool in_place;  // stride 1, no padding, dense rows: the image is its own band
 };
 
 template <class S, class A>

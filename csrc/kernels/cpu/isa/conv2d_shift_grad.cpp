@@ -12,7 +12,8 @@ constexpr int kGradK = 3, kGradT = 3;
 
 // One lane mask per vector of an image, in the form the ISA likes best.
 template <class A>
-FASTNN_INLINE Vec<A> load_masked(const A* p, const A* upper, [[maybe_unused]] uint32_t bits, const A* expanded, bool half) {
+FASTNN_INLINE Vec<A> load_masked(const A* p, const A* upper, [[maybe_unused]] uint32_t bits, const A* expanded,
+                                 bool half) {
   using V = Vec<A>;
 #if defined(__AVX512F__)
   if constexpr (__is_same(A, float)) {
@@ -29,16 +30,16 @@ FASTNN_INLINE Vec<A> load_masked(const A* p, const A* upper, [[maybe_unused]] ui
 
 template <class A>
 struct GradJob {
-  const A* g;              // [images][KB.. at g_k][vectors * N]: zero in lanes that are no outputs
+  const A* g;  // [images][KB.. at g_k][vectors * N]: zero in lanes that are no outputs
   int64_t g_image, g_k;
-  const A* x;              // band of the first image
+  const A* x;  // band of the first image
   int64_t x_image;
-  int64_t row_step;        // half mode: elements between the two rows of a vector; a vector advances by two rows
+  int64_t row_step;  // half mode: elements between the two rows of a vector; a vector advances by two rows
   const int32_t* taps;
-  const uint32_t* bits;    // [vectors]
-  const A* expanded;       // [vectors][N] masks of all ones or zeros
+  const uint32_t* bits;  // [vectors]
+  const A* expanded;     // [vectors][N] masks of all ones or zeros
   int64_t images, vectors;
-  A* out;                  // [KB at out_k][TB]
+  A* out;  // [KB at out_k][TB]
   int64_t out_k;
 };
 
@@ -233,10 +234,12 @@ void grad_slice(const ConvProblem& d, const GradPlan& p, int64_t slice, int64_t 
         job.g = g + k * job.g_k;
         job.taps = taps + t;
         job.out = partial + (k_begin + k) * s.taps + t;
-        if (all_used) (s.half ? find_grad<A, kGradK, kGradT, true, false>(kb, tb)
-                              : find_grad<A, kGradK, kGradT, false, false>(kb, tb))(job);
-        else (s.half ? find_grad<A, kGradK, kGradT, true, true>(kb, tb)
-                     : find_grad<A, kGradK, kGradT, false, true>(kb, tb))(job);
+        if (all_used)
+          (s.half ? find_grad<A, kGradK, kGradT, true, false>(kb, tb)
+                  : find_grad<A, kGradK, kGradT, false, false>(kb, tb))(job);
+        else
+          (s.half ? find_grad<A, kGradK, kGradT, true, true>(kb, tb)
+                  : find_grad<A, kGradK, kGradT, false, true>(kb, tb))(job);
       }
   }
 }
@@ -289,8 +292,8 @@ void shift_grad_weight(const ConvProblem& d, S* grad_weight, S* grad_bias, int64
     }
 }
 
-#define FASTNN_INSTANTIATE(S)                                              \
-  template int64_t shift_grad_workspace<S>(const ConvProblem&, int64_t);  \
+#define FASTNN_INSTANTIATE(S)                                            \
+  template int64_t shift_grad_workspace<S>(const ConvProblem&, int64_t); \
   template void shift_grad_weight<S>(const ConvProblem&, S*, S*, int64_t, char*);
 FASTNN_INSTANTIATE(float)
 FASTNN_INSTANTIATE(double)

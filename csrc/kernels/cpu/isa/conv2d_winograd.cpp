@@ -6,7 +6,8 @@
 // products with the transformed weight U[xi][k block][c][2 lanes' worth] give M, and each tile's 36 M's become its
 // outputs. There are two orders of work. Many tiles: V and M of a block of tile rows stay in L2 while all of U passes.
 // Few tiles beside a large weight (deep layers, one image): V holds every tile, and each piece of the weight is
-// transformed into L2, used once and forgotten, since writing U out and reading it back would take longer than the products.
+// transformed into L2, used once and forgotten, since writing U
+// out and reading it back would take longer than the products.
 #include "../../parallel.h"
 #include "conv2d_winograd_product.h"
 
@@ -18,17 +19,17 @@ using Raw = V::Raw;
 constexpr int N = V::N;
 
 struct Plan {
-  bool few;                 // the order of work for few tiles
-  int64_t th, tw;           // tiles per image
-  int64_t tile_rows;        // over the batch: n * th
+  bool few;           // the order of work for few tiles
+  int64_t th, tw;     // tiles per image
+  int64_t tile_rows;  // over the batch: n * th
   int64_t rows_per_block, blocks;
-  int64_t tiles;            // per block, at most
-  int64_t c_groups;         // of N input channels
-  int64_t k_groups;         // of N output channels
-  int64_t chunk_groups;     // many: output channel groups whose U is held at once; few: input channel groups
-  int64_t columns;          // of a strip
-  int64_t u_xi;             // elements between two xi of U, at most (see odd_lines)
-  int64_t v_xi;             // few: elements between two xi of V
+  int64_t tiles;         // per block, at most
+  int64_t c_groups;      // of N input channels
+  int64_t k_groups;      // of N output channels
+  int64_t chunk_groups;  // many: output channel groups whose U is held at once; few: input channel groups
+  int64_t columns;       // of a strip
+  int64_t u_xi;          // elements between two xi of U, at most (see odd_lines)
+  int64_t v_xi;          // few: elements between two xi of V
   // byte offsets into the workspace: what is shared (many: U; few: V), then U or V, M and a strip per worker
   int64_t workers, u, v, m, strip, worker, total;
 };
@@ -37,7 +38,7 @@ int64_t pad(int64_t bytes) { return round_up(bytes, 64); }
 
 template <int TAPS>
 Plan make_plan(const ConvProblem& d, int64_t workers) {
-  constexpr int64_t kVBytes = 640 << 10;   // V shares a 1 MB L2 with M and a panel of U
+  constexpr int64_t kVBytes = 640 << 10;  // V shares a 1 MB L2 with M and a panel of U
   constexpr int64_t kUBytes = 16 << 20;
   constexpr int64_t kFewTiles = 64, kFewVBytes = 12 << 20, kFewUBytes = 1 << 20;
   Plan p{};
@@ -118,14 +119,15 @@ void transform_weight(const ConvProblem& d, int64_t group, int64_t c0, int64_t c
   constexpr int kTaps = TAPS * TAPS, kRows = (kTaps + N - 1) / N * N;
   alignas(64) float lane[kRows][N] = {}, block[kTaps][N][N];
   for (int64_t c = c0; c < c1; ++c, u += 2 * N) {
-    const float(*taps)[N] = lane;
+    const float (*taps)[N] = lane;
     int64_t taps_row = 1;
     if (c >= d.c) {
       __builtin_memset(lane, 0, sizeof(lane));
     } else if (together) {
       if ((c - c0) % N == 0)
         for (int tap = 0; tap < kTaps; ++tap)
-          transpose_block(w + c + tap / TAPS * d.wr + tap % TAPS * d.ws, d.wk, 1, lanes, int(min64(N, d.c - c)), block[tap][0]);
+          transpose_block(w + c + tap / TAPS * d.wr + tap % TAPS * d.ws, d.wk, 1, lanes, int(min64(N, d.c - c)),
+                          block[tap][0]);
       taps = block[0] + (c - c0) % N;
       taps_row = N;
     } else {
@@ -147,14 +149,15 @@ template <int TAPS>
 void transform_output(const Plan& p, const float* m, int64_t xi_stride, Raw bias, float* strip) {
   constexpr int OUT = kTileOut<TAPS>;
   for (int64_t t = 0; t < p.tw; ++t)
-    transform_tile<output_line<OUT>, 6, OUT>(
-        load_points(m + t * N, xi_stride), [&](int r, int s, Raw y) __attribute__((always_inline)) {
-          V{y + bias}.store(strip + (r * p.columns + OUT * t + s) * N);
-        });
+    transform_tile<output_line<OUT>, 6, OUT>(load_points(m + t * N, xi_stride),
+                                             [&](int r, int s, Raw y) __attribute__((always_inline)) {
+                                               V{y + bias}.store(strip + (r * p.columns + OUT * t + s) * N);
+                                             });
 }
 
 template <int TAPS>
-void store_strip(const ConvProblem& d, const Plan& p, const float* strip, int64_t tile_row, int64_t group, float* image) {
+void store_strip(const ConvProblem& d, const Plan& p, const float* strip, int64_t tile_row, int64_t group,
+                 float* image) {
   constexpr int OUT = kTileOut<TAPS>;
   const int lanes = int(min64(N, d.k - group * N));
   for (int r = 0; r < OUT && tile_row * OUT + r < d.p; ++r) {
@@ -175,7 +178,8 @@ void store_strip(const ConvProblem& d, const Plan& p, const float* strip, int64_
 
 // Tile rows [row0, row0 + rows) of nv output channel groups from M.
 template <int TAPS>
-void finish(const ConvProblem& d, const Plan& p, const float* m, int64_t row0, int64_t rows, int64_t group, int nv, float* strip) {
+void finish(const ConvProblem& d, const Plan& p, const float* m, int64_t row0, int64_t rows, int64_t group, int nv,
+            float* strip) {
   const int64_t m_group = rows * p.tw * N, m_xi = odd_lines(nv * m_group);
   for (int j = 0; j < nv; ++j) {
     alignas(64) float bias[N] = {};
@@ -192,8 +196,8 @@ void finish(const ConvProblem& d, const Plan& p, const float* m, int64_t row0, i
 
 // V of tile rows [row0, row0 + rows) of one input channel group.
 template <int TAPS>
-void transform_rows(const ConvProblem& d, const Plan& p, int64_t row0, int64_t rows, int64_t group, float* strip, float* v,
-                    int64_t v_xi) {
+void transform_rows(const ConvProblem& d, const Plan& p, int64_t row0, int64_t rows, int64_t group, float* strip,
+                    float* v, int64_t v_xi) {
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t image = (row0 + r) / p.th, tile_row = (row0 + r) % p.th;
     fill_strip<TAPS>(d, p.tw, p.columns, static_cast<const float*>(d.x) + image * d.xn, tile_row, group, 6, strip);
@@ -244,8 +248,9 @@ void run_few(const ConvProblem& d, const Plan& p, int64_t workers, char* workspa
   parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t w = begin; w < end; ++w)
       for (int64_t g = w; g < p.c_groups; g += workers)
-        transform_rows<TAPS>(d, p, 0, p.tile_rows, g, reinterpret_cast<float*>(workspace + p.workers + w * p.worker + p.strip),
-                             v + g * v_group, p.v_xi);
+        transform_rows<TAPS>(d, p, 0, p.tile_rows, g,
+                             reinterpret_cast<float*>(workspace + p.workers + w * p.worker + p.strip), v + g * v_group,
+                             p.v_xi);
   });
   parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t w = begin; w < end; ++w) {

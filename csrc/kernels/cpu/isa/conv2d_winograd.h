@@ -1,6 +1,6 @@
-// What Winograd's forward and weight gradient share: the transforms of F(4x4, 3x3) and F(2x2, 5x5), and strips of padded
-// rows. Both have six points (0, 1, -1, 2, -2, infinity), so 6x6 tiles of the input transform alike; the 5x5 kernel's
-// tiles overlap more. TAPS is the kernel's size, 7 - TAPS the side of a tile of outputs.
+// What Winograd's forward and weight gradient share: the transforms of F(4x4, 3x3) and F(2x2, 5x5), and strips
+// of padded rows. Both have six points (0, 1, -1, 2, -2, infinity), so 6x6 tiles of the input transform alike;
+// the 5x5 kernel's tiles overlap more. TAPS is the kernel's size, 7 - TAPS the side of a tile of outputs.
 #pragma once
 #include "conv2d_problem.h"
 #include "simd.h"
@@ -133,8 +133,8 @@ FASTNN_INLINE int64_t strip_columns(int64_t tw) {
 
 // The first `rows` rows of channel group `group` for one row of tiles, padded: strip[row][column][lane].
 template <int TAPS>
-void fill_strip(const ConvProblem& d, int64_t tw, int64_t columns, const float* image, int64_t tile_row,
-                       int64_t group, int rows, float* strip) {
+void fill_strip(const ConvProblem& d, int64_t tw, int64_t columns, const float* image, int64_t tile_row, int64_t group,
+                int rows, float* strip) {
   using V = Vec<float>;
   constexpr int N = V::N;
   const int lanes = int(min64(N, d.c - group * N));

@@ -1,9 +1,10 @@
 // Gradient of a 3x3 or 5x5 stride-1 weight in Winograd's domain: the transpose of F(4x4, 3x3) or F(2x2, 5x5), with as
 // few multiplications.
 //
-// dW = G^T [ sum over tiles of (A g A^T) (B^T d B)^T ] G: each tile of grad_output becomes 36 values per output channel, each 6x6 tile of the input 36 per input channel, and 36 matrix products over the tiles give dU[xi][k][c].
-// Many tiles: slices of the batch each sum a dU of their own, added in order at the end. Few tiles beside a large weight:
-// the points of every tile are kept, and each piece of dU is computed in L2 and becomes dW at once.
+// dW = G^T [ sum over tiles of (A g A^T) (B^T d B)^T ] G: each tile of grad_output becomes 36 values per output
+// channel, each 6x6 tile of the input 36 per input channel, and 36 matrix products over the tiles give dU[xi][k][c].
+// Many tiles: slices of the batch each sum a dU of their own, added in order at the end. Few tiles beside a large
+// weight: the points of every tile are kept, and each piece of dU is computed in L2 and becomes dW at once.
 #include "../../parallel.h"
 #include "conv2d_winograd.h"
 
@@ -21,16 +22,16 @@ constexpr int kRows = 4, kColumns = 2;
 #endif
 
 struct Plan {
-  bool few;                                // the order of work for few tiles
+  bool few;  // the order of work for few tiles
   int64_t th, tw, tile_rows;
   int64_t rows_per_block, blocks, slices;  // blocks are dealt to slices by shape alone; slices are summed in order
   int64_t tiles;                           // per block, at most
   int64_t c_groups, k_groups;
-  int64_t chunk_groups;                    // many: groups of output channels held at once; few: of input channels
-  int64_t columns;                         // of a strip
-  int64_t u_xi;                            // elements between two xi of dU
-  int64_t slice;                           // elements of a slice: dU and the bias gradient
-  int64_t v_xi, m_xi;                      // few: elements between two xi of V and M
+  int64_t chunk_groups;  // many: groups of output channels held at once; few: of input channels
+  int64_t columns;       // of a strip
+  int64_t u_xi;          // elements between two xi of dU
+  int64_t slice;         // elements of a slice: dU and the bias gradient
+  int64_t v_xi, m_xi;    // few: elements between two xi of V and M
   // byte offsets: what is shared (many: slices; few: V, M, bias), then V, M or a piece of dU, and a strip per worker
   int64_t workers, v, m, bias, u, strip, worker, total;
 };
@@ -122,8 +123,8 @@ void product(const float* m, const float* v, int64_t v_group, int64_t tiles, flo
 }
 
 // The 36 products of `channels` output channels (from a) with `groups` groups of input channels (from b).
-void products(const float* a, int64_t a_xi, const float* b, int64_t b_xi, int64_t group_stride, int64_t tiles, int64_t channels,
-              int64_t groups, float* u, int64_t u_xi, int64_t u_row, bool add) {
+void products(const float* a, int64_t a_xi, const float* b, int64_t b_xi, int64_t group_stride, int64_t tiles,
+              int64_t channels, int64_t groups, float* u, int64_t u_xi, int64_t u_row, bool add) {
   for (int64_t xi = 0; xi < 36; ++xi)
     for (int64_t g = 0; g < groups; g += kColumns)
       for (int64_t k = 0; k < channels; k += kRows) {
@@ -148,22 +149,24 @@ ConvProblem grad_as_image(const ConvProblem& d) {
 
 // V (of input) or M (of grad_output, with the sums of its channels) of one tile row and one group of channels.
 template <int TAPS>
-void transform_input_row(const ConvProblem& d, const Plan& p, int64_t row, int64_t group, float* strip, float* v, int64_t v_xi) {
+void transform_input_row(const ConvProblem& d, const Plan& p, int64_t row, int64_t group, float* strip, float* v,
+                         int64_t v_xi) {
   fill_strip<TAPS>(d, p.tw, p.columns, static_cast<const float*>(d.x) + row / p.th * d.xn, row % p.th, group, 6, strip);
   transform_input<TAPS>(p.tw, p.columns, strip, v, v_xi);
 }
 template <int TAPS>
-void transform_grad_row(const ConvProblem& d, const Plan& p, int64_t row, int64_t group, float* strip, float* m, int64_t m_xi,
-                        float* bias) {
-  fill_strip<TAPS>(grad_as_image(d), p.tw, p.columns, static_cast<const float*>(d.y) + row / p.th * d.yn, row % p.th, group,
-                   kTileOut<TAPS>, strip);
+void transform_grad_row(const ConvProblem& d, const Plan& p, int64_t row, int64_t group, float* strip, float* m,
+                        int64_t m_xi, float* bias) {
+  fill_strip<TAPS>(grad_as_image(d), p.tw, p.columns, static_cast<const float*>(d.y) + row / p.th * d.yn, row % p.th,
+                   group, kTileOut<TAPS>, strip);
   transform_grad<TAPS>(p, strip, m, m_xi, bias);
 }
 
-// dW[c] = G^T (sum of the slices' dU) G for one output channel and `groups` groups of input channels; w at the first one.
+// dW[c] = G^T (sum of the slices' dU) G for one output channel
+// and `groups` groups of input channels; w at the first one.
 template <int TAPS>
-void finish(const ConvProblem& d, const float* u, int64_t u_xi, int64_t slices, int64_t slice, int64_t group, int64_t groups,
-            float* w) {
+void finish(const ConvProblem& d, const float* u, int64_t u_xi, int64_t slices, int64_t slice, int64_t group,
+            int64_t groups, float* w) {
   constexpr int kTaps = TAPS * TAPS;
   for (int64_t g = 0; g < groups; ++g) {
     const auto load = [&](int r, int s) __attribute__((always_inline)) {
@@ -178,7 +181,8 @@ void finish(const ConvProblem& d, const float* u, int64_t u_xi, int64_t slices, 
     const int lanes = int(min64(N, d.c - (group + g) * N));
     float* to = w + g * N * d.wc;
     if (d.ws == 1 && d.wr == TAPS) {
-      for (int tap = 0; tap < kTaps; tap += N) untranspose_block(taps[tap], to + tap, d.wc, 1, lanes, int(min64(N, kTaps - tap)));
+      for (int tap = 0; tap < kTaps; tap += N)
+        untranspose_block(taps[tap], to + tap, d.wc, 1, lanes, int(min64(N, kTaps - tap)));
     } else {
       for (int tap = 0; tap < kTaps; ++tap) {
         float* at = to + tap / TAPS * d.wr + tap % TAPS * d.ws;
@@ -193,7 +197,8 @@ void finish(const ConvProblem& d, const float* u, int64_t u_xi, int64_t slices, 
 // ---- the two orders of work ----------------------------------------------------------------------------------------
 
 template <int TAPS>
-void run_slice(const ConvProblem& d, const Plan& p, int64_t slice, int64_t first, int64_t groups, float* out, char* own) {
+void run_slice(const ConvProblem& d, const Plan& p, int64_t slice, int64_t first, int64_t groups, float* out,
+               char* own) {
   float* v = reinterpret_cast<float*>(own + p.v);
   float* m = reinterpret_cast<float*>(own + p.m);
   float* strip = reinterpret_cast<float*>(own + p.strip);
@@ -208,14 +213,17 @@ void run_slice(const ConvProblem& d, const Plan& p, int64_t slice, int64_t first
       for (int64_t g = 0; g < p.c_groups; ++g)
         transform_input_row<TAPS>(d, p, row0 + r, g, strip, v + g * group_stride + r * p.tw * N, v_xi);
       for (int64_t g = 0; g < groups; ++g)
-        transform_grad_row<TAPS>(d, p, row0 + r, first + g, strip, m + g * group_stride + r * p.tw * N, m_xi, bias + g * N);
+        transform_grad_row<TAPS>(d, p, row0 + r, first + g, strip, m + g * group_stride + r * p.tw * N, m_xi,
+                                 bias + g * N);
     }
-    products(m, m_xi, v, v_xi, group_stride, tiles, groups * N, p.c_groups, out, p.u_xi, p.c_groups * N, block > first_block);
+    products(m, m_xi, v, v_xi, group_stride, tiles, groups * N, p.c_groups, out, p.u_xi, p.c_groups * N,
+             block > first_block);
   }
 }
 
 template <int TAPS>
-void run_many(const ConvProblem& d, const Plan& p, float* grad_weight, float* grad_bias, int64_t workers, char* workspace) {
+void run_many(const ConvProblem& d, const Plan& p, float* grad_weight, float* grad_bias, int64_t workers,
+              char* workspace) {
   float* slices = reinterpret_cast<float*>(workspace);
   for (int64_t first = 0; first < p.k_groups; first += p.chunk_groups) {
     const int64_t groups = min64(p.chunk_groups, p.k_groups - first);
@@ -227,7 +235,8 @@ void run_many(const ConvProblem& d, const Plan& p, float* grad_weight, float* gr
     const int64_t channels = min64(groups * N, d.k - first * N);
     parallel_for(0, channels, 8, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k)
-        finish<TAPS>(d, slices + k * p.c_groups * N, p.u_xi, p.slices, p.slice, 0, p.c_groups, grad_weight + (first * N + k) * d.wk);
+        finish<TAPS>(d, slices + k * p.c_groups * N, p.u_xi, p.slices, p.slice, 0, p.c_groups,
+                     grad_weight + (first * N + k) * d.wk);
     });
     if (!grad_bias) continue;
     for (int64_t k = 0; k < channels; ++k) {
@@ -239,7 +248,8 @@ void run_many(const ConvProblem& d, const Plan& p, float* grad_weight, float* gr
 }
 
 template <int TAPS>
-void run_few(const ConvProblem& d, const Plan& p, float* grad_weight, float* grad_bias, int64_t workers, char* workspace) {
+void run_few(const ConvProblem& d, const Plan& p, float* grad_weight, float* grad_bias, int64_t workers,
+             char* workspace) {
   float* v = reinterpret_cast<float*>(workspace + p.v);
   float* m = reinterpret_cast<float*>(workspace + p.m);
   float* bias = reinterpret_cast<float*>(workspace + p.bias);
@@ -262,7 +272,8 @@ void run_few(const ConvProblem& d, const Plan& p, float* grad_weight, float* gra
       for (int64_t k = w; k < p.k_groups; k += workers)
         for (int64_t g = 0; g < p.c_groups; g += p.chunk_groups) {
           const int64_t groups = min64(p.chunk_groups, p.c_groups - g), u_row = p.chunk_groups * N;
-          products(m + k * group_stride, p.m_xi, v + g * group_stride, p.v_xi, group_stride, p.tiles, N, groups, u, p.u_xi, u_row, false);
+          products(m + k * group_stride, p.m_xi, v + g * group_stride, p.v_xi, group_stride, p.tiles, N, groups, u,
+                   p.u_xi, u_row, false);
           for (int64_t i = 0; i < min64(N, d.k - k * N); ++i)
             finish<TAPS>(d, u + i * u_row, p.u_xi, 1, 0, g, groups, grad_weight + (k * N + i) * d.wk + g * N * d.wc);
         }
@@ -287,7 +298,8 @@ int64_t winograd_grad_workspace(const ConvProblem& d, int64_t workers) {
   return d.r == 3 ? make_plan<3>(d, workers).total : make_plan<5>(d, workers).total;
 }
 
-void winograd_grad_weight(const ConvProblem& d, float* grad_weight, float* grad_bias, int64_t workers, char* workspace) {
+void winograd_grad_weight(const ConvProblem& d, float* grad_weight, float* grad_bias, int64_t workers,
+                          char* workspace) {
   if (d.r == 3) run<3>(d, grad_weight, grad_bias, workers, workspace);
   else run<5>(d, grad_weight, grad_bias, workers, workspace);
 }

@@ -16,7 +16,8 @@ FASTNN_INLINE void store_lanes(i64v v, int32_t* to) {
   __builtin_memcpy(to, &narrow, sizeof(narrow));
 }
 
-// With eps = label_smoothing, w the class weights (1 without) and z_c = log_sum - (x_c - max) = -log p_c, a row's loss is
+// With eps = label_smoothing, w the class weights (1 without)
+// and z_c = log_sum - (x_c - max) = -log p_c, a row's loss is
 //   class index t:    (1 - eps) w_t z_t + eps / C sum_c w_c z_c
 //   probabilities t:  sum_c w_c q_c z_c,  q_c = (1 - eps) t_c + eps / C
 // and its gradient, times the row's scale,
@@ -99,9 +100,7 @@ struct Problem {
   FASTNN_VEC_FN A weight_of(int64_t t) const { return t < 0 ? A(0) : weight ? to_acc(weight[t]) : A(1); }
 
   // w_c q_c of one class in every lane (or of neighbouring classes), q_c = 1 for class indices.
-  FASTNN_VEC_FN V share(V w, V t) const {
-    return probabilities ? w * fma(V::set1(keep), t, V::set1(spread)) : w;
-  }
+  FASTNN_VEC_FN V share(V w, V t) const { return probabilities ? w * fma(V::set1(keep), t, V::set1(spread)) : w; }
 
   // What a row's loss is multiplied by in backward, before the class weight.
   FASTNN_VEC_FN A scale_of(int64_t row) const {
@@ -397,7 +396,8 @@ FASTNN_INLINE void backward_columns(const Problem<S>& k, int64_t outer, int64_t 
       const V w = V::set1(k.weight ? to_acc(k.weight[c]) : A(1));
       for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
         const int64_t j = c * inner + i;
-        const V log_p = (load_some(x + j, lanes, A(0)) - load_some(m + i, lanes, A(0))) - load_some(log_sum + i, lanes, A(0));
+        const V log_p =
+            (load_some(x + j, lanes, A(0)) - load_some(m + i, lanes, A(0))) - load_some(log_sum + i, lanes, A(0));
         const V share = k.share(w, load_some(t + j, lanes, A(0)));
         if (dx) store_some(exp(log_p) * V::load(of_p + i) - V::load(g + i) * share, dx + at + j, lanes);
         if (dt) store_some(V::set1(-k.keep) * V::load(g + i) * w * log_p, dt + at + j, lanes);
@@ -417,7 +417,8 @@ FASTNN_INLINE void backward_columns(const Problem<S>& k, int64_t outer, int64_t 
     const V w = V::set1(k.spread * (k.weight ? to_acc(k.weight[c]) : A(1)));
     for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
       const int64_t j = c * inner + i;
-      const V log_p = (load_some(x + j, lanes, A(0)) - load_some(m + i, lanes, A(0))) - load_some(log_sum + i, lanes, A(0));
+      const V log_p =
+          (load_some(x + j, lanes, A(0)) - load_some(m + i, lanes, A(0))) - load_some(log_sum + i, lanes, A(0));
       V d = exp(log_p) * V::load(of_p + i);
       if (smooth) d = d - V::load(g + i) * w;
       d.v = t.targets(i) == every_lane<A>(c) ? d.v - V::load(kept + i).v : d.v;

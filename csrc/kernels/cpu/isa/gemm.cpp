@@ -1,4 +1,5 @@
-// Matrix products: chooses between the packed driver, the same with B read in place, dot products and whole rows for small m.
+// Matrix products: chooses between the packed driver, the same
+// with B read in place, dot products and whole rows for small m.
 #include "../../gemm.h"
 
 #include "gemm_axpy.h"
@@ -31,8 +32,8 @@ bool few_dots(const GemmParams& p) {
   return p.m > kDotMaxM && p.n <= kDotNarrowN && p.k >= 10 * p.n && (p.dtype == DType::f32 || p.dtype == DType::f64);
 }
 
-// Few columns are rather few rows, of a B that is read in place: a vector times a matrix, dot products, few rows of sums.
-// Else rows of C run along n, unless only m is dense in memory.
+// Few columns are rather few rows, of a B that is read in place: a vector times a matrix, dot
+// products, few rows of sums. Else rows of C run along n, unless only m is dense in memory.
 bool wants_transposing(const GemmParams& p) {
   if (p.n == 1 && p.m > 1) return p.a_stride_m == 1 || (p.a_stride_k == 1 && p.b_stride_k == 1);
   if (p.n <= kAxpyMaxM && p.a_stride_m == 1 && p.a_stride_k != 1 && p.b_stride_k == 1 && p.b_stride_n != 1) return true;
@@ -78,9 +79,15 @@ struct Matrices {
   Matrices(const GemmParams& p, int64_t i)
       : a(static_cast<const S*>(p.a) + i * p.a_stride_batch),
         b(static_cast<const S*>(p.b) + i * p.b_stride_batch),
-        store{static_cast<S*>(p.c) + i * p.c_stride_batch, p.c_stride_m, p.c_stride_n,
-              p.d ? static_cast<const S*>(p.d) + i * p.d_stride_batch : nullptr, p.d_stride_m, p.d_stride_n,
-              acc_t<S>(p.alpha), acc_t<S>(p.beta), p.relu} {}
+        store{static_cast<S*>(p.c) + i * p.c_stride_batch,
+              p.c_stride_m,
+              p.c_stride_n,
+              p.d ? static_cast<const S*>(p.d) + i * p.d_stride_batch : nullptr,
+              p.d_stride_m,
+              p.d_stride_n,
+              acc_t<S>(p.alpha),
+              acc_t<S>(p.beta),
+              p.relu} {}
 };
 
 template <class S>
@@ -217,7 +224,7 @@ const char* gemm_algorithm(const GemmParams& params) {
 
 namespace {
 
-constexpr int kSumVectors = 8;  // sums side by side: enough to hide the latency of an addition
+constexpr int kSumVectors = 8;     // sums side by side: enough to hide the latency of an addition
 constexpr int64_t kSumRows = 256;  // sums of sums of this many rows bound the rounding error of long columns
 
 // y[0, columns) = the sums of the rows of x, for columns <= NV vectors that lie side by side.
@@ -272,25 +279,28 @@ Status column_sum(const ColumnSumParams& p) {
     constexpr int64_t kColumns = kSumVectors * Vec<A>::N;
     const S* const x = static_cast<const S*>(p.x);
     S* const y = static_cast<S*>(p.y);
-    parallel_for(0, ceil_div(p.columns, kColumns), max64(1, (1 << 12) / max64(1, p.rows)), [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin * kColumns; c < min64(end * kColumns, p.columns); c += kColumns) {
-        const int64_t columns = min64(kColumns, p.columns - c);
-        if (p.x_stride_column == 1 || columns == 1) {
-          sum_columns_by<S>(int(ceil_div(columns, Vec<A>::N)), x + c * p.x_stride_column, p.rows, p.x_stride_row, columns, y + c);
-          continue;
-        }
-        for (int64_t j = 0; j < columns; ++j) {
-          const S* const column = x + (c + j) * p.x_stride_column;
-          A sum = 0;
-          for (int64_t r0 = 0; r0 < p.rows; r0 += kSumRows) {
-            A part = 0;
-            for (int64_t r = r0; r < min64(r0 + kSumRows, p.rows); ++r) part += to_acc(column[r * p.x_stride_row]);
-            sum += part;
-          }
-          y[c + j] = from_acc<S>(sum);
-        }
-      }
-    });
+    parallel_for(0, ceil_div(p.columns, kColumns), max64(1, (1 << 12) / max64(1, p.rows)),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t c = begin * kColumns; c < min64(end * kColumns, p.columns); c += kColumns) {
+                     const int64_t columns = min64(kColumns, p.columns - c);
+                     if (p.x_stride_column == 1 || columns == 1) {
+                       sum_columns_by<S>(int(ceil_div(columns, Vec<A>::N)), x + c * p.x_stride_column, p.rows,
+                                         p.x_stride_row, columns, y + c);
+                       continue;
+                     }
+                     for (int64_t j = 0; j < columns; ++j) {
+                       const S* const column = x + (c + j) * p.x_stride_column;
+                       A sum = 0;
+                       for (int64_t r0 = 0; r0 < p.rows; r0 += kSumRows) {
+                         A part = 0;
+                         for (int64_t r = r0; r < min64(r0 + kSumRows, p.rows); ++r)
+                           part += to_acc(column[r * p.x_stride_row]);
+                         sum += part;
+                       }
+                       y[c + j] = from_acc<S>(sum);
+                     }
+                   }
+                 });
     return Status::ok;
   });
 }

@@ -6,8 +6,8 @@
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
 constexpr int64_t kAxpyMaxM = 4;
-constexpr int kAxpyRows = 4;          // rows of B per pass over the sums
-constexpr int64_t kAxpySums = 4096;   // sums kept on the stack, in L1
+constexpr int kAxpyRows = 4;         // rows of B per pass over the sums
+constexpr int64_t kAxpySums = 4096;  // sums kept on the stack, in L1
 
 // sums[i][0, n) += a[i, 0..R) * b[0..R, n) for i < M.
 template <class S, int M, int R, class A = acc_t<S>>
@@ -34,7 +34,8 @@ void axpy_rows(const S* a, int64_t a_m, int64_t a_k, const S* b, int64_t ldb, in
 
 // The same for all of k and n <= NV vectors, whose sums stay in registers.
 template <class S, int M, int NV, class A = acc_t<S>>
-void axpy_columns(int64_t k, const S* a, int64_t a_m, int64_t a_k, const S* b, int64_t ldb, int64_t n, A* sums, int64_t ld) {
+void axpy_columns(int64_t k, const S* a, int64_t a_m, int64_t a_k, const S* b, int64_t ldb, int64_t n, A* sums,
+                  int64_t ld) {
   using V = Vec<A>;
   constexpr int U = M * NV < 4 ? 4 / (M * NV) : 1;  // chains of sums enough to hide the latency of one
   V c[U][M][NV];
@@ -120,10 +121,12 @@ void gemm_axpy(int64_t m, int64_t n, int64_t k, const S* a, int64_t a_m, int64_t
 constexpr int64_t kOuterMaxK = 8, kOuterMaxKFew = 4, kOuterMaxKWide = 2;
 constexpr int64_t kOuterColumns = 1024;  // columns at a time: a b that does not run along n is copied to the stack
 
-// R rows from i on and columns [n0, n0 + n) of a sum of K outer products. NV > 0: n <= NV vectors of b, kept in registers.
+// R rows from i on and columns [n0, n0 + n) of a sum of K outer
+// products. NV > 0: n <= NV vectors of b, kept in registers.
 template <class S, int K, int R, int NV>
-FASTNN_INLINE void outer_rows(int64_t i, int64_t n0, int64_t n, const S* a, int64_t a_m, int64_t a_k, const S* b, int64_t ldb,
-                              const Vec<acc_t<S>> (*kept)[NV > 0 ? NV : 1], const GemmStore<S>& store, bool plain, bool biased) {
+FASTNN_INLINE void outer_rows(int64_t i, int64_t n0, int64_t n, const S* a, int64_t a_m, int64_t a_k, const S* b,
+                              int64_t ldb, const Vec<acc_t<S>> (*kept)[NV > 0 ? NV : 1], const GemmStore<S>& store,
+                              bool plain, bool biased) {
   using V = Vec<acc_t<S>>;
   V x[R][K];
 #pragma GCC unroll 2
@@ -203,8 +206,8 @@ bool takes_outer(int64_t m, int64_t n, int64_t k) {
 
 // A sum of outer products, C written row by row; takes_outer(m, n, k).
 template <class S>
-void gemm_outer(int64_t m, int64_t n, int64_t k, const S* a, int64_t a_m, int64_t a_k, const S* b, int64_t b_k, int64_t b_n,
-                const GemmStore<S>& store) {
+void gemm_outer(int64_t m, int64_t n, int64_t k, const S* a, int64_t a_m, int64_t a_k, const S* b, int64_t b_k,
+                int64_t b_n, const GemmStore<S>& store) {
   const auto columns = outer_columns<S, kOuterMaxK>;
   parallel_for(0, m, max64(1, (1 << 16) / max64(1, n)), [&](int64_t begin, int64_t end) {
     if (b_n == 1) return columns(begin, end, 0, n, k, a, a_m, a_k, b, b_k, store);

@@ -49,15 +49,16 @@ FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, Bf16Pairs a,
     for (int j = 0; j < NV; ++j) tile.v[i][j].v = (typename Vec<A>::Raw)c[i][j];
 }
 
-// dst[p * width + l] = the pair (src[l * lane_stride + 2 p * k_stride], the next in k) for l < lanes, zeros elsewhere; the
-// second of the last pair is zero where `k` elements are odd. May write up to one vector past the panel.
-inline void pack_bf16_pairs(float* dst, int width, const bf16* src, int64_t lane_stride, int64_t k_stride, int lanes, int64_t k) {
+// dst[p * width + l] = the pair (src[l * lane_stride + 2 p * k_stride], the next in k) for l < lanes, zeros elsewhere;
+// the second of the last pair is zero where `k` elements are odd. May write up to one vector past the panel.
+inline void pack_bf16_pairs(float* dst, int width, const bf16* src, int64_t lane_stride, int64_t k_stride, int lanes,
+                            int64_t k) {
   const int64_t whole = k / 2;
   if (k_stride == 1 && lane_stride % 2 == 0) {  // pairs lie side by side already
     gemm_pack_panel<float>(dst, width, reinterpret_cast<const float*>(src), lane_stride / 2, 1, lanes, whole);
   } else if (lane_stride == 1) {  // two rows interleaved
-    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
-                                         36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     for (int64_t p = 0; p < whole; ++p)
       for (int l = 0; l < width; l += 16) {
         const int n = lanes - l < 0 ? 0 : lanes - l < 16 ? lanes - l : 16;

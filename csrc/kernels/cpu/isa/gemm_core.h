@@ -10,12 +10,11 @@
 //   pack_a(A* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb)
 //            writes dst[p * mr + i] = A[m0 + i, k0 + p] for i < mb, zero for mb <= i < mr. May write up to N elements
 //            (one vector) past dst[kb * mr].
-//            It may return a type of its own, made from {address of the packed block}: its overloads of gemm_micro() and
-//            next_rows() then compute the tiles (gemm_bf16.h).
-//            Or it takes (m0, k0) alone and returns the GemmRows or GemmLanes of A to be read in place, where packing costs more than
-//            it saves (few columns).
-//            A pack_a that is a class may have a whole(dst, mr, m0, m1, k0, kb) that packs all rows [m0, m1), panel after
-//            panel, and returns true, or returns false to be asked panel by panel.
+//            It may return a type of its own, made from {address of the packed block}: its overloads of gemm_micro()
+//            and next_rows() then compute the tiles (gemm_bf16.h). Or it takes (m0, k0) alone and returns the GemmRows
+//            or GemmLanes of A to be read in place, where packing costs more than it saves (few columns). A pack_a that
+//            is a class may have a whole(dst, mr, m0, m1, k0, kb) that packs all rows [m0, m1), panel after panel, and
+//            returns true, or returns false to be asked panel by panel.
 //   pack_b(A* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) -> GemmPanel<A>
 //            either writes dst[p * nr + j] = B[k0 + p, n0 + j] in the same way and returns {dst, nr}, or returns
 //            {address of B[k0, n0], row stride} when B can be read in place: rows of at least nr readable elements.
@@ -100,8 +99,8 @@ FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, const A* a, 
   gemm_micro<A, MR, NV>(tile, k, GemmLanes<A>{a, MR}, b, ldb);
 }
 
-// The same with rows of A read in place. Addresses are a pointer per three rows plus 0, 1 or 2 times ld, which x86 has for
-// free; 14 pointers would not fit its registers.
+// The same with rows of A read in place. Addresses are a pointer per three rows plus
+// 0, 1 or 2 times ld, which x86 has for free; 14 pointers would not fit its registers.
 template <class A, int MR, int NV>
 FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, GemmRows<A> a, const A* b, int64_t ldb) {
   using V = Vec<A>;
@@ -149,8 +148,8 @@ FASTNN_INLINE void for_tile(const GemmTile<A, MR, NV>& tile, int mb, int nb, con
   }
 }
 
-// f(vector, address, row, column) over the mb rows of a tile that has all its columns, `step` elements apart from `to` on.
-// What to do with a vector is better asked once a tile: asked at every vector it costs as much as a K of 16.
+// f(vector, address, row, column) over the mb rows of a tile that has all its columns, `step` elements apart from
+// `to` on. What to do with a vector is better asked once a tile: asked at every vector it costs as much as a K of 16.
 template <class A, int MR, int NV, class S, class F>
 FASTNN_INLINE void for_whole_tile(const GemmTile<A, MR, NV>& tile, int mb, S* to, int64_t step, const F& f) {
   constexpr int N = Vec<A>::N;
@@ -166,11 +165,11 @@ FASTNN_INLINE void for_whole_tile(const GemmTile<A, MR, NV>& tile, int mb, S* to
 
 struct GemmPlan {
   int64_t m, n, k;
-  int mr;          // rows of a register tile, 1..kGemmMaxMr: the one that wastes least on m
-  int64_t tm, tn;  // rows and columns of a task
-  int64_t kc;      // K of one chunk
-  int64_t splits;  // partial sums a deep and small problem is cut into
-  int64_t split_k; // K of one split (a multiple of kc)
+  int mr;           // rows of a register tile, 1..kGemmMaxMr: the one that wastes least on m
+  int64_t tm, tn;   // rows and columns of a task
+  int64_t kc;       // K of one chunk
+  int64_t splits;   // partial sums a deep and small problem is cut into
+  int64_t split_k;  // K of one split (a multiple of kc)
   int64_t workers;
   int64_t a_elements, b_elements, c_elements;  // workspace of one worker
   int64_t workspace_bytes;
@@ -234,7 +233,7 @@ struct GemmBuffer {
   int64_t m_origin, n_origin;
   template <int MR, int NV>
   FASTNN_VEC_FN void tile(const GemmTile<A, MR, NV>& t, int64_t m0, int mb, int64_t n0, int nb, bool first,
-                                 bool) const {
+                          bool) const {
     A* at = c + (m0 - m_origin) * ld + n0 - n_origin;
     for_tile(t, mb, nb, [&](Vec<A> v, int i, int j, int) {  // whole vectors: ld is a multiple of one
       A* to = at + i * ld + j;
@@ -245,11 +244,17 @@ struct GemmBuffer {
 };
 
 template <class A>
-FASTNN_INLINE const A* next_rows(const A* a, int64_t mr, int64_t kb) { return a + mr * kb; }
+FASTNN_INLINE const A* next_rows(const A* a, int64_t mr, int64_t kb) {
+  return a + mr * kb;
+}
 template <class A>
-FASTNN_INLINE GemmRows<A> next_rows(GemmRows<A> a, int64_t mr, int64_t) { return {a.p + mr * a.ld, a.ld}; }
+FASTNN_INLINE GemmRows<A> next_rows(GemmRows<A> a, int64_t mr, int64_t) {
+  return {a.p + mr * a.ld, a.ld};
+}
 template <class A>
-FASTNN_INLINE GemmLanes<A> next_rows(GemmLanes<A> a, int64_t mr, int64_t) { return {a.p + mr, a.ld}; }
+FASTNN_INLINE GemmLanes<A> next_rows(GemmLanes<A> a, int64_t mr, int64_t) {
+  return {a.p + mr, a.ld};
+}
 
 // One strip of columns: all panels of A (packed, or rows in place) times one panel of B.
 template <class A, int MR, int NV, class Rows, class Store>
@@ -283,7 +288,8 @@ void gemm_task(const GemmPlan& plan, A* a_block, A* b_panel, int64_t m0, int64_t
     const int64_t kb = min64(plan.kc, k1 - k);
     constexpr bool in_place = requires { pack_a(m0, k0); };
     bool packed = false;
-    if constexpr (requires { pack_a.whole(a_block, plan.mr, m0, m1, k, kb); }) packed = pack_a.whole(a_block, plan.mr, m0, m1, k, kb);
+    if constexpr (requires { pack_a.whole(a_block, plan.mr, m0, m1, k, kb); })
+      packed = pack_a.whole(a_block, plan.mr, m0, m1, k, kb);
     if constexpr (!in_place)
       for (int64_t m = m0; m < m1 && !packed; m += plan.mr)
         pack_a(a_block + (m - m0) * kb, plan.mr, m, int(min64(plan.mr, m1 - m)), k, kb);
@@ -294,14 +300,16 @@ void gemm_task(const GemmPlan& plan, A* a_block, A* b_panel, int64_t m0, int64_t
       if constexpr (in_place) {
         // Rows past the last must not be read: the rest has a strip of its own size.
         const int rest = int((m1 - m0) % plan.mr);
-        if (m1 - rest > m0) gemm_strip_rows<A, kGemmMaxMr>(plan.mr, pack_a(m0, k), b, kb, m0, m1 - rest, n, nb, store, first, last);
-        if (rest) gemm_strip_rows<A, kGemmMaxMr>(rest, pack_a(m1 - rest, k), b, kb, m1 - rest, m1, n, nb, store, first, last);
+        if (m1 - rest > m0)
+          gemm_strip_rows<A, kGemmMaxMr>(plan.mr, pack_a(m0, k), b, kb, m0, m1 - rest, n, nb, store, first, last);
+        if (rest)
+          gemm_strip_rows<A, kGemmMaxMr>(rest, pack_a(m1 - rest, k), b, kb, m1 - rest, m1, n, nb, store, first, last);
       } else {
         using Packed = decltype(pack_a(a_block, 0, int64_t{}, 0, int64_t{}, int64_t{}));
         if constexpr (__is_same(Packed, void))
-          gemm_strip_rows<A, kGemmMaxMr>(plan.mr, static_cast<const A*>(a_block), b, kb, m0, m1, n, nb, store, first, last);
-        else
-          gemm_strip_rows<A, kGemmMaxMr>(plan.mr, Packed{a_block}, b, kb, m0, m1, n, nb, store, first, last);
+          gemm_strip_rows<A, kGemmMaxMr>(plan.mr, static_cast<const A*>(a_block), b, kb, m0, m1, n, nb, store, first,
+                                         last);
+        else gemm_strip_rows<A, kGemmMaxMr>(plan.mr, Packed{a_block}, b, kb, m0, m1, n, nb, store, first, last);
       }
     }
     k += plan.kc;

@@ -12,7 +12,7 @@ constexpr int kDotRows = 2;  // 2 x 4 of 16 registers
 constexpr int64_t kDotNarrowN = 12;
 #endif
 constexpr int64_t kDotMaxM = 64;
-constexpr int kDotGroup = 16;  // columns per task
+constexpr int kDotGroup = 16;    // columns per task
 constexpr int64_t kDotK = 1024;  // four rows of b this long leave room in L1 for the rows of a that pass
 
 // Sums over the lanes of four vectors, added to out[0..3].
@@ -23,8 +23,8 @@ FASTNN_INLINE void reduce_four(Vec<A> x0, Vec<A> x1, Vec<A> x2, Vec<A> x3, A* ou
     const __m512 a = (__m512)x0.v, b = (__m512)x1.v, c = (__m512)x2.v, d = (__m512)x3.v;
     const __m512 ab = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
     const __m512 cd = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);
-    const __m512 s = (__m512)_mm512_unpacklo_pd((__m512d)ab, (__m512d)cd) +
-                     (__m512)_mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
+    const __m512 s =
+        (__m512)_mm512_unpacklo_pd((__m512d)ab, (__m512d)cd) + (__m512)_mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
     const __m256 h = _mm512_castps512_ps256(s) + (__m256)_mm512_extractf64x4_pd((__m512d)s, 1);
     _mm_storeu_ps(out, _mm_loadu_ps(out) + (_mm256_castps256_ps128(h) + _mm256_extractf128_ps(h, 1)));
     return;

@@ -1,4 +1,5 @@
-// Packing for the GEMM driver: panels of `width` lanes by k, converted to the accumulator type, zero past the last lane.
+// Packing for the GEMM driver: panels of `width` lanes by k,
+// converted to the accumulator type, zero past the last lane.
 #pragma once
 #include "simd.h"
 #include "transpose.h"
@@ -106,8 +107,9 @@ void gemm_pack_panel(A* dst, int width, const S* src, int64_t lane_stride, int64
   }
 }
 
-// All panels of a block of rows whose lanes lie side by side: panel j of `width` <= N lanes goes to dst + j * width * k. A few
-// values of k at a time, so that what one panel leaves of a cache line is there for the next. Writes no more than that.
+// All panels of a block of rows whose lanes lie side by side: panel j of `width` <=
+// N lanes goes to dst + j * width * k. A few values of k at a time, so that what
+// one panel leaves of a cache line is there for the next. Writes no more than that.
 template <class S, class A = acc_t<S>>
 void gemm_pack_side_by_side(A* dst, int width, const S* src, int64_t k_stride, int64_t rows, int64_t k) {
   constexpr int64_t kTogether = 16;

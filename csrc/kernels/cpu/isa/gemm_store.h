@@ -37,7 +37,8 @@ struct GemmStore {
       const bool whole = nb == NV * V::N;
       if (!first) {
         if (whole)
-          for_whole_tile(t, mb, at, c_m, [](V v, S* to, int, int) __attribute__((always_inline)) { (V::load(to) + v).store(to); });
+          for_whole_tile(t, mb, at, c_m,
+                         [](V v, S* to, int, int) __attribute__((always_inline)) { (V::load(to) + v).store(to); });
         else
           for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) {
             S* const to = at + i * c_m + j;
@@ -46,7 +47,8 @@ struct GemmStore {
         return;
       }
       if (!d) {
-        if (whole) for_whole_tile(t, mb, at, c_m, [](V v, S* to, int, int) __attribute__((always_inline)) { v.store(to); });
+        if (whole)
+          for_whole_tile(t, mb, at, c_m, [](V v, S* to, int, int) __attribute__((always_inline)) { v.store(to); });
         else for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) { store(v, at + i * c_m + j, lanes); });
         return;
       }
@@ -68,8 +70,8 @@ struct GemmStore {
 
   // Any strides, any factors; a row at a time through memory.
   template <int MR, int NV>
-  __attribute__((noinline)) void general(GemmTile<A, MR, NV> t, S* at, int64_t m0, int mb, int64_t n0, int nb, bool first,
-                                         bool last) const {
+  __attribute__((noinline)) void general(GemmTile<A, MR, NV> t, S* at, int64_t m0, int mb, int64_t n0, int nb,
+                                         bool first, bool last) const {
     for (int i = 0; i < mb; ++i) {
       A row[NV * V::N];
       for (int j = 0; j < NV; ++j) t.v[i][j].store(row + j * V::N);

@@ -4,7 +4,7 @@
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
-// ---- lanes at the end of a row ---------------------------------------------------------------------------------------
+// ---- lanes at the end of a row --------------------------------------------------------------------------------------
 
 // The first `left` lanes when left is below N, all of them when not; none when left <= 0.
 template <class S, class A = acc_t<S>>

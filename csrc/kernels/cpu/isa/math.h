@@ -8,9 +8,10 @@ namespace fastnn::cpu::FASTNN_ISA_NS {
 FASTNN_INLINE f32v pow2i(i32v n) { return (f32v)((n + 127) << 23); }
 FASTNN_INLINE f64v pow2i(i64v n) { return (f64v)((n + 1023) << 52); }
 
-// exp: x = n ln2 + r with |r| <= ln2/2, a polynomial in r (Chebyshev fit of the series beyond 1 + r), and 2^n. Subnormal
-// results round once more in the baseline and with AVX2. exp(-inf) = 0, exp(+inf) = inf, exp(NaN) = NaN. Largest error
-// over random points, with FMA: 0.95 ulp in float32; tests/test_loss.py holds float32 to 1 and float64 to 2.5.
+// exp: x = n ln2 + r with |r| <= ln2/2, a polynomial in r (Chebyshev fit of the series
+// beyond 1 + r), and 2^n. Subnormal results round once more in the baseline and with AVX2.
+// exp(-inf) = 0, exp(+inf) = inf, exp(NaN) = NaN. Largest error over random points, with
+// FMA: 0.95 ulp in float32; tests/test_loss.py holds float32 to 1 and float64 to 2.5.
 
 // 2^n p for integral n. The clamps below keep n in range; NaN passes through p.
 FASTNN_INLINE Vec<float> scale2(f32v p, f32v n) {
@@ -74,7 +75,9 @@ FASTNN_INLINE Vec<A> exp(Vec<A> a) {
 }
 
 template <class A>
-FASTNN_INLINE Vec<A> abs(Vec<A> a) { return max(Vec<A>{-a.v}, a); }
+FASTNN_INLINE Vec<A> abs(Vec<A> a) {
+  return max(Vec<A>{-a.v}, a);
+}
 
 // The magnitude of m, the sign of x.
 template <class A>
@@ -107,7 +110,9 @@ FASTNN_INLINE Vec<double> tanh(Vec<double> a) {
 
 // 1 / (1 + exp(-x)); 0 where exp overflows, 1 at +inf, NaN at NaN. In float32 within 2.5 ulp for x > -87.
 template <class A>
-FASTNN_INLINE Vec<A> sigmoid(Vec<A> a) { return {A(1) / (exp(Vec<A>{-a.v}).v + A(1))}; }
+FASTNN_INLINE Vec<A> sigmoid(Vec<A> a) {
+  return {A(1) / (exp(Vec<A>{-a.v}).v + A(1))};
+}
 
 // log: x = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1, s = f / (2 + f), and
 // log(1 + f) = f - (f^2/2 - s (f^2/2 + R(s^2))), R fitted to log((1 + s) / (1 - s)) / s - 2. Below 1.5 ulp.
@@ -122,7 +127,8 @@ FASTNN_INLINE Vec<float> log(Vec<float> a) {
   f32v p = z * 0x1.2ee8c8p-2f + 0x1.997c22p-2f;
   p = p * z + 0x1.55555cp-1f;
   f32v y = n * 0x1.62e400p-1f - ((half - (s * (half + z * p) + n * 0x1.7f7d1cp-20f)) - f);
-  y = a.v > 0.f ? y : f32v{} - (a.v == 0.f ? Vec<float>::set1(__builtin_inff()).v : Vec<float>::set1(__builtin_nanf("")).v);
+  y = a.v > 0.f ? y
+                : f32v{} - (a.v == 0.f ? Vec<float>::set1(__builtin_inff()).v : Vec<float>::set1(__builtin_nanf("")).v);
   return {a.v == __builtin_inff() ? a.v : y};
 }
 
@@ -140,14 +146,19 @@ FASTNN_INLINE Vec<double> log(Vec<double> a) {
   p = p * z + 0x1.9999999995273p-2;
   p = p * z + 0x1.5555555555558p-1;
   f64v y = n * 0x1.62e42fee00000p-1 - ((half - (s * (half + z * p) + n * 0x1.a39ef35793c76p-33)) - f);
-  y = a.v > 0. ? y : f64v{} - (a.v == 0. ? Vec<double>::set1(__builtin_inf()).v : Vec<double>::set1(__builtin_nan("")).v);
+  y = a.v > 0. ? y
+               : f64v{} - (a.v == 0. ? Vec<double>::set1(__builtin_inf()).v : Vec<double>::set1(__builtin_nan("")).v);
   return {a.v == __builtin_inf() ? a.v : y};
 }
 
 // One number: the vector's first lane, so that a value does not depend on how it was reached.
 template <class A>
-FASTNN_INLINE A exp(A x) { return exp(Vec<A>::set1(x)).v[0]; }
+FASTNN_INLINE A exp(A x) {
+  return exp(Vec<A>::set1(x)).v[0];
+}
 template <class A>
-FASTNN_INLINE A log(A x) { return log(Vec<A>::set1(x)).v[0]; }
+FASTNN_INLINE A log(A x) {
+  return log(Vec<A>::set1(x)).v[0];
+}
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -7,7 +7,9 @@
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
 template <class A>
-FASTNN_INLINE Vec<A> from_tail(Vec<A> x, typename Vec<A>::Raw tail) { return {x.v < A(0) ? tail : A(1) - tail}; }
+FASTNN_INLINE Vec<A> from_tail(Vec<A> x, typename Vec<A>::Raw tail) {
+  return {x.v < A(0) ? tail : A(1) - tail};
+}
 
 template <class A>
 FASTNN_INLINE Vec<A> normal_pdf(Vec<A> x) {
@@ -121,7 +123,9 @@ FASTNN_INLINE Vec<float> normal_cdf(Vec<float> a) {
 }
 
 template <class S>
-FASTNN_INLINE Vec<float> gelu_derivative(Vec<float> x) { return fma(x, normal_pdf(x), normal_cdf<S>(x)); }
+FASTNN_INLINE Vec<float> gelu_derivative(Vec<float> x) {
+  return fma(x, normal_pdf(x), normal_cdf<S>(x));
+}
 #endif
 
 // The tail is exp(-z^2 / 2) P(z) / D(z), a rational fit on [0, 10] whose coefficients are all positive.
@@ -149,6 +153,8 @@ FASTNN_INLINE Vec<double> normal_cdf(Vec<double> a) {
 }
 
 template <class S>
-FASTNN_INLINE Vec<double> gelu_derivative(Vec<double> x) { return fma(x, normal_pdf(x), normal_cdf<S>(x)); }
+FASTNN_INLINE Vec<double> gelu_derivative(Vec<double> x) {
+  return fma(x, normal_pdf(x), normal_cdf<S>(x));
+}
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

@@ -174,7 +174,8 @@ Status max_pool2d_backward_2x2(const Pool2dParams& p) {
     const S* g = static_cast<const S*>(p.grad_output);
     S* dx = static_cast<S*>(p.grad_input);
     const uint8_t* taps = static_cast<const uint8_t*>(p.offsets);
-    for_row_pairs(p, [&](int64_t to, int64_t from) { max_rows_backward(g + from, taps + from, dx + to, p.w.in, p.w.out); });
+    for_row_pairs(
+        p, [&](int64_t to, int64_t from) { max_rows_backward(g + from, taps + from, dx + to, p.w.in, p.w.out); });
     clear_last_rows(p, dx);
     return Status::ok;
   });

@@ -1,5 +1,5 @@
-// Pooling of contiguous planes with any windows, one element at a time: adaptive windows of unequal sizes, windows wider
-// than the row kernels' buffers, rows of one window or two.
+// Pooling of contiguous planes with any windows, one element at a time: adaptive windows of
+// unequal sizes, windows wider than the row kernels' buffers, rows of one window or two.
 #include "../../parallel.h"
 #include "pool2d_lanes.h"
 #include "pool2d_paths.h"
@@ -31,7 +31,8 @@ void max_row(const Pool2dParams& p, const S* x, S* y, O* offsets, int64_t oh) {
 
 // Columns [from, to) of input row ih's gradient.
 template <class S, class O>
-void max_row_backward(const Pool2dParams& p, const S* g, const O* offsets, S* dx, int64_t ih, int64_t from, int64_t to) {
+void max_row_backward(const Pool2dParams& p, const S* g, const O* offsets, S* dx, int64_t ih, int64_t from,
+                      int64_t to) {
   using A = acc_t<S>;
   const Axis h = axis_h(p), w = axis_w(p);
   A sum[kColumns] = {};

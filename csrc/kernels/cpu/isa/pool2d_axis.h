@@ -55,7 +55,9 @@ struct Axis : PoolAxis {
   }
   __attribute__((always_inline)) int64_t tap(int64_t x, int64_t o) const {
     const int64_t distance = x - first(o);
-    return dilation == 1 ? distance : quick_div(distance, dilation) * dilation == distance ? quick_div(distance, dilation) : -1;
+    return dilation == 1                                          ? distance
+           : quick_div(distance, dilation) * dilation == distance ? quick_div(distance, dilation)
+                                                                  : -1;
   }
   // What window o counts in an average along this dimension.
   __attribute__((always_inline)) int64_t count(int64_t o, bool include_pad) const {
@@ -72,7 +74,8 @@ struct Columns {
   int64_t first[kMost], begin[kMost], end[kMost];
 
   Columns(const Axis& w, int64_t from) : from(from), count(min64(kMost, w.out - from)) {
-    for (int64_t o = 0; o < count; ++o) first[o] = w.first(from + o), begin[o] = w.begin(from + o), end[o] = w.end(from + o);
+    for (int64_t o = 0; o < count; ++o)
+      first[o] = w.first(from + o), begin[o] = w.begin(from + o), end[o] = w.end(from + o);
   }
 };
 

@@ -23,7 +23,7 @@ struct Distances<uint8_t> {
 template <>
 struct Distances<int32_t> {
   uint32_t taps;
-  uint64_t inverse;  // of the kernel's width, rounded up: exact for every tap; 0 stands for a width of 1
+  uint64_t inverse;              // of the kernel's width, rounded up: exact for every tap; 0 stands for a width of 1
   int64_t row_end, column_step;  // from one row's last tap to the next row's first; between the columns of a row
   Distances(const Pool2dParams& p, int64_t pixel)
       : taps(uint32_t(p.h.kernel * p.w.kernel)), inverse(~uint64_t(0) / uint64_t(p.w.kernel) + 1) {

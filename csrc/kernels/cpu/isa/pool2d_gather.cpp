@@ -12,8 +12,8 @@ constexpr int64_t kFlatTaps = 9;     // more are slower than scattering
 
 // ---- stride 1, the plane's size kept -------------------------------------------------------------------------------
 
-// Then output o's tap (i, j) is input o + i * width + j - corner all through the tensor: a window has no taps outside its
-// plane, so an offset never points across an edge, and planes and rows need not be told apart.
+// Then output o's tap (i, j) is input o + i * width + j - corner all through the tensor: a window has no taps
+// outside its plane, so an offset never points across an edge, and planes and rows need not be told apart.
 template <class S>
 void flat_backward(const Pool2dParams& p) {
   using A = acc_t<S>;
@@ -91,9 +91,10 @@ FASTNN_INLINE Pair pair_of(__mmask16 here, __mmask16 next, __m512 g, __m512 ng, 
 
 constexpr int kMostStrips = 16;  // of 32 input columns
 
-// Masked loads and stores take twice as long as whole ones. kWhole: what surrounds the plane's rows may be read, and what
-// follows written, since it is written later: the end of each row before its beginning. kTwo: two planes of up to 8
-// outputs and 16 inputs a row, the second in the upper lanes. kStream: as kWhole, rows of whole vectors past the caches.
+// Masked loads and stores take twice as long as whole ones. kWhole: what surrounds the
+// plane's rows may be read, and what follows written, since it is written later: the end of
+// each row before its beginning. kTwo: two planes of up to 8 outputs and 16 inputs a row,
+// the second in the upper lanes. kStream: as kWhole, rows of whole vectors past the caches.
 enum class How { kMasked, kWhole, kTwo, kStream };
 
 // One plane, downwards: two input rows for each output row, and what its third tap row sends on kept for the next.
@@ -138,7 +139,8 @@ __attribute__((noinline)) void stride2_plane(const Pool2dParams& p, const float*
   };
   const auto codes = [&](const uint8_t* from, __mmask16 lanes) __attribute__((always_inline)) {
     if constexpr (kHow == How::kTwo)
-      return _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i*)from), _mm_loadl_epi64((const __m128i*)(from + plane_out)));
+      return _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i*)from),
+                                _mm_loadl_epi64((const __m128i*)(from + plane_out)));
     else if constexpr (kHow != How::kMasked) return _mm_loadu_si128((const __m128i*)from);
     else return _mm_maskz_loadu_epi8(lanes, from);
   };
@@ -193,10 +195,13 @@ constexpr bool kStride2 = false;  // without masked loads of bytes the ends of t
 FASTNN_INLINE bool keeps_size(const PoolAxis& a) {
   return a.stride == 1 && a.dilation == 1 && a.in == a.out && 2 * a.padding == a.kernel - 1;
 }
-FASTNN_INLINE bool is_3_by_2(const PoolAxis& a) { return a.kernel == 3 && a.stride == 2 && a.dilation == 1 && a.padding <= 1; }
+FASTNN_INLINE bool is_3_by_2(const PoolAxis& a) {
+  return a.kernel == 3 && a.stride == 2 && a.dilation == 1 && a.padding <= 1;
+}
 
 bool is_flat(const Pool2dParams& p) {
-  return kVecBytes >= 32 && !p.adaptive && !p.wide && p.h.kernel * p.w.kernel <= kFlatTaps && keeps_size(p.h) && keeps_size(p.w);
+  return kVecBytes >= 32 && !p.adaptive && !p.wide && p.h.kernel * p.w.kernel <= kFlatTaps && keeps_size(p.h) &&
+         keeps_size(p.w);
 }
 bool is_stride2(const Pool2dParams& p) {
   return kStride2 && !p.adaptive && p.dtype == DType::f32 && p.w.in <= 512 && is_3_by_2(p.h) && is_3_by_2(p.w);

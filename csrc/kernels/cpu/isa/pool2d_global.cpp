@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // elements per thread at least
 
-constexpr int64_t kAhead = 1024;     // elements fetched early: 53 instead of 65 us for 512 planes of 56x56
+constexpr int64_t kAhead = 1024;  // elements fetched early: 53 instead of 65 us for 512 planes of 56x56
 
 template <class S>
 acc_t<S> sum_of(const S* x, int64_t n) {

@@ -53,8 +53,7 @@ FASTNN_INLINE TapBytes<A, O> load_taps_raw(const O* p, int lanes) {
     return raw;
   }
 #if defined(__AVX512F__)
-  if constexpr (sizeof(raw) == 16)
-    return (TapBytes<A, O>)_mm_maskz_loadu_epi8(__mmask16((1u << lanes) - 1), p);
+  if constexpr (sizeof(raw) == 16) return (TapBytes<A, O>)_mm_maskz_loadu_epi8(__mmask16((1u << lanes) - 1), p);
 #endif
   for (int i = 0; i < lanes; ++i) raw[i] = p[i];
   return raw;
@@ -83,7 +82,8 @@ FASTNN_INLINE Vec<A> add_where(Vec<A> sum, typename Vec<A>::Int taps, int64_t co
   using Lane = typename IntLane<A>::type;
 #if defined(__AVX512F__)
   if constexpr (__is_same(A, float))
-    return {_mm512_mask_add_ps(sum.v, _mm512_cmpeq_epi32_mask((__m512i)taps, _mm512_set1_epi32(int(code))), sum.v, v.v)};
+    return {
+        _mm512_mask_add_ps(sum.v, _mm512_cmpeq_epi32_mask((__m512i)taps, _mm512_set1_epi32(int(code))), sum.v, v.v)};
 #endif
   return {sum.v + (taps == Lane(code) ? v.v : Raw{})};
 }
@@ -152,7 +152,7 @@ struct Taps {
   }
 };
 
-// ---- NaN -------------------------------------------------------------------------------------------------------------
+// ---- NaN ------------------------------------------------------------------------------------------------------------
 
 // Whether any lane of any vector so far was NaN: maxima are taken without minding NaN and mended where one was seen.
 template <class A>
@@ -185,7 +185,7 @@ struct NanWatch {
 #endif
 };
 
-// ---- means -----------------------------------------------------------------------------------------------------------
+// ---- means ----------------------------------------------------------------------------------------------------------
 
 // Division by one number: exact, and a multiplication where that is exact too.
 template <class A>

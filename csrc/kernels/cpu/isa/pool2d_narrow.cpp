@@ -1,5 +1,5 @@
-// Backward of 2x2 max pooling with stride 2 where rows (or, in channels_last, pixels) are shorter than a vector: several
-// of them at a time, every input lane fetching its window's gradient and tap by a permutation.
+// Backward of 2x2 max pooling with stride 2 where rows (or, in channels_last, pixels) are shorter than a
+// vector: several of them at a time, every input lane fetching its window's gradient and tap by a permutation.
 #include "../../parallel.h"
 #include "pool2d_lanes.h"
 #include "pool2d_paths.h"
@@ -33,7 +33,8 @@ struct Block {
   }
   // kWhole: 16 outputs may be read and whole vectors written, which masks would make twice as slow.
   template <bool kWhole>
-  FASTNN_VEC_FN void write(const float* g, const uint8_t* taps, int64_t outputs, float* const* to, const int64_t* lanes) const {
+  FASTNN_VEC_FN void write(const float* g, const uint8_t* taps, int64_t outputs, float* const* to,
+                           const int64_t* lanes) const {
     const __mmask16 here = __mmask16((1u << outputs) - 1);
     const __m512 values = kWhole ? _mm512_loadu_ps(g) : _mm512_maskz_loadu_ps(here, g);
     const __m128i codes = kWhole ? _mm_loadu_si128((const __m128i*)taps) : _mm_maskz_loadu_epi8(here, taps);
@@ -47,8 +48,8 @@ struct Block {
   }
 };
 
-// [rows of outputs], two rows of inputs under each, all of it one piece: rows of several planes may share a block. What a
-// block writes past its end the next one overwrites.
+// [rows of outputs], two rows of inputs under each, all of it one piece: rows of several
+// planes may share a block. What a block writes past its end the next one overwrites.
 void narrow_planes(const Pool2dParams& p) {
   const int64_t width = p.w.out, rows = p.batch * p.channels * p.h.out, per_block = 16 / width;
   const Block spread([&](int v, int lane, int32_t& o, int32_t& t) {
@@ -99,7 +100,8 @@ void narrow_pixels(const Pool2dParams& p) {
       }
       __builtin_memset(top + covered, 0, size_t(row_in - covered) * sizeof(float));
       __builtin_memset(bottom + covered, 0, size_t(row_in - covered) * sizeof(float));
-      if (oh == p.h.out - 1 && p.h.in > 2 * p.h.out) __builtin_memset(bottom + row_in, 0, size_t(row_in) * sizeof(float));
+      if (oh == p.h.out - 1 && p.h.in > 2 * p.h.out)
+        __builtin_memset(bottom + row_in, 0, size_t(row_in) * sizeof(float));
     }
   });
 }

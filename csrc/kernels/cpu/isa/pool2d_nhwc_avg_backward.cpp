@@ -1,5 +1,5 @@
-// Backward of average pooling on channels_last tensors. A window sends the same to each of its rows: a row of gradients is
-// spread over the columns once, and each input row adds up the spread rows that cover it.
+// Backward of average pooling on channels_last tensors. A window sends the same to each of its rows: a row
+// of gradients is spread over the columns once, and each input row adds up the spread rows that cover it.
 #include "pool2d_nhwc.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
@@ -25,7 +25,8 @@ struct Room {
     };
     for (;; channels -= N) {
       const int64_t taken = min64(p.channels, channels);
-      const int64_t columns = min64(min64(kColumns, w.in), min64(ring / taken, columns_of(min64(kWindows, kShares / taken))));
+      const int64_t columns =
+          min64(min64(kColumns, w.in), min64(ring / taken, columns_of(min64(kWindows, kShares / taken))));
       if (columns > 0 || channels <= N) return {columns, taken};
     }
   }
@@ -39,8 +40,12 @@ struct Tile {
   A taps[kWindows];                         // what each window counts along its row
 
   Tile(const Pool2dParams& p, const Axis& w, int64_t column, int64_t channel, const Room& room)
-      : begin(column), end(min64(w.in, column + room.columns)), from(channel),
-        count(min64(room.channels, p.channels - channel)), low(w.low(begin)), high(w.high(end - 1)) {
+      : begin(column),
+        end(min64(w.in, column + room.columns)),
+        from(channel),
+        count(min64(room.channels, p.channels - channel)),
+        low(w.low(begin)),
+        high(w.high(end - 1)) {
     for (int64_t x = begin; x < end; ++x)
       first[x - begin] = int32_t(w.low(x) - low), last[x - begin] = int32_t(w.high(x) - low);
     for (int64_t o = low; o < high; ++o) taps[o - low] = A(p.divisor ? 1 : w.count(o, p.count_include_pad));
@@ -55,7 +60,8 @@ FASTNN_INLINE void share_row(const Tile<A>& t, int64_t channels, A rows, const S
   for (int64_t o = 0; o < t.high - t.low; ++o) {
     const V taps = V::set1(rows * t.taps[o]);
     const int64_t at = (t.low + o) * channels + t.from;
-    for (int64_t c = 0; c < t.count; c += V::N) (load_upto(g + at + c, left - at - c) / taps).store(shares + o * t.count + c);
+    for (int64_t c = 0; c < t.count; c += V::N)
+      (load_upto(g + at + c, left - at - c) / taps).store(shares + o * t.count + c);
   }
 }
 
@@ -98,8 +104,8 @@ FASTNN_INLINE void add_rows(const A* const* rows, int64_t count, int64_t at, S* 
 // Input rows [top, bottom) of one image; `left`: elements of the gradient's tensor from the image's on. Where no row is
 // under two windows (`kApart`) the shares are spread right into it.
 template <bool kStream, bool kApart, class S, class A>
-void tile_backward(const Pool2dParams& p, const Axis& h, const Tile<A>& t, int64_t slots, const S* g, int64_t left, S* dx,
-                   int64_t top, int64_t bottom) {
+void tile_backward(const Pool2dParams& p, const Axis& h, const Tile<A>& t, int64_t slots, const S* g, int64_t left,
+                   S* dx, int64_t top, int64_t bottom) {
   const int64_t channels = p.channels, columns = t.end - t.begin, row = p.w.in * channels, out_row = p.w.out * channels;
   const int64_t n = columns * t.count, pitch = n + Vec<A>::N;
   A ring[kApart ? 1 : kRing], shares[kShares + Vec<A>::N];
@@ -174,7 +180,8 @@ void backward_by_pixels(const Pool2dParams& p) {
       for (int64_t oh = oh0; oh < oh1; ++oh)
         for (int64_t ow = ow0; ow < ow1; ++ow) {
           const int64_t count = h.count(oh, p.count_include_pad) * w.count(ow, p.count_include_pad);
-          sum = sum + load_some(g + (oh * w.out + ow) * channels + c, lanes) / V::set1(A(p.divisor ? p.divisor : count));
+          sum =
+              sum + load_some(g + (oh * w.out + ow) * channels + c, lanes) / V::set1(A(p.divisor ? p.divisor : count));
         }
       store_some(sum, dx + c, lanes);
     });

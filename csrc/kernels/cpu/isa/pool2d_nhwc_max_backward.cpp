@@ -1,14 +1,15 @@
-// Backward of max pooling on channels_last tensors. Whole vectors of channels are compared with every tap of their window;
-// windows of many taps, and the channels left, are added one by one at their maximum, as are 16-bit sums, in a buffer.
+// Backward of max pooling on channels_last tensors. Whole vectors of channels are
+// compared with every tap of their window; windows of many taps, and the channels
+// left, are added one by one at their maximum, as are 16-bit sums, in a buffer.
 #include "pool2d_distances.h"
 #include "pool2d_nhwc.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
 
-constexpr int64_t kShort = 16;        // channels of a short pixel
-constexpr int64_t kClear = 1 << 20;   // elements cleared at a time: less than an image is slower out of the caches
-constexpr int64_t kSums = 1 << 14;    // elements of the buffer in which 16-bit gradients are added up
+constexpr int64_t kShort = 16;       // channels of a short pixel
+constexpr int64_t kClear = 1 << 20;  // elements cleared at a time: less than an image is slower out of the caches
+constexpr int64_t kSums = 1 << 14;   // elements of the buffer in which 16-bit gradients are added up
 
 // What becomes of the vectors written: added to what is there, where windows overlap; stored; or, whole and aligned,
 // stored past the caches.
@@ -17,7 +18,8 @@ enum class Write { kAdd, kStore, kStream };
 // ---- one window ----------------------------------------------------------------------------------------------------
 
 template <int kVectors, Write kWrite, class S>
-FASTNN_INLINE void spread_vectors(const Window& t, int64_t kernel, const S* g, const uint8_t* taps, S* first, int lanes) {
+FASTNN_INLINE void spread_vectors(const Window& t, int64_t kernel, const S* g, const uint8_t* taps, S* first,
+                                  int lanes) {
   using A = acc_t<S>;
   using V = Vec<A>;
   V grad[kVectors];
@@ -45,7 +47,8 @@ FASTNN_INLINE void spread_vectors(const Window& t, int64_t kernel, const S* g, c
   }
 }
 
-// Adds (stores where windows do not overlap) g[i] to the sum its tap says. What lies outside the `size` sums is skipped.
+// Adds (stores where windows do not overlap) g[i] to the sum
+// its tap says. What lies outside the `size` sums is skipped.
 template <Write kWrite, class S, class T>
 FASTNN_INLINE void scatter_one(int64_t at, int64_t size, S g, T* sums) {
   if (__builtin_expect(uint64_t(at) >= uint64_t(size), 0)) return;
@@ -56,16 +59,16 @@ FASTNN_INLINE void scatter_one(int64_t at, int64_t size, S g, T* sums) {
 
 // `count` elements, `first` and corner[i] from their windows' first tap. Not inlined: its loop needs the registers.
 template <Write kWrite, class S, class T, class O>
-__attribute__((noinline)) void scatter_run(const Distances<O>& distance, const int64_t* corner, int64_t first, int64_t size,
-                                           const S* g, const O* taps, T* sums, int64_t count) {
+__attribute__((noinline)) void scatter_run(const Distances<O>& distance, const int64_t* corner, int64_t first,
+                                           int64_t size, const S* g, const O* taps, T* sums, int64_t count) {
 #pragma GCC unroll 4
   for (int64_t i = 0; i < count; ++i) scatter_one<kWrite>(first + corner[i] + distance(taps[i]), size, g[i], sums);
 }
 
 // ---- bands of rows -------------------------------------------------------------------------------------------------
 
-// Of pixels shorter than a vector (`flat`) also where, in a row of inputs, the window of each element of a row of windows
-// begins: the row is then one run of elements.
+// Of pixels shorter than a vector (`flat`) also where, in a row of inputs, the window
+// of each element of a row of windows begins: the row is then one run of elements.
 struct Corners : Columns {
   bool flat;
   int64_t corner[kMost * kShort];
@@ -77,13 +80,13 @@ struct Corners : Columns {
   }
 };
 
-// Channels [0, count) of the input rows [top, bottom) of one image, `pitch` elements a pixel in the gradient and `count`
-// in the sums, which are cleared just before they are needed. The channels before `split` go by vectors. Not inlined, as
-// above.
+// Channels [0, count) of the input rows [top, bottom) of one image, `pitch` elements
+// a pixel in the gradient and `count` in the sums, which are cleared just before
+// they are needed. The channels before `split` go by vectors. Not inlined, as above.
 template <Write kWrite, class S, class T, class O>
-__attribute__((noinline)) void band_backward(const Pool2dParams& p, const Corners& columns, const Distances<O>& distance,
-                                             const S* g, const O* taps, T* sums, int64_t top, int64_t bottom, int64_t count,
-                                             int64_t split) {
+__attribute__((noinline)) void band_backward(const Pool2dParams& p, const Corners& columns,
+                                             const Distances<O>& distance, const S* g, const O* taps, T* sums,
+                                             int64_t top, int64_t bottom, int64_t count, int64_t split) {
   using V = Vec<acc_t<S>>;
   const Axis h = axis_h(p), w = axis_w(p);
   const int64_t row = w.in * count, pitch = p.channels, size = (bottom - top) * row;
@@ -104,7 +107,8 @@ __attribute__((noinline)) void band_backward(const Pool2dParams& p, const Corner
     if (i0 >= i1) continue;
     const int64_t out_row = (oh * w.out + columns.from) * pitch;
     if (columns.flat) {
-      scatter_run<kWrite>(distance, columns.corner, corner, size, g + out_row, taps + out_row, sums, columns.count * pitch);
+      scatter_run<kWrite>(distance, columns.corner, corner, size, g + out_row, taps + out_row, sums,
+                          columns.count * pitch);
       continue;
     }
     for (int64_t o = 0; o < columns.count; ++o) {
@@ -135,8 +139,8 @@ FASTNN_INLINE void for_columns(const Pool2dParams& p, bool flat, const F& f) {
   for (int64_t from = 0; from < w.out; from += Columns::kMost) f(Corners(w, from, p.channels, flat));
 }
 
-// How many channels go by vectors. Roughly, in cycles: each tap costs a vector 2 where it is stored and 3 where it is added,
-// a masked vector 2 and 10 besides what a window costs anyway; a channel of its own costs 3.
+// How many channels go by vectors. Roughly, in cycles: each tap costs a vector 2 where it is stored and 3 where
+// it is added, a masked vector 2 and 10 besides what a window costs anyway; a channel of its own costs 3.
 template <int N>
 FASTNN_INLINE int64_t vector_channels(const Pool2dParams& p) {
   const auto usual = [&](const PoolAxis& a) { return p.adaptive ? ceil_div(a.in, a.out) : a.kernel; };
@@ -153,7 +157,8 @@ void backward_in_place(const Pool2dParams& p) {
   const int64_t image_in = p.h.in * p.w.in * p.channels, image_out = p.h.out * p.w.out * p.channels;
   const int64_t split = vector_channels<Vec<acc_t<S>>::N>(p);
   const bool overlap = windows_overlap(p), flat = split == 0 && p.channels < kShort;
-  const bool stream = kVecBytes == 64 && leaves_caches(p) && windows_cover(p) && p.channels % 16 == 0 && split == p.channels;
+  const bool stream =
+      kVecBytes == 64 && leaves_caches(p) && windows_cover(p) && p.channels % 16 == 0 && split == p.channels;
   const auto band = [&](const Corners& w, int64_t image, int64_t top, int64_t bottom) {
     const S* g = static_cast<const S*>(p.grad_output) + image * image_out;
     const O* taps = static_cast<const O*>(p.offsets) + image * image_out;
@@ -177,7 +182,7 @@ void backward_in_place(const Pool2dParams& p) {
   });
 }
 
-// ---- 16-bit gradients of overlapping windows -------------------------------------------------------------------------
+// ---- 16-bit gradients of overlapping windows ------------------------------------------------------------------------
 
 // Added up in a buffer: some channels of as many rows as fit.
 template <class S, class O>

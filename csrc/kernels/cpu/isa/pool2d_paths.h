@@ -4,15 +4,15 @@
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
-// Whether the gradient of the input leaves the caches anyway: aligned vectors are then written past them from the start,
-// 1.6 times as fast from 12 MB on, also with the ReLU's backward that reads them next (8 MB: 1.3 times as slow).
+// Whether the gradient of the input leaves the caches anyway: aligned vectors are then written past them from the
+// start, 1.6 times as fast from 12 MB on, also with the ReLU's backward that reads them next (8 MB: 1.3 times as slow).
 FASTNN_INLINE bool leaves_caches(const Pool2dParams& p) {
   const int64_t floats = p.batch * p.channels * p.h.in * p.w.in;
   return p.dtype == DType::f32 && floats > 3 << 20 && uintptr_t(p.grad_input) % 64 == 0;
 }
 
-// Whether contiguous planes come from memory: rows are then fetched by hand, since a few at a time are no pattern that the
-// hardware prefetcher follows (8x64x112x112, 2x2: 680 instead of 930 us; of 12 MB, still in L3, 1.2 times as slow).
+// Whether contiguous planes come from memory: rows are then fetched by hand, since a few at a time are no pattern that
+// the hardware prefetcher follows (8x64x112x112, 2x2: 680 instead of 930 us; of 12 MB, still in L3, 1.2 times as slow).
 FASTNN_INLINE bool outside_caches(const Pool2dParams& p) {
   const int64_t size = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
   return p.batch * p.channels * p.h.in * p.w.in * size > 16 << 20;

@@ -95,7 +95,8 @@ void max_block(const Pool2dParams& p, const Axis& h, const Tile& t, int64_t begi
   for (int64_t r = begin; r < end; ++r) {
     const A* row = buffer + (r - begin) * t.pitch;
     const auto store = [&](int64_t q, int lanes, Vec<A> v) { finish(r, q, lanes, v); };
-    if (__builtin_expect(clean[r - begin], 1)) reduce_columns<kStride, kKernel>(MaxOp<A>(), row, p.w, t.end - t.begin, store);
+    if (__builtin_expect(clean[r - begin], 1))
+      reduce_columns<kStride, kKernel>(MaxOp<A>(), row, p.w, t.end - t.begin, store);
     else reduce_columns<kStride, kKernel>(ExactMaxOp<A>(), row, p.w, t.end - t.begin, store);
   }
 }
@@ -226,7 +227,8 @@ Status max_pool2d_forward_rows(const Pool2dParams& p) {
     using A = acc_t<S>;
     dispatch_windows(p.w, [&](auto stride, auto kernel) {
       constexpr int kStride = decltype(stride)::value, kKernel = decltype(kernel)::value;
-      if (p.offsets) return p.wide ? taps_forward<kStride, kKernel, S, int32_t>(p) : taps_forward<kStride, kKernel, S, uint8_t>(p);
+      if (p.offsets)
+        return p.wide ? taps_forward<kStride, kKernel, S, int32_t>(p) : taps_forward<kStride, kKernel, S, uint8_t>(p);
       const Axis h = axis_h(p);
       for_blocks<A>(p, [&](const Tile& t, const auto& run) {
         S* y = static_cast<S*>(p.output) + t.begin;

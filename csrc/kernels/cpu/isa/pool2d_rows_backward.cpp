@@ -7,8 +7,8 @@
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
 
-constexpr int64_t kGrain = 1 << 14;   // input elements per thread at least
-constexpr int64_t kMaxStride = 4;     // accumulators
+constexpr int64_t kGrain = 1 << 14;  // input elements per thread at least
+constexpr int64_t kMaxStride = 4;    // accumulators
 constexpr int64_t kMaxTaps = 255;
 
 // Input columns q * stride + residue; tap j of output q - lag(j) reaches residue(j).
@@ -80,15 +80,16 @@ struct Window {
 template <class S, class A, class Scale>
 void copy_row(const S* g, int64_t out, const Window& w, A* to, const Scale& scale) {
   using V = Vec<A>;
-  const int64_t from = max64(0, w.from), end = max64(from, min64(out, w.from + w.columns)), left = min64(from - w.from, w.columns);
-  for_vectors<V::N>(end - from, [&](int64_t i, int lanes) {
-    scale(from + i, load_some(g + from + i, lanes)).store(to + left + i);
-  });
+  const int64_t from = max64(0, w.from), end = max64(from, min64(out, w.from + w.columns)),
+                left = min64(from - w.from, w.columns);
+  for_vectors<V::N>(
+      end - from, [&](int64_t i, int lanes) { scale(from + i, load_some(g + from + i, lanes)).store(to + left + i); });
   fill(to, left, A(0));
   fill(to + left + (end - from), w.columns - left - (end - from), A(0));
 }
 FASTNN_INLINE void copy_taps(const uint8_t* taps, int64_t out, const Window& w, uint8_t* to) {
-  const int64_t from = max64(0, w.from), end = max64(from, min64(out, w.from + w.columns)), left = min64(from - w.from, w.columns);
+  const int64_t from = max64(0, w.from), end = max64(from, min64(out, w.from + w.columns)),
+                left = min64(from - w.from, w.columns);
   __builtin_memset(to, 0, uint64_t(w.columns));
   __builtin_memcpy(to + left, taps + from, uint64_t(end - from));
 }
@@ -201,25 +202,27 @@ void max_backward(const Pool2dParams& p) {
   using A = acc_t<S>;
   const Axis h = axis_h(p);
   const Lags lags(p.w);
-  for_blocks<A>(p, lags, [&](int64_t plane, int64_t begin, int64_t end, int64_t column, int64_t n, const Window& window) {
-    A g[kBuffer + kSlack];
-    uint8_t taps[kBuffer + kSlack];
-    for (int64_t oh = window.top; oh < window.bottom; ++oh) {
-      const int64_t from = (plane * h.out + oh) * p.w.out, to = (oh - window.top) * window.columns;
-      copy_row(static_cast<const S*>(p.grad_output) + from, p.w.out, window, g + to, [](int64_t, Vec<A> v) { return v; });
-      copy_taps(static_cast<const uint8_t*>(p.offsets) + from, p.w.out, window, taps + to);
-    }
-    S* dx = static_cast<S*>(p.grad_input) + plane * h.in * p.w.in + column * p.w.stride;
-    for (int64_t ih = begin; ih < end; ++ih) {
-      Cover covers[kMaxTaps];
-      int64_t count = 0;
-      for (int64_t oh = h.low(ih), high = h.high(ih); oh < high; ++oh) {
-        const int64_t i = h.tap(ih, oh);
-        if (i >= 0) covers[count++] = {(oh - window.top) * window.columns + lags.behind, i * p.w.kernel};
-      }
-      max_row<kStride, kKernel, kOdd>(p, lags, covers, count, g, taps, dx + ih * p.w.in, n);
-    }
-  });
+  for_blocks<A>(p, lags,
+                [&](int64_t plane, int64_t begin, int64_t end, int64_t column, int64_t n, const Window& window) {
+                  A g[kBuffer + kSlack];
+                  uint8_t taps[kBuffer + kSlack];
+                  for (int64_t oh = window.top; oh < window.bottom; ++oh) {
+                    const int64_t from = (plane * h.out + oh) * p.w.out, to = (oh - window.top) * window.columns;
+                    copy_row(static_cast<const S*>(p.grad_output) + from, p.w.out, window, g + to,
+                             [](int64_t, Vec<A> v) { return v; });
+                    copy_taps(static_cast<const uint8_t*>(p.offsets) + from, p.w.out, window, taps + to);
+                  }
+                  S* dx = static_cast<S*>(p.grad_input) + plane * h.in * p.w.in + column * p.w.stride;
+                  for (int64_t ih = begin; ih < end; ++ih) {
+                    Cover covers[kMaxTaps];
+                    int64_t count = 0;
+                    for (int64_t oh = h.low(ih), high = h.high(ih); oh < high; ++oh) {
+                      const int64_t i = h.tap(ih, oh);
+                      if (i >= 0) covers[count++] = {(oh - window.top) * window.columns + lags.behind, i * p.w.kernel};
+                    }
+                    max_row<kStride, kKernel, kOdd>(p, lags, covers, count, g, taps, dx + ih * p.w.in, n);
+                  }
+                });
 }
 
 template <int kStride, int kKernel, bool kOdd, class S>
@@ -228,39 +231,40 @@ void avg_backward(const Pool2dParams& p) {
   using V = Vec<A>;
   const Axis h = axis_h(p), w = axis_w(p);
   const Lags lags(p.w);
-  for_blocks<A>(p, lags, [&](int64_t plane, int64_t begin, int64_t end, int64_t column, int64_t n, const Window& window) {
-    A g[kBuffer + kSlack], row[kBuffer + kSlack], counts[kBuffer + kSlack];
-    const int64_t first = max64(0, window.from), last = min64(w.out, window.from + window.columns);
-    bool uniform = true;
-    for (int64_t ow = first; ow < last; ++ow) {
-      counts[ow - first] = A(p.divisor ? 1 : w.count(ow, p.count_include_pad));
-      uniform = uniform && counts[ow - first] == counts[0];
-    }
-    for (int64_t oh = window.top; oh < window.bottom; ++oh) {
-      const int64_t from = (plane * h.out + oh) * w.out, to = (oh - window.top) * window.columns;
-      const S* source = static_cast<const S*>(p.grad_output) + from;
-      const int64_t rows = p.divisor ? p.divisor : h.count(oh, p.count_include_pad);
-      const Divide<A> divide(uniform && last > first ? rows * int64_t(counts[0]) : 1);
-      if (uniform) copy_row(source, w.out, window, g + to, [&](int64_t, V v) { return divide(v); });
-      else copy_row(source, w.out, window, g + to, [&](int64_t ow, V v) {
-        return v / (V::load(counts + (ow - first)) * V::set1(A(rows)));
-      });
-    }
-    S* dx = static_cast<S*>(p.grad_input) + plane * h.in * w.in + column * w.stride;
-    for (int64_t ih = begin; ih < end; ++ih) {
-      const int64_t low = h.low(ih), high = h.high(ih);
-      const A* source = g + (low - window.top) * window.columns;
-      if (high - low != 1) {  // the rows that cover this one, added up
-        for (int64_t c = 0; c < window.columns; c += V::N) {
-          V sum = V::zero();
-          for (int64_t k = 0; k < high - low; ++k) sum = sum + V::load(source + k * window.columns + c);
-          sum.store(row + c);
+  for_blocks<A>(
+      p, lags, [&](int64_t plane, int64_t begin, int64_t end, int64_t column, int64_t n, const Window& window) {
+        A g[kBuffer + kSlack], row[kBuffer + kSlack], counts[kBuffer + kSlack];
+        const int64_t first = max64(0, window.from), last = min64(w.out, window.from + window.columns);
+        bool uniform = true;
+        for (int64_t ow = first; ow < last; ++ow) {
+          counts[ow - first] = A(p.divisor ? 1 : w.count(ow, p.count_include_pad));
+          uniform = uniform && counts[ow - first] == counts[0];
         }
-        source = row;
-      }
-      avg_row<kStride, kKernel, kOdd>(p, lags, source, dx + ih * w.in, n);
-    }
-  });
+        for (int64_t oh = window.top; oh < window.bottom; ++oh) {
+          const int64_t from = (plane * h.out + oh) * w.out, to = (oh - window.top) * window.columns;
+          const S* source = static_cast<const S*>(p.grad_output) + from;
+          const int64_t rows = p.divisor ? p.divisor : h.count(oh, p.count_include_pad);
+          const Divide<A> divide(uniform && last > first ? rows * int64_t(counts[0]) : 1);
+          if (uniform) copy_row(source, w.out, window, g + to, [&](int64_t, V v) { return divide(v); });
+          else
+            copy_row(source, w.out, window, g + to,
+                     [&](int64_t ow, V v) { return v / (V::load(counts + (ow - first)) * V::set1(A(rows))); });
+        }
+        S* dx = static_cast<S*>(p.grad_input) + plane * h.in * w.in + column * w.stride;
+        for (int64_t ih = begin; ih < end; ++ih) {
+          const int64_t low = h.low(ih), high = h.high(ih);
+          const A* source = g + (low - window.top) * window.columns;
+          if (high - low != 1) {  // the rows that cover this one, added up
+            for (int64_t c = 0; c < window.columns; c += V::N) {
+              V sum = V::zero();
+              for (int64_t k = 0; k < high - low; ++k) sum = sum + V::load(source + k * window.columns + c);
+              sum.store(row + c);
+            }
+            source = row;
+          }
+          avg_row<kStride, kKernel, kOdd>(p, lags, source, dx + ih * w.in, n);
+        }
+      });
 }
 
 template <class F>
@@ -284,7 +288,8 @@ bool fits_rows_backward(const Pool2dParams& p) {
 Status max_pool2d_backward_rows(const Pool2dParams& p) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     dispatch_backward(p, [&](auto stride, auto kernel, auto odd) {
-      max_backward<decltype(stride)::value, decltype(kernel)::value, decltype(odd)::value, typename decltype(tag)::type>(p);
+      max_backward<decltype(stride)::value, decltype(kernel)::value, decltype(odd)::value,
+                   typename decltype(tag)::type>(p);
     });
     return Status::ok;
   });
@@ -293,7 +298,8 @@ Status max_pool2d_backward_rows(const Pool2dParams& p) {
 Status avg_pool2d_backward_rows(const Pool2dParams& p) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     dispatch_backward(p, [&](auto stride, auto kernel, auto odd) {
-      avg_backward<decltype(stride)::value, decltype(kernel)::value, decltype(odd)::value, typename decltype(tag)::type>(p);
+      avg_backward<decltype(stride)::value, decltype(kernel)::value, decltype(odd)::value,
+                   typename decltype(tag)::type>(p);
     });
     return Status::ok;
   });

@@ -1,5 +1,6 @@
-// Backward of max pooling with stride 1 that keeps the plane's size. 3x3: each row of gradients is read once, its three tap
-// rows added up in registers, and what they send to the rows below is kept for those. Wider: columns first, then rows.
+// Backward of max pooling with stride 1 that keeps the plane's size. 3x3: each row
+// of gradients is read once, its three tap rows added up in registers, and what
+// they send to the rows below is kept for those. Wider: columns first, then rows.
 #include "../../parallel.h"
 #include "pool2d_lanes.h"
 #include "pool2d_paths.h"
@@ -18,8 +19,9 @@ FASTNN_INLINE __mmask16 lanes_from(int64_t at, int64_t total) {  // those of at,
 }
 
 // One plane. Output o's tap (i, j) is input o + (i - 1) * width + j - 1 all through the tensor: a window has no taps
-// outside its plane, so no offset points across an edge, and lanes past a row's end do no harm. kWhole: 16 elements before
-// and 32 after the plane may be read, and 16 after it written, since they are written later: the end of each row first.
+// outside its plane, so no offset points across an edge, and lanes past a row's end
+// do no harm. kWhole: 16 elements before and 32 after the plane may be read, and 16
+// after it written, since they are written later: the end of each row first.
 template <int kStrips, bool kWhole>
 __attribute__((noinline)) void same_plane(const Pool2dParams& p, int64_t plane) {
   constexpr int kRoom = kStrips ? kStrips : kMostStrips;
@@ -80,9 +82,10 @@ constexpr int64_t kPlane = 4096;  // elements of a plane: 20 KB of sums and colu
 constexpr int64_t kMargin = 16;   // around them, what vectors read past the plane
 
 // One plane. The maximum of a window is the maximum, over its rows, of the maxima along them: all windows of one column
-// whose maximum lies in a row found it at the same place of that row. So the gradients are added up along the columns, to
-// the row of the maximum, and those sums along that row: 2 k masked additions for each input instead of k k. As above
-// elements are counted through the tensor, and kWhole says that `padding` rows and 16 elements around the plane are in it.
+// whose maximum lies in a row found it at the same place of that row. So the gradients are
+// added up along the columns, to the row of the maximum, and those sums along that row: 2 k
+// masked additions for each input instead of k k. As above elements are counted through the
+// tensor, and kWhole says that `padding` rows and 16 elements around the plane are in it.
 template <int kKernel, bool kWhole>
 __attribute__((noinline)) void separable_plane(const Pool2dParams& p, int64_t plane, bool spill) {
   const int64_t rows = kKernel ? kKernel : p.h.kernel, columns = kKernel ? kKernel : p.w.kernel;
@@ -91,7 +94,8 @@ __attribute__((noinline)) void separable_plane(const Pool2dParams& p, int64_t pl
   const uint8_t* const taps = static_cast<const uint8_t*>(p.offsets);
   float* const dx = static_cast<float*>(p.grad_input) + first;
   float sums[kPlane + 2 * kMargin];
-  uint8_t at[kPlane + 2 * kMargin];  // column of the window in which its row has the maximum; 255: no window has it there
+  uint8_t
+      at[kPlane + 2 * kMargin];  // column of the window in which its row has the maximum; 255: no window has it there
   const __m128i nowhere = _mm_set1_epi8(-1), limit = _mm_set1_epi8(char(columns));
   const int64_t end = kMargin + round_up(size, 16);
   _mm_storeu_si128((__m128i*)at, nowhere);
@@ -143,7 +147,8 @@ void separable(const Pool2dParams& p) {
   parallel_for(0, planes, max64(1, kGrain / size), [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) {
       const bool spill = (end - plane - 1) * size >= 16;
-      if (plane * size >= reach && (planes - plane - 1) * size >= reach) separable_plane<kKernel, true>(p, plane, spill);
+      if (plane * size >= reach && (planes - plane - 1) * size >= reach)
+        separable_plane<kKernel, true>(p, plane, spill);
       else separable_plane<kKernel, false>(p, plane, spill);
     }
   });

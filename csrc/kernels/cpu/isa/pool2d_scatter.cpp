@@ -1,5 +1,5 @@
-// Backward of max pooling on contiguous planes: clear the plane, then add each output's gradient at its maximum. One load
-// of a byte finds the tap and a table its distance, where indices would take eight bytes. Four planes at a time:
+// Backward of max pooling on contiguous planes: clear the plane, then add each output's gradient at its maximum. One
+// load of a byte finds the tap and a table its distance, where indices would take eight bytes. Four planes at a time:
 // neighbouring windows often share their maximum, and each such addition waits for the one before.
 #include "../../parallel.h"
 #include "pool2d_distances.h"

@@ -1,6 +1,6 @@
-// Pooling of contiguous planes with any windows whose sizes fit small tables: adaptive windows of unequal sizes, strides
-// the row kernels have no shuffle for. Rows are reduced (or added up) by vectors of neighbouring columns; a table says
-// which columns each window has, or which windows each column, and one lookup serves a vector of them.
+// Pooling of contiguous planes with any windows whose sizes fit small tables: adaptive windows of unequal sizes,
+// strides the row kernels have no shuffle for. Rows are reduced (or added up) by vectors of neighbouring columns; a
+// table says which columns each window has, or which windows each column, and one lookup serves a vector of them.
 #include "../../parallel.h"
 #include "pool2d_lanes.h"
 #include "pool2d_paths.h"
@@ -8,10 +8,10 @@
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
 
-constexpr int64_t kGrain = 1 << 14;   // input elements per thread at least
-constexpr int64_t kLongest = 1024;    // rows or columns of a plane, in and out
-constexpr int64_t kTable = 4096;      // entries of a table
-constexpr int64_t kRing = 8192;       // elements of the rows a backward keeps
+constexpr int64_t kGrain = 1 << 14;  // input elements per thread at least
+constexpr int64_t kLongest = 1024;   // rows or columns of a plane, in and out
+constexpr int64_t kTable = 4096;     // entries of a table
+constexpr int64_t kRing = 8192;      // elements of the rows a backward keeps
 
 // ---- tables --------------------------------------------------------------------------------------------------------
 
@@ -29,7 +29,9 @@ struct Spans {
 };
 
 template <class A>
-FASTNN_INLINE int64_t pitch_of(int64_t n) { return round_up(n, Vec<A>::N); }
+FASTNN_INLINE int64_t pitch_of(int64_t n) {
+  return round_up(n, Vec<A>::N);
+}
 
 // at[k * pitch + i]: where in a buffered row the k-th thing belonging to i lies.
 template <class A>
@@ -48,7 +50,8 @@ struct Table {
   }
 };
 
-// Tap k of window o, counted from its first valid one. Beyond the last: that one again, or (kNone) the slot after the row.
+// Tap k of window o, counted from its first valid one. Beyond
+// the last: that one again, or (kNone) the slot after the row.
 template <bool kNone, class A>
 void fill_taps(Table<A>& t, const Axis& w, const Spans& s) {
   for (int64_t o = 0; o < w.out; ++o) t.depth = max64(t.depth, s.end[o] - s.begin[o]);
@@ -70,8 +73,7 @@ void fill_covers(Table<A>& t, const Axis& w) {
     t.depth = max64(t.depth, high[i] - low[i]);
   }
   for (int64_t k = 0; k < t.depth; ++k)
-    for (int64_t i = 0; i < t.pitch; ++i)
-      t.at[k * t.pitch + i] = i < w.in && low[i] + k < high[i] ? low[i] + k : w.out;
+    for (int64_t i = 0; i < t.pitch; ++i) t.at[k * t.pitch + i] = i < w.in && low[i] + k < high[i] ? low[i] + k : w.out;
 }
 
 // row[at] for every lane, as bits.
@@ -109,7 +111,8 @@ FASTNN_INLINE Vec<A> lookup(const A* row, typename Vec<A>::Int at, bool narrow) 
 
 // The maximum by torch's rule (the first, but the last NaN), one window at a time.
 template <class S, class O>
-void exact_max_row(const Pool2dParams& p, const Spans& w, const S* x, S* y, O* offsets, int64_t top, int64_t i0, int64_t i1) {
+void exact_max_row(const Pool2dParams& p, const Spans& w, const S* x, S* y, O* offsets, int64_t top, int64_t i0,
+                   int64_t i1) {
   using A = acc_t<S>;
   for (int64_t ow = 0; ow < p.w.out; ++ow) {
     A best = kLowest<A>;
@@ -124,10 +127,11 @@ void exact_max_row(const Pool2dParams& p, const Spans& w, const S* x, S* y, O* o
   }
 }
 
-// Columns first, each keeping the first row of its maximum; then the columns of a window: of equal values the upper wins.
+// Columns first, each keeping the first row of its maximum;
+// then the columns of a window: of equal values the upper wins.
 template <bool kOffsets, class S, class O>
-void max_row(const Pool2dParams& p, const Spans& w, const Table<acc_t<S>>& table, bool empty, const S* x, S* y, O* offsets,
-             int64_t top, int64_t i0, int64_t i1) {
+void max_row(const Pool2dParams& p, const Spans& w, const Table<acc_t<S>>& table, bool empty, const S* x, S* y,
+             O* offsets, int64_t top, int64_t i0, int64_t i1) {
   using A = acc_t<S>;
   using V = Vec<A>;
   using Int = typename V::Int;
@@ -177,8 +181,8 @@ void max_row(const Pool2dParams& p, const Spans& w, const Table<acc_t<S>>& table
 }
 
 template <class S>
-void avg_row(const Pool2dParams& p, const Table<acc_t<S>>& table, const acc_t<S>* counts, const S* x, S* y, int64_t rows,
-             int64_t count) {
+void avg_row(const Pool2dParams& p, const Table<acc_t<S>>& table, const acc_t<S>* counts, const S* x, S* y,
+             int64_t rows, int64_t count) {
   using A = acc_t<S>;
   using V = Vec<A>;
   A sums[kLongest + 2 * V::N];
@@ -197,8 +201,9 @@ void avg_row(const Pool2dParams& p, const Table<acc_t<S>>& table, const acc_t<S>
 
 // ---- backward ------------------------------------------------------------------------------------------------------
 
-// One gradient row, with `left` elements to the end of the tensor, to the row of shares it sends to every input row under
-// its windows. (Masked loads and stores are slow: rows are read, and below written, past their end where there is more.)
+// One gradient row, with `left` elements to the end of the tensor, to the row of
+// shares it sends to every input row under its windows. (Masked loads and stores
+// are slow: rows are read, and below written, past their end where there is more.)
 template <class S>
 void share_row(const Pool2dParams& p, const Table<acc_t<S>>& table, const acc_t<S>* counts, const S* g, int64_t left,
                int64_t count, acc_t<S>* to) {
@@ -323,7 +328,8 @@ Status avg_pool2d_backward_table(const Pool2dParams& p) {
                     p.divisor ? p.divisor : spans.count[next], ring + next % slots * table.pitch);
         }
         S* dx = static_cast<S*>(p.grad_input) + (plane * h.in + ih) * p.w.in;
-        const int64_t first = low[ih] % slots, left = (end - plane * h.in - ih) * p.w.in;  // this range's, and written later
+        const int64_t first = low[ih] % slots,
+                      left = (end - plane * h.in - ih) * p.w.in;  // this range's, and written later
         for (int64_t c = 0; c < p.w.in; c += V::N) {
           V sum = V::zero();
           for (int64_t o = low[ih], slot = first; o < high[ih]; ++o) {

@@ -1,5 +1,5 @@
-// Backward where the windows tile contiguous planes (stride = kernel, no padding): every input lane fetches its window's
-// gradient by a permutation; of a maximum, the tap too, and keeps the gradient where the tap is its own.
+// Backward where the windows tile contiguous planes (stride = kernel, no padding): every input lane fetches its
+// window's gradient by a permutation; of a maximum, the tap too, and keeps the gradient where the tap is its own.
 #include "../../parallel.h"
 #include "pool2d_lanes.h"
 #include "pool2d_paths.h"
@@ -31,12 +31,13 @@ struct Spread {
   }
 };
 
-// kSpill: whole vectors may be written past the end of a row, where a later row or vector overwrites them: masked stores
-// take twice as long. Hence the order: the end of the rows first. kStream: rows are whole vectors, written past the caches.
+// kSpill: whole vectors may be written past the end of a row, where a later row or
+// vector overwrites them: masked stores take twice as long. Hence the order: the
+// end of the rows first. kStream: rows are whole vectors, written past the caches.
 enum class Ends { kMasked, kSpill, kStream };
 
-// Up to 16 windows of kernel columns, the lanes in `here`, to `left` columns of `rows` rows of inputs. Constants of 0: any.
-// kMax: where the tap is the lane's; else means, by `mean`.
+// Up to 16 windows of kernel columns, the lanes in `here`, to `left` columns of `rows` rows
+// of inputs. Constants of 0: any. kMax: where the tap is the lane's; else means, by `mean`.
 template <bool kMax, int kKernel, int kRows, Ends kEnds>
 FASTNN_INLINE void block(const Spread& spread, const Divide<float>& mean, int64_t kernel, int64_t rows, int64_t width,
                          __mmask16 here, const float* g, const uint8_t* taps, float* dx, int64_t left) {
@@ -85,10 +86,10 @@ __attribute__((noinline)) void run(const Spread& spread, const Pool2dParams& p, 
   for (const float* const stop = g + count * out; g < stop; g += out, taps += out, dx += step) {
     if (ends)
       block<kMax, kKernel, kRows, kEnds>(spread, mean, kernel, rows, width, ends, g + 16 * strips, taps + 16 * strips,
-                                   dx + strip * strips, width - strip * strips);
+                                         dx + strip * strips, width - strip * strips);
     for (int64_t s = 0; s < strips; ++s)
-      block<kMax, kKernel, kRows, kEnds>(spread, mean, kernel, rows, width, all, g + 16 * s, taps + 16 * s, dx + strip * s,
-                                   min64(strip, width - strip * s));
+      block<kMax, kKernel, kRows, kEnds>(spread, mean, kernel, rows, width, all, g + 16 * s, taps + 16 * s,
+                                         dx + strip * s, min64(strip, width - strip * s));
     for (int64_t i = 0; i < rows && bare > 0; ++i)  // columns under no window
       for (int64_t c = 0; c < bare; ++c) dx[i * width + out * kernel + c] = 0;
   }
@@ -101,7 +102,8 @@ void tiles_backward(const Pool2dParams& p) {
   const bool stream = leaves_caches(p) && width % 16 == 0 && p.w.out * p.w.kernel >= width;
   // Planes without a remainder are one long plane.
   const bool seamless = p.h.in == p.h.out * kernel;
-  const int64_t planes = seamless ? 1 : p.batch * p.channels, plane_rows = seamless ? p.batch * p.channels * p.h.out : p.h.out;
+  const int64_t planes = seamless ? 1 : p.batch * p.channels,
+                plane_rows = seamless ? p.batch * p.channels * p.h.out : p.h.out;
   parallel_for(0, planes * plane_rows, max64(1, kGrain / (kernel * width)), [&](int64_t begin, int64_t end) {
     const float* g = static_cast<const float*>(p.grad_output);
     // A mean has no taps, and reads none.
@@ -109,8 +111,8 @@ void tiles_backward(const Pool2dParams& p) {
     const auto rows = [&](auto constant, auto ends, int64_t height, float* dx, int64_t from, int64_t to) {
       constexpr int kRows = decltype(constant)::value;
       if (from < to)
-        run<kMax, kKernel, kRows, Ends(decltype(ends)::value)>(spread, p, height, g + from * p.w.out, taps + from * p.w.out, dx,
-                                                         to - from);
+        run<kMax, kKernel, kRows, Ends(decltype(ends)::value)>(spread, p, height, g + from * p.w.out,
+                                                               taps + from * p.w.out, dx, to - from);
     };
     // Rows before `safe` have 16 inputs after them that are this call's to write.
     const int64_t safe = end - ceil_div(16, p.w.out);

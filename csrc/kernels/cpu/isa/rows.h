@@ -8,8 +8,8 @@ namespace fastnn::cpu::FASTNN_ISA_NS {
 
 constexpr int kUnroll = 4;  // independent accumulators that hide the latency of max and +
 
-// Applies f to each vector of `step` <= N lanes along [0, count): f(offset, lanes, k), lanes == step but for the tail, k
-// in [0, kUnroll) the accumulator to use.
+// Applies f to each vector of `step` <= N lanes along [0, count): f(offset, lanes,
+// k), lanes == step but for the tail, k in [0, kUnroll) the accumulator to use.
 template <int N, class F>
 FASTNN_INLINE void for_vectors(int64_t count, const F& f, int step = N) {
   int64_t i = 0;
@@ -38,7 +38,9 @@ FASTNN_INLINE typename Vec<A>::Int lanes_below(int64_t n) {
 
 // The first `lanes` lanes, zero in the others.
 template <class A>
-FASTNN_INLINE Vec<A> first_lanes(Vec<A> v, int lanes) { return {lanes_below<A>(lanes) ? v.v : Vec<A>::zero().v}; }
+FASTNN_INLINE Vec<A> first_lanes(Vec<A> v, int lanes) {
+  return {lanes_below<A>(lanes) ? v.v : Vec<A>::zero().v};
+}
 
 // load_n and store_n by masked instructions wherever the ISA has them.
 template <class S, class A = acc_t<S>>
@@ -53,8 +55,7 @@ FASTNN_INLINE Vec<A> load_first(const S* p, int64_t n, A fill) {
   }
 #elif defined(__AVX2__)
   const auto mask = lanes_below<A>(n);
-  if constexpr (__is_same(S, float))
-    return {mask ? (f32v)_mm256_maskload_ps(p, (__m256i)mask) : Vec<A>::set1(fill).v};
+  if constexpr (__is_same(S, float)) return {mask ? (f32v)_mm256_maskload_ps(p, (__m256i)mask) : Vec<A>::set1(fill).v};
   else if constexpr (__is_same(S, double))
     return {mask ? (f64v)_mm256_maskload_pd(p, (__m256i)mask) : Vec<A>::set1(fill).v};
 #endif
@@ -83,12 +84,16 @@ template <class A>
 constexpr A kNegInf = -__builtin_inf();
 
 template <class V, class Op>
-FASTNN_INLINE V fold(const V (&v)[kUnroll], const Op& op) { return op(op(v[0], v[1]), op(v[2], v[3])); }
+FASTNN_INLINE V fold(const V (&v)[kUnroll], const Op& op) {
+  return op(op(v[0], v[1]), op(v[2], v[3]));
+}
 
 // Rows that take turns: element i of memory belongs to row i % period. Swept by vectors of as many whole turns as fit,
 // a row keeps its lanes; then every lane becomes the reduction of its row.
 template <class A>
-FASTNN_INLINE int turns(int64_t period) { return int(Vec<A>::N / period * period); }
+FASTNN_INLINE int turns(int64_t period) {
+  return int(Vec<A>::N / period * period);
+}
 
 template <class A, class Op>
 FASTNN_INLINE Vec<A> spread(Vec<A> v, int64_t period, const Op& op) {
@@ -211,9 +216,8 @@ FASTNN_INLINE void row_scaled_exp(const S* x, S* y, int64_t n, const F& factor) 
   const S m = reduce_max(row_max(x, n));
   const V sum = row_sum_exp(x, n, V::set1(m), [&](int64_t i, int lanes, V e) { store_some(e, y + i, lanes); });
   const V scale = V::set1(factor(m, reduce_add(sum)));
-  for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
-    store_some(load_some(y + i, lanes, S(0)) * scale, y + i, lanes);
-  });
+  for_vectors<V::N>(
+      n, [&](int64_t i, int lanes, int) { store_some(load_some(y + i, lanes, S(0)) * scale, y + i, lanes); });
 }
 
 // The same for `count` <= N rows of n <= kGroupClasses classes; factor takes and returns one row per lane.
@@ -232,7 +236,8 @@ FASTNN_INLINE void group_scaled_exp(const S* x, S* y, int64_t n, int count, cons
     for (int r = 0; r < V::N; ++r) v[r] = e[r] = exp(e[r] - V::set1(maxima[r]));
     factor(m, sum_rows(v)).store(of_row);
 #pragma GCC unroll 16
-    for (int r = 0; r < V::N; ++r) store_first(e[r] * V::set1(of_row[group_row(r, count)]), y + group_row(r, count) * n, n);
+    for (int r = 0; r < V::N; ++r)
+      store_first(e[r] * V::set1(of_row[group_row(r, count)]), y + group_row(r, count) * n, n);
     return;
   }
   for (int r = 0; r < V::N; ++r) v[r] = row_max(x + group_row(r, count) * n, n);
@@ -256,16 +261,16 @@ FASTNN_INLINE void group_scaled_exp(const S* x, S* y, int64_t n, int count, cons
 constexpr int64_t kMaxStrip = 512;
 
 // Neighbouring columns swept together: whole cache lines, and classes x columns that stay in L2. With more classes than
-// that allows, wide strips that stream: narrow ones of 4096 x 1024 logits, all of them in a few sets of every cache, took
-// eight times as long.
+// that allows, wide strips that stream: narrow ones of 4096 x 1024 logits,
+// all of them in a few sets of every cache, took eight times as long.
 FASTNN_INLINE constexpr int64_t strip_width(int64_t classes) {
   constexpr int64_t kElements = 1 << 15;
   return classes > kElements / 64 ? kMaxStrip : min64(kMaxStrip, kElements / max64(1, classes) / 64 * 64);
 }
 
-// Maximum and sum of exp(x - maximum) of `width` neighbouring columns, classes `inner` apart; calls keep(offset, lanes, e)
-// with every exponential. Swept class by class: contiguous runs, where one vector walking down the classes would meet
-// the same few cache sets again and again.
+// Maximum and sum of exp(x - maximum) of `width` neighbouring columns, classes `inner` apart;
+// calls keep(offset, lanes, e) with every exponential. Swept class by class: contiguous runs,
+// where one vector walking down the classes would meet the same few cache sets again and again.
 template <class S, class A = acc_t<S>, class F>
 FASTNN_INLINE void strip_max_and_sum(const S* x, int64_t n, int64_t inner, int64_t width, A* m, A* sum, const F& keep) {
   using V = Vec<A>;

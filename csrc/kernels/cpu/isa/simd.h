@@ -152,8 +152,8 @@ struct Vec {
 #if defined(__AVX512F__)
     const __mmask16 odd = _mm512_test_epi32_mask((__m512i)b, _mm512_set1_epi32(0x10000));
     const __m512i rounded = _mm512_mask_add_epi32((__m512i)up, odd, (__m512i)up, _mm512_set1_epi32(1));
-    const __m512i out = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), (__m512i)b,
-                                             _mm512_set1_epi32(0x400000));
+    const __m512i out =
+        _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), (__m512i)b, _mm512_set1_epi32(0x400000));
     const __m512i packed = _mm512_permutexvar_epi16(_mm512_load_si512(kUpperWords.at), out);
     _mm256_storeu_si256((__m256i*)p, _mm512_castsi512_si256(packed));
 #else
@@ -179,20 +179,16 @@ struct Vec {
   template <class S>
   static FASTNN_VEC_FN Vec load_n(const S* p, int64_t n, A fill = A(0)) {
 #if defined(__AVX512F__)
-    if constexpr (__is_same(S, float))
-      return {_mm512_mask_loadu_ps(set1(fill).v, __mmask16((1u << n) - 1), p)};
-    else if constexpr (__is_same(S, double))
-      return {_mm512_mask_loadu_pd(set1(fill).v, __mmask8((1u << n) - 1), p)};
+    if constexpr (__is_same(S, float)) return {_mm512_mask_loadu_ps(set1(fill).v, __mmask16((1u << n) - 1), p)};
+    else if constexpr (__is_same(S, double)) return {_mm512_mask_loadu_pd(set1(fill).v, __mmask8((1u << n) - 1), p)};
 #endif
     return from_scalars(p, n, fill);
   }
   template <class S>
   FASTNN_VEC_FN void store_n(S* p, int64_t n) const {
 #if defined(__AVX512F__)
-    if constexpr (__is_same(S, float))
-      return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
-    else if constexpr (__is_same(S, double))
-      return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
+    if constexpr (__is_same(S, float)) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+    else if constexpr (__is_same(S, double)) return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
 #endif
     to_scalars(p, n);
   }
@@ -213,17 +209,27 @@ struct Vec {
 };
 
 template <class A>
-FASTNN_INLINE Vec<A> operator+(Vec<A> a, Vec<A> b) { return {a.v + b.v}; }
+FASTNN_INLINE Vec<A> operator+(Vec<A> a, Vec<A> b) {
+  return {a.v + b.v};
+}
 template <class A>
-FASTNN_INLINE Vec<A> operator-(Vec<A> a, Vec<A> b) { return {a.v - b.v}; }
+FASTNN_INLINE Vec<A> operator-(Vec<A> a, Vec<A> b) {
+  return {a.v - b.v};
+}
 template <class A>
-FASTNN_INLINE Vec<A> operator*(Vec<A> a, Vec<A> b) { return {a.v * b.v}; }
+FASTNN_INLINE Vec<A> operator*(Vec<A> a, Vec<A> b) {
+  return {a.v * b.v};
+}
 template <class A>
-FASTNN_INLINE Vec<A> operator/(Vec<A> a, Vec<A> b) { return {a.v / b.v}; }
+FASTNN_INLINE Vec<A> operator/(Vec<A> a, Vec<A> b) {
+  return {a.v / b.v};
+}
 
 // a * b + c: one rounding where the ISA has FMA (-ffp-contract=fast), two in the baseline.
 template <class A>
-FASTNN_INLINE Vec<A> fma(Vec<A> a, Vec<A> b, Vec<A> c) { return {a.v * b.v + c.v}; }
+FASTNN_INLINE Vec<A> fma(Vec<A> a, Vec<A> b, Vec<A> c) {
+  return {a.v * b.v + c.v};
+}
 
 // The larger lane; when either is NaN the result is b's lane (vmaxps), so max(x, running) forgets a NaN and
 // max(running, x) keeps the newest x: propagate NaN with a check of its own where that matters.

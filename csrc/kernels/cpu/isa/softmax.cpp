@@ -204,9 +204,8 @@ Status softmax_forward(const SoftmaxParams& p) {
     S* y = static_cast<S*>(p.output);
     for_rows<acc_t<S>>(
         p, [&](int64_t at, int rows) { softmax_group(x + at, y + at, p.classes, rows, p.log); },
-        [&](int64_t at, int64_t n, int step) __attribute__((always_inline)) {
-          softmax_row(x + at, y + at, n, p.inner, step, p.log);
-        },
+        [&](int64_t at, int64_t n, int step)
+            __attribute__((always_inline)) { softmax_row(x + at, y + at, n, p.inner, step, p.log); },
         [&](int64_t at, int64_t width) { softmax_columns(x + at, y + at, p.classes, p.inner, width, p.log); });
     return Status::ok;
   });
@@ -220,9 +219,8 @@ Status softmax_backward(const SoftmaxParams& p) {
     S* dx = static_cast<S*>(p.grad_input);
     for_rows<acc_t<S>>(
         p, [&](int64_t at, int rows) { backward_group(g + at, y + at, dx + at, p.classes, rows, p.log); },
-        [&](int64_t at, int64_t n, int step) __attribute__((always_inline)) {
-          backward_row(g + at, y + at, dx + at, n, p.inner, step, p.log);
-        },
+        [&](int64_t at, int64_t n, int step)
+            __attribute__((always_inline)) { backward_row(g + at, y + at, dx + at, n, p.inner, step, p.log); },
         [&](int64_t at, int64_t width) {
           backward_columns(g + at, y + at, dx + at, p.classes, p.inner, width, p.log);
         });

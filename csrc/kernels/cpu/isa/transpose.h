@@ -1,4 +1,5 @@
-// Transposing blocks of N x N elements between [channel][pixel] and [pixel][channel], converting 16-bit types on the way.
+// Transposing blocks of N x N elements between [channel][pixel]
+// and [pixel][channel], converting 16-bit types on the way.
 #pragma once
 #include "simd.h"
 
@@ -67,31 +68,35 @@ FASTNN_INLINE __m256i first_lanes(int n) {
 // to[pixel][lane] = from[lane * lane_stride + pixel * pixel_stride], `lanes` by `pixels`, other lanes zero. Pixels past
 // the last are written too (all N rows of `to` must exist).
 template <class S, class A>
-FASTNN_INLINE void transpose_block(const S* from, int64_t lane_stride, int64_t pixel_stride, int lanes, int pixels, A* to) {
+FASTNN_INLINE void transpose_block(const S* from, int64_t lane_stride, int64_t pixel_stride, int lanes, int pixels,
+                                   A* to) {
   constexpr int N = Vec<A>::N;
 #if defined(__AVX512F__)
-  if constexpr (__is_same(S, float)) if (pixel_stride == 1) {
-    __m512 r[16];
-    const __mmask16 mask = __mmask16((1u << pixels) - 1);
+  if constexpr (__is_same(S, float))
+    if (pixel_stride == 1) {
+      __m512 r[16];
+      const __mmask16 mask = __mmask16((1u << pixels) - 1);
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
-      r[i] = i < lanes ? _mm512_maskz_loadu_ps(mask, from + i * lane_stride) : _mm512_setzero_ps();
-    transpose_registers(r);
+      for (int i = 0; i < 16; ++i)
+        r[i] = i < lanes ? _mm512_maskz_loadu_ps(mask, from + i * lane_stride) : _mm512_setzero_ps();
+      transpose_registers(r);
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) _mm512_storeu_ps(to + i * 16, r[i]);
-    return;
-  }
+      for (int i = 0; i < 16; ++i) _mm512_storeu_ps(to + i * 16, r[i]);
+      return;
+    }
 #elif defined(__AVX2__)
-  if constexpr (__is_same(S, float)) if (pixel_stride == 1) {
-    __m256 r[8];
-    const __m256i mask = first_lanes(pixels);
+  if constexpr (__is_same(S, float))
+    if (pixel_stride == 1) {
+      __m256 r[8];
+      const __m256i mask = first_lanes(pixels);
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) r[i] = i < lanes ? _mm256_maskload_ps(from + i * lane_stride, mask) : _mm256_setzero_ps();
-    transpose_registers(r);
+      for (int i = 0; i < 8; ++i)
+        r[i] = i < lanes ? _mm256_maskload_ps(from + i * lane_stride, mask) : _mm256_setzero_ps();
+      transpose_registers(r);
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) _mm256_storeu_ps(to + i * 8, r[i]);
-    return;
-  }
+      for (int i = 0; i < 8; ++i) _mm256_storeu_ps(to + i * 8, r[i]);
+      return;
+    }
 #endif
   for (int i = 0; i < N; ++i)
     for (int l = 0; l < N; ++l)
@@ -100,47 +105,51 @@ FASTNN_INLINE void transpose_block(const S* from, int64_t lane_stride, int64_t p
 
 // to[lane * lane_stride + pixel * pixel_stride] = from[pixel][lane], `lanes` by `pixels`; nothing else is written.
 template <class S, class A>
-FASTNN_INLINE void untranspose_block(const A* from, S* to, int64_t lane_stride, int64_t pixel_stride, int lanes, int pixels) {
+FASTNN_INLINE void untranspose_block(const A* from, S* to, int64_t lane_stride, int64_t pixel_stride, int lanes,
+                                     int pixels) {
   constexpr int N = Vec<A>::N;
 #if defined(__AVX512F__)
-  if constexpr (__is_same(S, float)) if (pixel_stride == 1) {
-    __m512 r[16];
-    const __mmask16 mask = __mmask16((1u << pixels) - 1);
+  if constexpr (__is_same(S, float))
+    if (pixel_stride == 1) {
+      __m512 r[16];
+      const __mmask16 mask = __mmask16((1u << pixels) - 1);
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(from + i * 16);
-    transpose_registers(r);
+      for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(from + i * 16);
+      transpose_registers(r);
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
-      if (i < lanes) _mm512_mask_storeu_ps(to + i * lane_stride, mask, r[i]);
-    return;
-  }
-  if constexpr (__is_same(S, float)) if (pixel_stride == 2) {
-    __m512 r[16];
-    const uint32_t mask = 0x55555555u & (uint32_t)((uint64_t(1) << 2 * pixels) - 1);
+      for (int i = 0; i < 16; ++i)
+        if (i < lanes) _mm512_mask_storeu_ps(to + i * lane_stride, mask, r[i]);
+      return;
+    }
+  if constexpr (__is_same(S, float))
+    if (pixel_stride == 2) {
+      __m512 r[16];
+      const uint32_t mask = 0x55555555u & (uint32_t)((uint64_t(1) << 2 * pixels) - 1);
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(from + i * 16);
-    transpose_registers(r);
+      for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(from + i * 16);
+      transpose_registers(r);
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
-      if (i < lanes) {
-        _mm512_mask_storeu_ps(to + i * lane_stride, __mmask16(mask), _mm512_maskz_expand_ps(0x5555, r[i]));
-        _mm512_mask_storeu_ps(to + i * lane_stride + 16, __mmask16(mask >> 16),
-                              _mm512_maskz_expand_ps(0x5555, _mm512_shuffle_f32x4(r[i], r[i], 0x0e)));
-      }
-    return;
-  }
+      for (int i = 0; i < 16; ++i)
+        if (i < lanes) {
+          _mm512_mask_storeu_ps(to + i * lane_stride, __mmask16(mask), _mm512_maskz_expand_ps(0x5555, r[i]));
+          _mm512_mask_storeu_ps(to + i * lane_stride + 16, __mmask16(mask >> 16),
+                                _mm512_maskz_expand_ps(0x5555, _mm512_shuffle_f32x4(r[i], r[i], 0x0e)));
+        }
+      return;
+    }
 #elif defined(__AVX2__)
-  if constexpr (__is_same(S, float)) if (pixel_stride == 1) {
-    __m256 r[8];
-    const __m256i mask = first_lanes(pixels);
+  if constexpr (__is_same(S, float))
+    if (pixel_stride == 1) {
+      __m256 r[8];
+      const __m256i mask = first_lanes(pixels);
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(from + i * 8);
-    transpose_registers(r);
+      for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(from + i * 8);
+      transpose_registers(r);
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i)
-      if (i < lanes) _mm256_maskstore_ps(to + i * lane_stride, mask, r[i]);
-    return;
-  }
+      for (int i = 0; i < 8; ++i)
+        if (i < lanes) _mm256_maskstore_ps(to + i * lane_stride, mask, r[i]);
+      return;
+    }
 #endif
   for (int i = 0; i < pixels; ++i)
     for (int l = 0; l < lanes && l < N; ++l) to[l * lane_stride + i * pixel_stride] = from_acc<S>(from[i * N + l]);

@@ -20,7 +20,9 @@ class Divisor {
     while ((uint64_t(1) << shift_) < divisor_) ++shift_;
     multiplier_ = uint32_t(((uint64_t(1) << 32) * ((uint64_t(1) << shift_) - divisor_)) / divisor_ + 1);
   }
-  __device__ __forceinline__ int quotient(int n) const { return int((__umulhi(n, multiplier_) + uint32_t(n)) >> shift_); }
+  __device__ __forceinline__ int quotient(int n) const {
+    return int((__umulhi(n, multiplier_) + uint32_t(n)) >> shift_);
+  }
   // Returns the quotient; the remainder goes to `rest`.
   __device__ __forceinline__ int divide(int n, int& rest) const {
     const int q = quotient(n);

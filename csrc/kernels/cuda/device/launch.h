@@ -1,5 +1,6 @@
-// Launches: launch(kernel, grid, block, shared_bytes, stream, args...) -> Status, and the two ways to name shared memory.
-// nvcc builds the real thing; any other compiler gets tests/cuda_on_cpu, which runs the same kernels on the CPU.
+// Launches: launch(kernel, grid, block, shared_bytes, stream, args...) -> Status,
+// and the two ways to name shared memory. nvcc builds the real thing; any other
+// compiler gets tests/cuda_on_cpu, which runs the same kernels on the CPU.
 #pragma once
 #include "../../common.h"
 
@@ -9,7 +10,7 @@
 // FASTNN_SHARED(name, float[32][33]): a block's shared variable. FASTNN_DYNAMIC_SHARED(name, float): float* to the
 // bytes that the launch asked for.
 #define FASTNN_SHARED(name, ...) __shared__ typename ::fastnn::Tag<__VA_ARGS__>::type name
-#define FASTNN_DYNAMIC_SHARED(name, ...)                                  \
+#define FASTNN_DYNAMIC_SHARED(name, ...)                                 \
   extern __shared__ __align__(16) unsigned char fastnn_dynamic_shared[]; \
   __VA_ARGS__* const name = reinterpret_cast<__VA_ARGS__*>(fastnn_dynamic_shared)
 

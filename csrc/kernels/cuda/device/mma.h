@@ -1,8 +1,8 @@
 // A warp's tensor-core product, D = A B + C of a 16 x k, a k x 8 and a 16 x 8 matrix with float32 sums: k is 8 for
 // float32 operands, which are rounded to tf32, and 16 for 16-bit ones. Fragments are laid out as the PTX ISA has it for
-// mma.m16n8k8 and mma.m16n8k16: with g = lane / 4, t = lane % 4 and 32-bit words w of a row of k (one tf32 or two 16-bit
-// numbers), A's word i is (row g + 8 (i % 2), w = t + 4 (i / 2)), B's word i is (w = t + 4 i, column g), and C's element
-// i is (row g + 8 (i / 2), column 2 t + i % 2).
+// mma.m16n8k8 and mma.m16n8k16: with g = lane / 4, t = lane % 4 and 32-bit words w of a row of k
+// (one tf32 or two 16-bit numbers), A's word i is (row g + 8 (i % 2), w = t + 4 (i / 2)), B's word
+// i is (w = t + 4 i, column g), and C's element i is (row g + 8 (i / 2), column 2 t + i % 2).
 #pragma once
 #include "dtype.h"
 
@@ -49,8 +49,8 @@ __device__ __forceinline__ uint32_t word_of(const S* p) {
   else return mma_word(p);
 }
 
-// Rows [row0, row0 + 16) and k's [k0, k0 + kMmaK) of a matrix with `stride` elements per row; for B, 8 columns of rows of
-// k. All lanes must call these.
+// Rows [row0, row0 + 16) and k's [k0, k0 + kMmaK) of a matrix with `stride`
+// elements per row; for B, 8 columns of rows of k. All lanes must call these.
 template <bool kRest = false, class S>
 __device__ __forceinline__ FragmentA load_a(const S* p, int stride) {
   const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
@@ -72,9 +72,9 @@ __device__ __forceinline__ FragmentB load_b(const S* p, int stride) {
 template <class S>
 __device__ __forceinline__ void mma(float (&c)[4], const FragmentA& a, const FragmentB& b) {
 #if defined(__CUDACC__)
-#define FASTNN_MMA(shape_and_types)                                                                                \
-  asm("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"       \
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                             \
+#define FASTNN_MMA(shape_and_types)                                                                          \
+  asm("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                       \
       : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), "r"(b.word[1]))
   if constexpr (__is_same(S, float)) FASTNN_MMA("m16n8k8.row.col.f32.tf32.tf32.f32");
   else if constexpr (__is_same(S, bf16)) FASTNN_MMA("m16n8k16.row.col.f32.bf16.bf16.f32");

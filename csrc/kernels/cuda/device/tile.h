@@ -7,10 +7,10 @@
 
 namespace fastnn::cuda {
 
-constexpr int kTile = 64;    // rows of both operands
-constexpr int kTileK = 16;   // of the reduced dimension at a time
+constexpr int kTile = 64;   // rows of both operands
+constexpr int kTileK = 16;  // of the reduced dimension at a time
 constexpr int kTileThreads = 256;
-constexpr int kMicro = 4;    // a thread computes 4 x 4 results
+constexpr int kMicro = 4;  // a thread computes 4 x 4 results
 
 // Element i of the tile's loads by this thread: neighbouring threads take neighbouring k, or neighbouring rows.
 struct TileLoads {
@@ -94,9 +94,9 @@ __device__ __forceinline__ void tile_product(const OperandA& a, const OperandB& 
     }
 }
 
-// How a product multiplies: `plain` arithmetic of the accumulation type for float32 and float64, tensor cores for 16-bit
-// types; float32 on tensor cores `rounded` to tf32; or float32 `split` into a tf32 and a tf32 of the rest, three of whose
-// four products keep float32's precision ("3xTF32").
+// How a product multiplies: `plain` arithmetic of the accumulation type for float32 and float64,
+// tensor cores for 16-bit types; float32 on tensor cores `rounded` to tf32; or float32 `split` into
+// a tf32 and a tf32 of the rest, three of whose four products keep float32's precision ("3xTF32").
 enum class Multiply { plain, rounded, split };
 
 // The same on tensor cores, with float32 sums: S is the operands' type. Returns false on every thread, having stored
@@ -179,7 +179,8 @@ __device__ __forceinline__ bool mma_tile_product(const OperandA& a, const Operan
   for (int j = 0; j < kMmas; ++j)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int row = row0 + warp_row + lane / 4 + 8 * (i / 2), column = column0 + warp_column + 8 * j + lane % 4 * 2 + i % 2;
+      const int row = row0 + warp_row + lane / 4 + 8 * (i / 2),
+                column = column0 + warp_column + 8 * j + lane % 4 * 2 + i % 2;
       if (row < rows && column < columns) store(row, column, sum[j][i]);
     }
   return true;
@@ -196,8 +197,8 @@ __device__ __forceinline__ void product(const OperandA& a, const OperandB& b, in
     tile_product<acc_t<S>>(a, b, rows, columns, row0, column0, k_begin, k_end, along_rows, store);
 }
 
-// Calls f(Tag<S>, Constant<Multiply>) for the kernels of a dtype. Strict float32 is split where the product fills at least
-// half a tile each way, and plain where most of a tile would be padding.
+// Calls f(Tag<S>, Constant<Multiply>) for the kernels of a dtype. Strict float32 is split where the
+// product fills at least half a tile each way, and plain where most of a tile would be padding.
 template <class F>
 Status dispatch_product(DType dtype, bool tf32, int64_t rows, int64_t columns, int64_t depth, const F& f) {
   const bool fills = min64(min64(rows, columns), depth) >= kTile / 2;
