@@ -284,3 +284,25 @@ def test_class_out_of_range_anywhere_in_a_strip(value, at, isa):
     target[0, at] = value
     with pytest.raises(IndexError, match="out of bounds"):
         F.cross_entropy(torch.randn(1, 5, 65), target)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("shape", [(5, 0), (0,), (2, 0, 3)])
+def test_no_classes(shape, reduction):
+    x, target = torch.randn(shape, requires_grad=True), torch.rand(shape)
+    for kwargs in ({}, {"weight": torch.rand(0)}, {"label_smoothing": 0.1}):
+        ours, theirs = (f.cross_entropy(x, target, reduction=reduction, **kwargs) for f in (F, T))
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+        assert torch.autograd.grad(ours.sum(), x)[0].shape == shape
+
+
+def test_backward_refuses_what_no_forward_saved():
+    x, target, one = torch.randn(4, 3), torch.zeros(4, dtype=torch.int64), torch.tensor(1.0)
+    for bad in [(x, target[:2], one), (x, target.int(), one), (x, target, one.double()), (x, target, torch.empty(0))]:
+        with pytest.raises(RuntimeError, match="no forward call"):
+            torch.ops.fastnn.nll_loss_backward(one, *bad[:2], None, bad[2], 1, -100)
+    for bad in [(x, target[:2], torch.zeros(9)), (x, target, torch.zeros(9).double()), (x, target, torch.zeros(8))]:
+        with pytest.raises(RuntimeError, match="another call|no forward call"):
+            torch.ops.fastnn.cross_entropy_backward(one, *bad[:2], None, bad[2], 1, -100, 0.0, [True, False])
+    with pytest.raises(RuntimeError):
+        torch.ops.fastnn.softmax_backward(torch.randn(2), torch.randn(300, 400), 1)

@@ -434,6 +434,10 @@ def test_op_refuses(op):
     params, grads, *rest = op_arguments(op)
     with pytest.raises(RuntimeError, match="different lengths"):
         function(params, grads[:1], *rest)
+    if op != "sgd_step_":  # without momentum it has no other lists
+        for i in (0, [isinstance(a, list) for a in rest].index(False) - 1):  # the first state, and the counters
+            with pytest.raises(RuntimeError, match="different lengths"):
+                function(params, grads, *rest[:i], [], *rest[i + 1 :])
     with pytest.raises(RuntimeError, match="mixed shapes"):
         function(params, [g.t() if g.dim() == 2 else g for g in grads], *rest)
     with pytest.raises(RuntimeError, match="mixed dtypes"):

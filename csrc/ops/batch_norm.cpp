@@ -195,6 +195,7 @@ Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& w
   TORCH_CHECK(input.dim() >= 2 && input.size(1) > 0 && grad_output.sizes() == input.sizes() &&
                   mean.numel() == input.size(1) && invstd.numel() == input.size(1) &&
                   mean.scalar_type() == acc_type(input) && invstd.scalar_type() == acc_type(input) &&
+                  mean.is_contiguous() && invstd.is_contiguous() &&
                   (!weight_given.defined() || weight_given.numel() == input.size(1)) &&
                   (!result.has_value() || !result->defined() || result->sizes() == input.sizes()),
               "fastnn::batch_norm_backward: arguments that batch_norm did not save");

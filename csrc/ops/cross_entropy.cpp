@@ -42,10 +42,11 @@ bool is_probabilities(const Tensor& input, const Tensor& target) { return input.
 bool takes(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t reduction, int64_t ignore_index,
            double label_smoothing) {
   if (reduction < 0 || reduction > 2 || !(label_smoothing <= 1)) return false;
+  if (!has_classes(input)) return false;
   if (!is_probabilities(input, target)) {
     return valid_indices(input, target, weight) && native("cross_entropy", {&input, &weight}, true);
   }
-  if (input.dim() < 1 || !target.is_floating_point() || ignore_index >= 0) return false;
+  if (!target.is_floating_point() || ignore_index >= 0) return false;
   if (weight.defined() && (weight.dim() != 1 || weight.sym_size(0) != input.sym_size(class_dim(input)))) return false;
   if (weight.defined() && weight.requires_grad() && at::GradMode::is_enabled()) {
     note_fallback("cross_entropy", "gradient of the weight");
@@ -77,10 +78,6 @@ Tensor dense_target(const Tensor& target, const Tensor& x) {
   return target.movedim(1, -1).contiguous().movedim(-1, 1);
 }
 
-auto accumulators(const Tensor& x) {
-  return x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-}
-
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
 // With `gradient`, which may_run_ahead() allows, the gradient for a grad_output of 1 comes with the loss.
@@ -95,7 +92,7 @@ Results run_forward(const Tensor& input, const Tensor& target_, const OptTensor&
   const Tensor weight = w.defined() ? w.contiguous() : w;
   CrossEntropyParams p = params(x, target, weight, reduction, ignore_index, label_smoothing);
   Tensor loss = p.reduction == Reduction::none ? fresh(row_sizes(x), x.options()) : at::empty({}, x.options());
-  Tensor stats = fresh({2 * p.outer * p.inner + 1}, accumulators(x));
+  Tensor stats = fresh({2 * p.outer * p.inner + 1}, x.options().dtype(accumulator(x)));
   p.loss = loss.mutable_data_ptr();
   p.stats = stats.mutable_data_ptr();
   int64_t blocks = loss_blocks(p.outer, p.classes, p.inner);
@@ -130,14 +127,16 @@ Results forward(const Tensor& input, const Tensor& target, const OptTensor& weig
 Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor& target_, const OptTensor& weight_,
                    const Tensor& stats, int64_t reduction, int64_t ignore_index, double label_smoothing,
                    std::array<bool, 2> wanted) {
-  const Tensor x = dense_classes(input), target = dense_target(target_, x), g = grad_output.contiguous();
   const Tensor& w = or_undefined(weight_);
+  TORCH_CHECK(native("cross_entropy_backward", {&grad_output, &input, &w}, true) &&
+                  takes(input, target_, w, reduction, ignore_index, label_smoothing),
+              "fastnn::cross_entropy_backward: arguments of no forward call");
+  const Tensor x = dense_classes(input), target = dense_target(target_, x), g = grad_output.contiguous();
   const Tensor weight = w.defined() ? w.contiguous() : w;
-  TORCH_CHECK(native("cross_entropy_backward", {&g, &x, &weight}, true),
-              "fastnn::cross_entropy_backward: expected floating tensors of one dtype and device");
   CrossEntropyParams p = params(x, target, weight, reduction, ignore_index, label_smoothing);
   const int64_t rows = p.outer * p.inner;
-  TORCH_CHECK(stats.is_contiguous() && stats.numel() == 2 * rows + 1 && g.numel() == (reduction == 0 ? rows : 1),
+  TORCH_CHECK(stats.is_contiguous() && stats.scalar_type() == accumulator(x) && stats.numel() == 2 * rows + 1 &&
+                  g.numel() == (reduction == 0 ? rows : 1),
               "fastnn::cross_entropy_backward: statistics or gradient of another call");
   p.stats = const_cast<void*>(stats.const_data_ptr());
   p.grad_output = g.const_data_ptr();

@@ -10,6 +10,14 @@ namespace fastnn::ops {
 // The dimension of the classes: 0 of an unbatched [C], 1 of [N, C, d1, ...].
 inline int64_t class_dim(const at::Tensor& t) { return t.dim() == 1 ? 0 : 1; }
 
+// The dtype that losses are summed in.
+inline at::ScalarType accumulator(const at::Tensor& t) {
+  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// A row of no classes has no maximum: such calls are left to torch to judge.
+inline bool has_classes(const at::Tensor& t) { return t.dim() >= 1 && t.sym_size(class_dim(t)) != 0; }
+
 // True when the classes of every row are contiguous and the rows follow one another, as in channels_last.
 inline bool classes_last(const at::Tensor& t) {
   return t.dim() > 2 && !t.is_contiguous() && t.movedim(1, -1).is_contiguous();

@@ -34,7 +34,7 @@ const auto& backward_op() {
 
 // What the kernels compute; torch's own function judges the rest, and raises.
 bool takes(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t reduction) {
-  return reduction >= 0 && reduction <= 2 && valid_indices(input, target, weight) &&
+  return reduction >= 0 && reduction <= 2 && has_classes(input) && valid_indices(input, target, weight) &&
          native("nll_loss", {&input, &weight}, true);
 }
 
@@ -63,7 +63,7 @@ Results forward(const Tensor& input, const Tensor& target_, const OptTensor& wei
   const Tensor weight = w.defined() ? w.contiguous() : w;
   NllLossParams p = params(x, target, weight, reduction, ignore_index);
   Tensor loss = p.reduction == Reduction::none ? fresh(row_sizes(x), x.options()) : at::empty({}, x.options());
-  Tensor total = at::empty({}, x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
+  Tensor total = at::empty({}, x.options().dtype(accumulator(x)));
   p.input = x.const_data_ptr();
   p.loss = loss.mutable_data_ptr();
   p.total_weight = total.mutable_data_ptr();
@@ -79,7 +79,8 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
   const Tensor& w = or_undefined(weight_);
   const Tensor weight = w.defined() ? w.contiguous() : w;
   const Tensor g = grad_output.contiguous(), target = target_.contiguous();
-  TORCH_CHECK(native("nll_loss_backward", {&g, &input, &weight}, true) && valid_indices(input, target, weight),
+  TORCH_CHECK(native("nll_loss_backward", {&g, &input, &weight}, true) && takes(input, target, weight, reduction) &&
+                  total_weight.numel() == 1 && total_weight.scalar_type() == accumulator(input),
               "fastnn::nll_loss_backward: arguments of no forward call");
   Tensor dx = classes_last(input) ? fresh_like(input) : fresh(input.sizes(), input.options());
   NllLossParams p = params(dx, target, weight, reduction, ignore_index);

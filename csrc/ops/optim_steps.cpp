@@ -33,6 +33,13 @@ OptimParams common(OptimRule rule, double eps, double weight_decay, bool maximiz
   return p;
 }
 
+// The lists that an op cannot do without.
+void require(const char* op, TensorList params, std::initializer_list<TensorList> lists) {
+  for (const TensorList& list : lists)
+    TORCH_CHECK(list.size() == params.size(), "fastnn::", op,
+                ": cannot step these tensors (lists of different lengths)");
+}
+
 // ---- Adam, AdamW, Yogi ---------------------------------------------------------------------------------------------
 
 void adam_like(StepTensors& tensors, OptimParams p, double lr, double beta1, double beta2) {
@@ -48,6 +55,7 @@ void adam_like(StepTensors& tensors, OptimParams p, double lr, double beta1, dou
 void adam_step_(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
                 TensorList max_exp_avg_sqs, TensorList steps, double lr, double beta1, double beta2, double eps,
                 double weight_decay, bool decoupled_weight_decay, bool maximize) {
+  require("adam_step_", params, {exp_avgs, exp_avg_sqs, steps});
   StepTensors tensors("adam_step_", params, grads, {exp_avgs, exp_avg_sqs, max_exp_avg_sqs}, steps);
   OptimParams p = common(OptimRule::adam, eps, decoupled_weight_decay ? 0 : weight_decay, maximize);
   if (decoupled_weight_decay) p.param_scale = 1 - lr * weight_decay;
@@ -56,6 +64,7 @@ void adam_step_(TensorList params, TensorList grads, TensorList exp_avgs, Tensor
 
 void yogi_step_(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList steps,
                 double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize) {
+  require("yogi_step_", params, {exp_avgs, exp_avg_sqs, steps});
   StepTensors tensors("yogi_step_", params, grads, {exp_avgs, exp_avg_sqs}, steps);
   adam_like(tensors, common(OptimRule::yogi, eps, weight_decay, maximize), lr, beta1, beta2);
 }
@@ -76,6 +85,7 @@ void sgd_step_(TensorList params, TensorList grads, TensorList momentum_buffers,
 
 void adagrad_step_(TensorList params, TensorList grads, TensorList sums, TensorList steps, double lr, double lr_decay,
                    double eps, double weight_decay, bool maximize) {
+  require("adagrad_step_", params, {sums, steps});
   StepTensors tensors("adagrad_step_", params, grads, {sums}, steps);
   advance(tensors, [&](OptimTensor& t, double step) { t.step_size = lr / (1 + (step - 1) * lr_decay); });
   tensors.run(common(OptimRule::adagrad, eps, weight_decay, maximize));
@@ -84,6 +94,7 @@ void adagrad_step_(TensorList params, TensorList grads, TensorList sums, TensorL
 void rmsprop_step_(TensorList params, TensorList grads, TensorList square_avgs, TensorList momentum_buffers,
                    TensorList grad_avgs, TensorList steps, double lr, double alpha, double eps, double weight_decay,
                    double momentum, bool maximize) {
+  require("rmsprop_step_", params, {square_avgs, steps});
   StepTensors tensors("rmsprop_step_", params, grads, {square_avgs, momentum_buffers, grad_avgs}, steps);
   OptimParams p = common(OptimRule::rmsprop, eps, weight_decay, maximize);
   p.beta1 = momentum;
@@ -94,6 +105,7 @@ void rmsprop_step_(TensorList params, TensorList grads, TensorList square_avgs, 
 
 void adadelta_step_(TensorList params, TensorList grads, TensorList square_avgs, TensorList acc_deltas,
                     TensorList steps, double lr, double rho, double eps, double weight_decay, bool maximize) {
+  require("adadelta_step_", params, {square_avgs, acc_deltas, steps});
   StepTensors tensors("adadelta_step_", params, grads, {square_avgs, acc_deltas}, steps);
   OptimParams p = common(OptimRule::adadelta, eps, weight_decay, maximize);
   p.beta2 = rho;

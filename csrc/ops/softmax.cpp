@@ -80,7 +80,8 @@ Tensor forward(const Tensor& input, int64_t dim) {
 
 template <bool kLog>
 Tensor backward(const Tensor& grad_output, const Tensor& result, int64_t dim) {
-  if (!valid_dim(result, dim) || !native(kBackwardName<kLog>, {&grad_output, &result}, true)) {
+  if (!valid_dim(result, dim) || grad_output.sizes() != result.sizes() ||
+      !native(kBackwardName<kLog>, {&grad_output, &result}, true)) {
     return kLog ? at::_log_softmax_backward_data(grad_output, result, dim, result.scalar_type())
                 : at::_softmax_backward_data(grad_output, result, dim, result.scalar_type());
   }
