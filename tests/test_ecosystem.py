@@ -72,6 +72,71 @@ def test_inference_mode(pair):
     assert_same(step(fast)[1], step(plain)[1])  # nothing of it stays
 
 
+LAYERS = {
+    "linear": lambda f, t: f.linear(t(8, 16), torch.ones(4, 16), torch.ones(4)),
+    "conv2d": lambda f, t: f.conv2d(t(1, 2, 6, 6), torch.ones(3, 2, 3, 3), torch.ones(3), 1, 1),
+    "relu": lambda f, t: f.relu(t(3, 4)),
+    "sigmoid": lambda f, t: f.sigmoid(t(3, 4)),
+    "gelu": lambda f, t: f.gelu(t(3, 4), approximate="tanh"),
+    "softmax": lambda f, t: f.softmax(t(3, 4), dim=1),
+    "max_pool2d": lambda f, t: f.max_pool2d(t(1, 2, 6, 6), 2, 2, 0),
+    "avg_pool2d": lambda f, t: f.avg_pool2d(t(1, 2, 6, 6), 2, 2, 0),
+    "adaptive_avg_pool2d": lambda f, t: f.adaptive_avg_pool2d(t(1, 2, 6, 6), 1),
+    "batch_norm": lambda f, t: f.batch_norm(t(4, 3), torch.zeros(3), torch.ones(3), training=True),
+    "cross_entropy": lambda f, t: f.cross_entropy(t(4, 3), torch.zeros(4, dtype=torch.int64)),
+}
+
+
+class Lookup(torch.Tensor):
+    """As quantised weights do: knows functions of torch by themselves, and their arguments by position."""
+
+    calls = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        assert not func.__module__ or not func.__module__.startswith("fastnn"), func
+        if func is nn.functional.linear:
+            cls.calls.append(len(args))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*(a.as_subclass(torch.Tensor) if isinstance(a, Lookup) else a for a in args), **kwargs)
+
+
+class Plain(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_classes_that_look_torchs_functions_up(name):
+    def values(cls):
+        return lambda *shape: torch.linspace(-1, 1, torch.Size(shape).numel()).reshape(shape).as_subclass(cls)
+
+    call, functional = LAYERS[name], fastnn.functional
+    expected = call(nn.functional, values(torch.Tensor))
+    Lookup.calls.clear()
+    assert_same(call(functional, values(Lookup)), expected)
+    assert Lookup.calls == ([3] if name == "linear" else [])  # the bias among them, and by position
+    fastnn._C.clear_fallbacks()
+    plain = call(functional, values(Plain))
+    assert type(plain) is Plain and not fastnn.fallbacks()
+    assert_same(plain.as_subclass(torch.Tensor), expected)
+    with torch.device("cpu"):  # a mode sees the calls too
+        assert_same(call(functional, values(torch.Tensor)), expected)
+    assert not fastnn.fallbacks()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_tensors_without_kernels_are_torchs(inference):
+    layer, dense = fastnn.Linear(4, 5).requires_grad_(False), torch.eye(3, 4)
+    jagged = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=torch.jagged)
+    with torch.inference_mode(inference):
+        for x in (dense.to_sparse(), dense.to_sparse_csr()):
+            assert_same(layer(x), layer(dense))
+            assert_same(fastnn.functional.mm(x, layer.weight.t()), torch.mm(dense, layer.weight.t()))
+        assert_same(layer(jagged).unbind()[1], layer(torch.ones(3, 4)))
+        assert layer.to("meta")(torch.empty(2, 3, 4, device="meta")).shape == (2, 3, 5)
+
+
 @pytest.mark.parametrize("name", ["weight_norm", "spectral_norm", "orthogonal"])
 def test_parametrized_after_conversion(pair, name):
     for model in pair:

@@ -224,6 +224,24 @@ def test_backward_refuses_what_does_not_fit():
     ]:
         with pytest.raises(RuntimeError, match="do not fit"):
             backward(*bad)
+    with pytest.raises(RuntimeError, match="does not fit"):
+        torch.ops.fastnn.avg_pool2d_backward(g.requires_grad_(), [8, 8], [2, 2], [], [], False, True, None, False)
+
+
+@pytest.mark.parametrize("op", ["adaptive_avg_pool2d", "adaptive_max_pool2d"])
+@pytest.mark.parametrize(("shape", "output_size"), [((0, 2, 6, 6), 0), ((2, 3, 6, 6), (0, 2)), ((0, 6, 6), 2)])
+def test_planes_that_only_torch_takes(op, shape, output_size):
+    """Empty outputs and channels: forward and backward are torch's, with its results or its errors."""
+
+    def outcome(function):
+        x = torch.randn(shape, requires_grad=True)
+        try:
+            y = function(x, output_size)
+            return y.shape, torch.autograd.grad(y.sum(), x)[0].shape
+        except (RuntimeError, IndexError) as error:
+            return str(error)
+
+    assert outcome(getattr(fastnn.functional, op)) == outcome(getattr(torch.nn.functional, op))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -92,3 +92,10 @@ def test_autocast():
         y = layer(x)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), layer(x), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_named_padding_with_a_bias_of_another_dtype_is_torchs(padding):
+    x, w = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((1, 1, 5, 5), (2, 1, 3, 3)))
+    ours, theirs = (f.conv2d(x, w, torch.ones(2), padding=padding) for f in (fastnn.functional, torch.nn.functional))
+    torch.testing.assert_close(ours, theirs)

@@ -74,6 +74,11 @@ def test_other_dtypes_run_on_torch(dtype):
     assert ("mm", "dtype") in {tuple(k) for k in fastnn.fallbacks()}
 
 
+def test_integer_factors_stay_integers():
+    a, b, c = (torch.ones(s, dtype=torch.int64) for s in ((3, 0), (0, 5), (5,)))
+    assert torch.equal(F.addmm(c, a, b, beta=2), torch.addmm(c, a, b, beta=2))
+
+
 def test_out_runs_on_torch_and_is_counted():
     a, b, out = torch.randn(3, 4), torch.randn(4, 5), torch.empty(3, 5)
     assert F.mm(a, b, out=out) is out and torch.equal(out, torch.mm(a, b))

@@ -451,10 +451,9 @@ std::string algorithm(const Tensor& input, const Tensor& weight, std::vector<int
 }
 
 void bind(pybind11::module_& m) {
-  using Ints = std::array<int64_t, 2>;
   def(m, "conv2d",
-      [](const Tensor& input, const Tensor& weight, const OptTensor& bias, const Ints& stride, const Ints& padding,
-         const Ints& dilation,
+      [](const Tensor& input, const Tensor& weight, const OptTensor& bias, const IntPair& stride,
+         const IntPair& padding, const IntPair& dilation,
          int64_t groups) { return forward_op().call(input, weight, bias, stride, padding, dilation, groups); });
   m.def("conv2d_algorithm", algorithm);
   m.def("conv2d_set_strict", cpu::conv2d_set_strict);

@@ -358,7 +358,7 @@ void bind(pybind11::module_& m) {
   def(m, "mm", [](const Tensor& a, const Tensor& b) { return op<Mm>().call(a, b); });
   def(m, "bmm", [](const Tensor& a, const Tensor& b) { return op<Bmm>().call(a, b); });
   def(m, "matmul", [](const Tensor& a, const Tensor& b) { return op<Matmul>().call(a, b); });
-  def(m, "addmm", [](const Tensor& input, const Tensor& a, const Tensor& b, double beta, double alpha) {
+  def(m, "addmm", [](const Tensor& input, const Tensor& a, const Tensor& b, Scalar beta, Scalar alpha) {
     return addmm_op().call(input, a, b, beta, alpha);
   });
   m.def("gemm_algorithm", [](const Tensor& a, const Tensor& b) {

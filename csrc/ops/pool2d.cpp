@@ -59,6 +59,29 @@ bool fill_adaptive(Pool2dParams& p, at::IntArrayRef sizes, at::IntArrayRef outpu
   return p.h.kernel < (int64_t(1) << 31) / p.w.kernel;
 }
 
+namespace {
+
+template <class Fill>
+bool takes(const char* op, const Tensor& input, const Fill& fill) {
+  if (!native(op, {&input}, true)) return false;
+  if (input.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return true;
+  Pool2dParams p{};
+  if (fill(p)) return true;
+  note_fallback(op, "sizes");
+  return false;
+}
+
+}  // namespace
+
+bool takes_windows(const char* op, const Tensor& input, const Windows& windows) {
+  return takes(op, input, [&](Pool2dParams& p) { return fill_windows(p, input.sizes(), windows); });
+}
+
+bool takes_adaptive(const char* op, const Tensor& input, c10::SymIntArrayRef output_size) {
+  const auto size = c10::asIntArrayRefSlowOpt(output_size);
+  return takes(op, input, [&](Pool2dParams& p) { return !size || fill_adaptive(p, input.sizes(), *size); });
+}
+
 bool fill_backward(Pool2dParams& p, at::IntArrayRef pooled, at::IntArrayRef input_size, const Windows& windows,
                    bool channels_last) {
   if (pooled.size() < 3 || input_size.size() != 2 || (channels_last && pooled.size() != 4)) return false;
@@ -78,27 +101,6 @@ c10::SmallVector<int64_t, 4> with_plane(at::IntArrayRef sizes, int64_t h, int64_
   result[result.size() - 2] = h;
   result.back() = w;
   return result;
-}
-
-Ints::Ints(pybind11::handle object) : values{}, size(0) {
-  const auto read = [](PyObject* item) {
-    if (!PyLong_Check(item) || PyBool_Check(item)) throw pybind11::type_error("not an int");
-    const int64_t value = PyLong_AsLongLong(item);
-    if (value == -1 && PyErr_Occurred()) {
-      PyErr_Clear();
-      throw pybind11::type_error("out of range");
-    }
-    return value;
-  };
-  PyObject* const o = object.ptr();
-  if (o == Py_None) return;
-  if (PyTuple_Check(o) || PyList_Check(o)) {
-    const auto length = size_t(PySequence_Fast_GET_SIZE(o));
-    if (length < 1 || length > 2) throw pybind11::type_error("one int or two");
-    for (; size < length; ++size) values[size] = read(PySequence_Fast_GET_ITEM(o, Py_ssize_t(size)));
-    return;
-  }
-  values[size++] = read(o);
 }
 
 }  // namespace fastnn::ops

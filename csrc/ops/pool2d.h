@@ -1,7 +1,5 @@
 // The arguments of pooling: checked and turned into kernel parameters, and how Python hands them over.
 #pragma once
-#include <pybind11/pybind11.h>
-
 #include "common.h"
 #include "kernels/pool2d.h"
 
@@ -24,6 +22,11 @@ bool fill_adaptive(Pool2dParams& p, at::IntArrayRef sizes, at::IntArrayRef outpu
 // means adaptive windows; ceil_mode follows from the sizes. Only images in a batch can be channels_last.
 bool fill_backward(Pool2dParams& p, at::IntArrayRef pooled, at::IntArrayRef input_size, const Windows& windows,
                    bool channels_last);
+// Whether the kernels take the call, counted where they do not: torch's own op then has its gradient too. Sizes that a
+// compiler traces as symbols are not looked at.
+bool takes_windows(const char* op, const Tensor& input, const Windows& windows);
+bool takes_adaptive(const char* op, const Tensor& input, c10::SymIntArrayRef output_size);
+
 inline void fill_layout(Pool2dParams& p, const Tensor& t, bool channels_last) {
   p.dtype = dtype_of(t);
   p.channels_last = channels_last;
@@ -37,14 +40,5 @@ inline at::MemoryFormat format_of(bool channels_last) {
 
 // t's sizes with the last two replaced.
 c10::SmallVector<int64_t, 4> with_plane(at::IntArrayRef sizes, int64_t h, int64_t w);
-
-// An int or a tuple or list of ints from Python, at most two of them; None is empty. Anything else is a TypeError, on
-// which the functional calls torch's own function.
-struct Ints {
-  int64_t values[2];
-  size_t size;
-  explicit Ints(pybind11::handle object);
-  operator at::IntArrayRef() const { return {values, size}; }
-};
 
 }  // namespace fastnn::ops

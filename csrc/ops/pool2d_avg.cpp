@@ -123,6 +123,7 @@ struct SavedWindows {
 
 void save_windows(AutogradContext* ctx, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, bool ceil_mode,
                   bool count_include_pad, OptInt divisor) {
+  TORCH_CHECK(!kernel.empty() && !padding.empty(), "fastnn::avg_pool2d_backward: gradient does not fit the windows");
   const IntArrayRef step = stride.empty() ? kernel : stride;
   ctx->saved_data["windows"] = std::vector<int64_t>{kernel[0],  kernel.back(),  step[0],   step.back(),
                                                     padding[0], padding.back(), ceil_mode, count_include_pad};
@@ -188,7 +189,7 @@ struct AdaptiveAvgBackwardFunction : Function<AdaptiveAvgBackwardFunction> {
 
 Tensor avg_pool2d_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                            bool ceil_mode, bool count_include_pad, OptInt divisor) {
-  if (!native("avg_pool2d", {&input}, true))
+  if (!takes_windows("avg_pool2d", input, {kernel, stride, padding, kOne, ceil_mode}) || divisor == 0)
     return at::avg_pool2d(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
   const bool differentiable = needs_grad({&input});
   Tensor y = below_autograd(avg_op(), input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
@@ -215,7 +216,8 @@ Tensor backward_autograd(const Tensor& grad_output, SymIntArrayRef input_size, I
 }
 
 Tensor adaptive_autograd(const Tensor& input, SymIntArrayRef output_size) {
-  if (!native("adaptive_avg_pool2d", {&input}, true)) return at::adaptive_avg_pool2d_symint(input, output_size);
+  if (!takes_adaptive("adaptive_avg_pool2d", input, output_size))
+    return at::adaptive_avg_pool2d_symint(input, output_size);
   const bool differentiable = needs_grad({&input});
   Tensor y = below_autograd(adaptive_op(), input, output_size);
   if (differentiable) {
@@ -273,11 +275,9 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
 
 void bind(pybind11::module_& m) {
   def(m, "avg_pool2d",
-      [](const Tensor& input, pybind11::handle kernel, pybind11::handle stride, pybind11::handle padding,
+      [](const Tensor& input, const IntPair& kernel, const std::optional<IntPair>& stride, const IntPair& padding,
          bool ceil_mode, bool count_include_pad, OptInt divisor) {
-        const Ints k(kernel), s(stride), p(padding);
-        const pybind11::gil_scoped_release release;
-        return avg_op().call(input, k, s, p, ceil_mode, count_include_pad, divisor);
+        return avg_op().call(input, kernel, stride.value_or(kernel), padding, ceil_mode, count_include_pad, divisor);
       });
   def(m, "adaptive_avg_pool2d", [](const Tensor& input, int64_t h, int64_t w) {
     const c10::SymInt size[] = {h, w};

@@ -216,7 +216,8 @@ Pair with_offsets_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef 
 }
 Tensor max_pool2d_autograd(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                            IntArrayRef dilation, bool ceil_mode) {
-  if (!native("max_pool2d", {&input}, true)) return at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);
+  if (!takes_windows("max_pool2d", input, {kernel, stride, padding, dilation, ceil_mode}))
+    return at::max_pool2d(input, kernel, stride, padding, dilation, ceil_mode);
   if (needs_grad({&input}))
     return std::get<0>(with_offsets_autograd(input, kernel, stride, padding, dilation, ceil_mode));
   return below_autograd(max_op(), input, kernel, stride, padding, dilation, ceil_mode);
@@ -229,7 +230,8 @@ Pair adaptive_with_offsets_autograd(const Tensor& input, IntArrayRef output_size
   return pooled;
 }
 Tensor adaptive_autograd(const Tensor& input, IntArrayRef output_size) {
-  if (!native("adaptive_max_pool2d", {&input}, true)) return std::get<0>(at::adaptive_max_pool2d(input, output_size));
+  if (!takes_adaptive("adaptive_max_pool2d", input, c10::fromIntArrayRefSlow(output_size)))
+    return std::get<0>(at::adaptive_max_pool2d(input, output_size));
   if (needs_grad({&input})) return std::get<0>(adaptive_with_offsets_autograd(input, output_size));
   return below_autograd(adaptive_op(), input, output_size);
 }
@@ -249,7 +251,7 @@ Tensor backward_autograd(const Tensor& grad_output, const Tensor& offsets, SymIn
 
 Pair max_pool2d_with_indices(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                              IntArrayRef dilation, bool ceil_mode) {
-  if (!native("max_pool2d", {&input}, true))
+  if (!takes_windows("max_pool2d", input, {kernel, stride, padding, dilation, ceil_mode}))
     return at::max_pool2d_with_indices(input, kernel, stride, padding, dilation, ceil_mode);
   auto [y, offsets] = offsets_op().call(input, kernel, stride, padding, dilation, ceil_mode);
   const auto sizes = input.sym_sizes();
@@ -258,7 +260,8 @@ Pair max_pool2d_with_indices(const Tensor& input, IntArrayRef kernel, IntArrayRe
 }
 
 Pair adaptive_max_pool2d_with_indices(const Tensor& input, IntArrayRef output_size) {
-  if (!native("adaptive_max_pool2d", {&input}, true)) return at::adaptive_max_pool2d(input, output_size);
+  if (!takes_adaptive("adaptive_max_pool2d", input, c10::fromIntArrayRefSlow(output_size)))
+    return at::adaptive_max_pool2d(input, output_size);
   auto [y, offsets] = adaptive_offsets_op().call(input, output_size);
   const auto sizes = input.sym_sizes();
   return {y, indices_op().call(offsets, sizes.slice(sizes.size() - 2), {}, {}, {}, {}, is_channels_last(input))};
@@ -328,11 +331,9 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
 // kOp: one of the handles above.
 template <const auto& (*kOp)()>
 auto call_windows() {
-  return [](const Tensor& input, pybind11::handle kernel, pybind11::handle stride, pybind11::handle padding,
-            pybind11::handle dilation, bool ceil_mode) {
-    const Ints k(kernel), s(stride), p(padding), d(dilation);
-    const pybind11::gil_scoped_release release;
-    return kOp().call(input, k, s, p, d, ceil_mode);
+  return [](const Tensor& input, const IntPair& kernel, const std::optional<IntPair>& stride, const IntPair& padding,
+            const IntPair& dilation, bool ceil_mode) {
+    return kOp().call(input, kernel, stride.value_or(kernel), padding, dilation, ceil_mode);
   };
 }
 template <const auto& (*kOp)()>

@@ -8,25 +8,74 @@
 
 namespace fastnn::ops {
 
-// An argument from Python; what does not fit raises TypeError, on which the functional calls torch's own function.
+// Whether fastnn's operators have a kernel for the tensor, or torch traces it. Others (sparse, nested, quantised, on
+// another device, of a class with a __torch_dispatch__ of its own: a DTensor) know torch's operators alone.
+inline bool known(const Tensor& t) {
+  using Key = c10::DispatchKey;
+  constexpr c10::DispatchKeySet kOthers(
+      {Key::Sparse, Key::SparseCsr, Key::NestedTensor, Key::Quantized, Key::MkldnnCPU, Key::Python});
+  if ((t.key_set() & kOthers).empty()) return t.is_cpu() || t.is_cuda();
+  if (!t.key_set().has(Key::Python)) return false;
+  const auto tracing = [&](const char* module, const char* name) {
+    return pybind11::isinstance(pybind11::cast(t), pybind11::module_::import(module).attr(name));
+  };
+  return tracing("torch._subclasses.fake_tensor", "FakeTensor") ||
+         tracing("torch._subclasses.functional_tensor", "FunctionalTensor");
+}
+
+// An argument from Python, as strictly as torch takes it: no bool for an int, no number for a bool. What does not fit
+// raises TypeError, on which the functional calls torch's own function.
 template <class T>
-T from_python(PyObject* o) {
-  pybind11::detail::make_caster<T> caster;
-  if (!caster.load(o, true)) throw torch::TypeError("an argument of another type");
-  return pybind11::detail::cast_op<T>(std::move(caster));
-}
-template <>
-inline pybind11::handle from_python(PyObject* o) {
-  return o;
-}
+T from_python(PyObject* o);
 template <>
 inline const Tensor& from_python<const Tensor&>(PyObject* o) {
-  if (!THPVariable_Check(o)) throw torch::TypeError("not a tensor");
+  if (!THPVariable_Check(o) || !known(THPVariable_Unpack(o))) throw torch::TypeError("not a tensor of the operators");
   return THPVariable_Unpack(o);
 }
 template <>
 inline OptTensor from_python<OptTensor>(PyObject* o) {
   return o == Py_None ? std::nullopt : OptTensor(from_python<const Tensor&>(o));
+}
+template <>
+inline bool from_python<bool>(PyObject* o) {
+  if (!PyBool_Check(o)) throw torch::TypeError("not a bool");
+  return o == Py_True;
+}
+template <>
+inline int64_t from_python<int64_t>(PyObject* o) {
+  int overflow = 0;
+  const int64_t value =
+      PyLong_Check(o) && !PyBool_Check(o) ? PyLong_AsLongLongAndOverflow(o, &overflow) : (overflow = 1);
+  if (overflow) throw torch::TypeError("not an int of 64 bits");
+  return value;
+}
+template <>
+inline std::optional<int64_t> from_python<std::optional<int64_t>>(PyObject* o) {
+  return o == Py_None ? std::nullopt : std::optional(from_python<int64_t>(o));
+}
+template <>
+inline double from_python<double>(PyObject* o) {
+  return PyFloat_Check(o) ? PyFloat_AS_DOUBLE(o) : double(from_python<int64_t>(o));
+}
+template <>
+inline at::Scalar from_python<at::Scalar>(PyObject* o) {
+  return PyFloat_Check(o) ? at::Scalar(PyFloat_AS_DOUBLE(o)) : at::Scalar(from_python<int64_t>(o));
+}
+using IntPair = std::array<int64_t, 2>;
+template <>
+inline IntPair from_python<IntPair>(PyObject* o) {  // one int, or one or two in a tuple or a list
+  if (!PyTuple_Check(o) && !PyList_Check(o)) {
+    const int64_t value = from_python<int64_t>(o);
+    return {value, value};
+  }
+  const Py_ssize_t length = PySequence_Fast_GET_SIZE(o);
+  if (length < 1 || length > 2) throw torch::TypeError("one int or two");
+  PyObject* const* items = PySequence_Fast_ITEMS(o);
+  return {from_python<int64_t>(items[0]), from_python<int64_t>(items[length - 1])};
+}
+template <>
+inline std::optional<IntPair> from_python<std::optional<IntPair>>(PyObject* o) {
+  return o == Py_None ? std::nullopt : std::optional(from_python<IntPair>(o));
 }
 
 // Whether torch.onnx.export records this call: it knows torch's operators alone. Outside of tracers one read of a word.
@@ -49,25 +98,16 @@ struct PythonEntry<F, R (*)(Args...)> {
   template <size_t... I>
   static R run(PyObject* const* args, std::index_sequence<I...>) {
     std::tuple<Held<Args>...> held{from_python<Held<Args>>(args[I])...};
-    if constexpr ((std::is_same_v<Args, pybind11::handle> || ...)) {  // reads Python objects itself
-      return F{}(std::get<I>(held)...);
-    } else {
-      const pybind11::gil_scoped_release release;
-      return F{}(std::get<I>(held)...);
-    }
+    const pybind11::gil_scoped_release release;
+    return F{}(std::get<I>(held)...);
   }
   static PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
     HANDLE_TH_ERRORS
     if (count != Py_ssize_t(sizeof...(Args))) throw torch::TypeError("another number of arguments");
-    try {
-      if (exports_onnx()) throw torch::TypeError("torch.onnx.export takes torch's own operators");
-      R result = run(args, std::index_sequence_for<Args...>());
-      if constexpr (std::is_same_v<R, Tensor>) return THPVariable_Wrap(std::move(result));
-      else return pybind11::cast(std::move(result)).release().ptr();
-    } catch (const pybind11::builtin_exception& e) {
-      e.set_error();
-      return nullptr;
-    }
+    if (exports_onnx()) throw torch::TypeError("torch.onnx.export takes torch's own operators");
+    R result = run(args, std::index_sequence_for<Args...>());
+    if constexpr (std::is_same_v<R, Tensor>) return THPVariable_Wrap(std::move(result));
+    else return pybind11::cast(std::move(result)).release().ptr();
     END_HANDLE_TH_ERRORS
   }
 };

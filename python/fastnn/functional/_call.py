@@ -5,7 +5,9 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from fastnn import _C
 
-__all__ = ["aten", "handle_torch_function", "has_torch_function", "op"]
+__all__ = ["aten", "has_torch_function", "op", "overridden"]
+
+_PLAIN = (torch.Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
 
 
 def op(name, traced_result=None):
@@ -28,6 +30,22 @@ def op(name, traced_result=None):
             return traced(*args)[traced_result] if tracing() else eager(*args)
 
     return call
+
+
+def overridden(ours, theirs, tensors, *args, **kwargs):
+    """A call that a mode, or the class of one of `tensors`, wants to see (torch.overrides.has_torch_function).
+
+    A class with a __torch_function__ of its own (quantised weights, masked and nested tensors) looks up torch's
+    functions: the call becomes `theirs`. For modes and plain subclasses it stays `ours`.
+    """
+    if any(_method(t) not in _PLAIN for t in tensors):
+        return aten(theirs, *args, **kwargs)
+    return handle_torch_function(ours, tensors, *args, **kwargs)
+
+
+def _method(t):
+    method = getattr(type(t), "__torch_function__", torch._C._disabled_torch_function_impl)
+    return getattr(method, "__func__", method)
 
 
 def aten(function, *args, **kwargs):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import has_torch_function_unary
 
-from fastnn.functional._call import aten, handle_torch_function, op
+from fastnn.functional._call import aten, op, overridden
 
 _relu = op("relu")
 _relu_ = op("relu_")
@@ -31,7 +31,7 @@ def relu(input, inplace=False):
     Source: torch.nn.functional.relu.
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(relu, (input,), input, inplace=inplace)
+        return overridden(relu, F.relu, (input,), input, inplace=inplace)
     try:
         return _relu_(input) if inplace else _relu(input)
     except TypeError:
@@ -44,7 +44,7 @@ def relu6(input, inplace=False):
     Args, returns and errors as relu. Source: torch.nn.functional.relu6 (Howard et al., 2017).
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(relu6, (input,), input, inplace=inplace)
+        return overridden(relu6, F.relu6, (input,), input, inplace=inplace)
     try:
         return _relu6_(input) if inplace else _relu6(input)
     except TypeError:
@@ -65,7 +65,7 @@ def leaky_relu(input, negative_slope=0.01, inplace=False):
     Raises what torch.nn.functional.leaky_relu raises. Source: torch.nn.functional.leaky_relu.
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace)
+        return overridden(leaky_relu, F.leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace)
     if inplace:
         return aten(F.leaky_relu, input, negative_slope, inplace)
     try:
@@ -77,7 +77,7 @@ def leaky_relu(input, negative_slope=0.01, inplace=False):
 def sigmoid(input):
     """1 / (1 + exp(-x)). Args, returns and errors as relu. Source: torch.nn.functional.sigmoid."""
     if has_torch_function_unary(input):
-        return handle_torch_function(sigmoid, (input,), input)
+        return overridden(sigmoid, torch.sigmoid, (input,), input)
     try:
         return _sigmoid(input)
     except TypeError:
@@ -87,7 +87,7 @@ def sigmoid(input):
 def tanh(input):
     """The hyperbolic tangent. Args, returns and errors as relu. Source: torch.nn.functional.tanh."""
     if has_torch_function_unary(input):
-        return handle_torch_function(tanh, (input,), input)
+        return overridden(tanh, torch.tanh, (input,), input)
     try:
         return _tanh(input)
     except TypeError:
@@ -109,11 +109,11 @@ def gelu(input, *, approximate="none"):
     Raises what torch.nn.functional.gelu raises. Source: torch.nn.functional.gelu (Hendrycks and Gimpel, 2016).
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(gelu, (input,), input, approximate=approximate)
+        return overridden(gelu, F.gelu, (input,), input, approximate=approximate)
     try:
         return _gelu[approximate](input)
     except (TypeError, KeyError):
-        return aten(torch.nn.functional.gelu, input, approximate=approximate)
+        return aten(F.gelu, input, approximate=approximate)
 
 
 def silu(input, inplace=False):
@@ -129,7 +129,7 @@ def silu(input, inplace=False):
     Raises what torch.nn.functional.silu raises. Source: torch.nn.functional.silu (Elfwing et al., 2017).
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(silu, (input,), input, inplace=inplace)
+        return overridden(silu, F.silu, (input,), input, inplace=inplace)
     if inplace:
         return aten(F.silu, input, inplace)
     try:

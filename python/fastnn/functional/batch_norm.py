@@ -2,7 +2,7 @@
 
 import torch.nn.functional as F
 
-from fastnn.functional._call import aten, handle_torch_function, has_torch_function, op
+from fastnn.functional._call import aten, has_torch_function, op, overridden
 
 _train = op("batch_norm_train", traced_result=0)
 _eval = op("batch_norm_eval", traced_result=0)
@@ -10,6 +10,8 @@ _eval = op("batch_norm_eval", traced_result=0)
 
 def _call(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, relu):
     """The op's output; raises TypeError or ValueError for what only torch's own function may answer."""
+    if type(training) is not bool or not isinstance(momentum, (int, float)):
+        raise TypeError("training or momentum")
     for statistic in (running_mean, running_var):
         if statistic is not None and statistic.requires_grad:
             raise ValueError("running statistics have no gradient")
@@ -22,6 +24,14 @@ def _call(input, running_mean, running_var, weight, bias, training, momentum, ep
     if eps < 0.0 or running_mean is None or running_var is None:
         raise ValueError("eps or running statistics")
     return _eval(input, weight, bias, running_mean, running_var, eps, residual, relu)
+
+
+def _norm_relu(*args, **kwargs):
+    return F.relu(F.batch_norm(*args, **kwargs))
+
+
+def _norm_add_relu(input, residual, *args, **kwargs):
+    return F.relu(F.batch_norm(input, *args, **kwargs) + residual)
 
 
 def batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-05):
@@ -46,9 +56,9 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
     """
     tensors = (input, running_mean, running_var, weight, bias)
     if has_torch_function(tensors):
-        return handle_torch_function(
-            batch_norm, tensors, input, running_mean, running_var, weight=weight, bias=bias, training=training,
-            momentum=momentum, eps=eps,
+        return overridden(
+            batch_norm, F.batch_norm, tensors,
+            input, running_mean, running_var, weight=weight, bias=bias, training=training, momentum=momentum, eps=eps,
         )  # fmt: skip
     try:
         return _call(input, running_mean, running_var, weight, bias, training, momentum, eps, None, False)
@@ -63,9 +73,9 @@ def batch_norm_relu(input, running_mean, running_var, weight=None, bias=None, tr
     """
     tensors = (input, running_mean, running_var, weight, bias)
     if has_torch_function(tensors):
-        return handle_torch_function(
-            batch_norm_relu, tensors, input, running_mean, running_var, weight=weight, bias=bias, training=training,
-            momentum=momentum, eps=eps,
+        return overridden(
+            batch_norm_relu, _norm_relu, tensors,
+            input, running_mean, running_var, weight=weight, bias=bias, training=training, momentum=momentum, eps=eps,
         )  # fmt: skip
     try:
         return _call(input, running_mean, running_var, weight, bias, training, momentum, eps, None, True)
@@ -86,9 +96,9 @@ def batch_norm_add_relu(
     """
     tensors = (input, residual, running_mean, running_var, weight, bias)
     if has_torch_function(tensors):
-        return handle_torch_function(
-            batch_norm_add_relu, tensors, input, residual, running_mean, running_var, weight=weight, bias=bias,
-            training=training, momentum=momentum, eps=eps,
+        return overridden(
+            batch_norm_add_relu, _norm_add_relu, tensors, input, residual, running_mean, running_var, weight=weight,
+            bias=bias, training=training, momentum=momentum, eps=eps,
         )  # fmt: skip
     try:
         if residual is None:

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from fastnn.functional._call import aten, handle_torch_function, has_torch_function, op
+from fastnn.functional._call import aten, has_torch_function, op, overridden
 
 _conv2d = op("conv2d")
 
@@ -25,22 +25,16 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     Raises what torch.nn.functional.conv2d raises. Source: torch.nn.functional.conv2d.
     """
     if has_torch_function((input, weight, bias)):
-        return handle_torch_function(
-            conv2d,
-            (input, weight, bias),
-            input,
-            weight,
-            bias,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-        )
+        arguments = (input, weight, bias, stride, padding, dilation, groups)
+        return overridden(conv2d, F.conv2d, arguments[:3], *arguments)
     try:
         if isinstance(padding, str):
+            mixed = weight.dtype != input.dtype or (bias is not None and bias.dtype != input.dtype)
+            if mixed and not torch.is_autocast_enabled(input.device.type):  # torch takes some with names alone
+                raise TypeError("mixed dtypes")
             input, padding = _pad(input, weight, stride, padding, dilation)
         return _conv2d(input, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
-    except TypeError:
+    except (AttributeError, TypeError):
         # torch's error names the arguments it got: leave out those that were left to their defaults.
         rest = [bias, stride, padding, dilation, groups]
         for default in (1, 1, 0, 1, None):
@@ -53,6 +47,8 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 def _pair(value):
     if isinstance(value, int):
         return value, value
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(value)
     return (value[0], value[0]) if len(value) == 1 else value
 
 
@@ -62,7 +58,10 @@ def _pad(input, weight, stride, padding, dilation):
         return input, (0, 0)
     if padding != "same" or weight.dim() != 4 or any(s != 1 for s in _pair(stride)):
         raise TypeError(padding)
-    total = [d * (k - 1) for d, k in zip(_pair(dilation), weight.shape[2:], strict=True)]
+    dilation = _pair(dilation)
+    if len(dilation) != 2 or any(type(d) is not int for d in dilation):
+        raise TypeError(dilation)
+    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     if any(t % 2 for t in total):  # the extra row or column goes below and to the right
-        input = torch.nn.functional.pad(input, (0, total[1] % 2, 0, total[0] % 2))
+        input = F.pad(input, (0, total[1] % 2, 0, total[0] % 2))
     return input, (total[0] // 2, total[1] // 2)

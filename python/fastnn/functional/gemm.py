@@ -3,7 +3,7 @@
 import torch
 
 from fastnn import _C
-from fastnn.functional._call import aten, handle_torch_function, has_torch_function, op
+from fastnn.functional._call import aten, has_torch_function, op, overridden
 
 _mm = op("mm")
 _bmm = op("bmm")
@@ -25,7 +25,7 @@ def mm(input, mat2, out_dtype=None, *, out=None):
     Raises what torch.mm raises. Source: torch.mm.
     """
     if has_torch_function((input, mat2)):
-        return handle_torch_function(mm, (input, mat2), input, mat2, **_given(out_dtype=out_dtype, out=out))
+        return overridden(mm, torch.mm, (input, mat2), input, mat2, **_given(out_dtype=out_dtype, out=out))
     if out is None and out_dtype is None:
         try:
             return _mm(input, mat2)
@@ -48,7 +48,7 @@ def bmm(input, mat2, out_dtype=None, *, out=None):
     Raises what torch.bmm raises. Source: torch.bmm.
     """
     if has_torch_function((input, mat2)):
-        return handle_torch_function(bmm, (input, mat2), input, mat2, **_given(out_dtype=out_dtype, out=out))
+        return overridden(bmm, torch.bmm, (input, mat2), input, mat2, **_given(out_dtype=out_dtype, out=out))
     if out is None and out_dtype is None:
         try:
             return _bmm(input, mat2)
@@ -71,7 +71,7 @@ def matmul(input, other, *, out=None):
     Raises what torch.matmul raises. Source: torch.matmul.
     """
     if has_torch_function((input, other)):
-        return handle_torch_function(matmul, (input, other), input, other, **_given(out=out))
+        return overridden(matmul, torch.matmul, (input, other), input, other, **_given(out=out))
     if out is None:
         try:
             return _matmul(input, other)
@@ -97,7 +97,7 @@ def addmm(input, mat1, mat2, *, beta=1, alpha=1, out=None):
     """
     if has_torch_function((input, mat1, mat2)):
         options = _given(out=out)
-        return handle_torch_function(addmm, (input, mat1, mat2), input, mat1, mat2, beta=beta, alpha=alpha, **options)
+        return overridden(addmm, torch.addmm, (input, mat1, mat2), input, mat1, mat2, beta=beta, alpha=alpha, **options)
     if out is None and type(beta) in _REAL and type(alpha) in _REAL:
         try:
             if torch.compiler.is_dynamo_compiling():

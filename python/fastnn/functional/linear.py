@@ -2,7 +2,7 @@
 
 import torch.nn.functional as F
 
-from fastnn.functional._call import aten, handle_torch_function, has_torch_function, op
+from fastnn.functional._call import aten, has_torch_function, op, overridden
 
 _linear = op("linear")
 
@@ -21,7 +21,7 @@ def linear(input, weight, bias=None):
     Raises what torch.nn.functional.linear raises. Source: torch.nn.functional.linear.
     """
     if has_torch_function((input, weight, bias)):
-        return handle_torch_function(linear, (input, weight, bias), input, weight, bias=bias)
+        return overridden(linear, F.linear, (input, weight, bias), input, weight, bias)
     try:
         return _linear(input, weight, bias)
     except TypeError:

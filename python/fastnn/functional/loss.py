@@ -2,7 +2,7 @@
 
 import torch.nn.functional as F
 
-from fastnn.functional._call import aten, handle_torch_function, has_torch_function, op
+from fastnn.functional._call import aten, has_torch_function, op, overridden
 
 _cross_entropy = op("cross_entropy", traced_result=0)
 _nll_loss = op("nll_loss", traced_result=0)
@@ -43,9 +43,10 @@ def cross_entropy(
     for Computer Vision".
     """
     if has_torch_function((input, target, weight)):
-        return handle_torch_function(
-            cross_entropy, (input, target, weight), input, target, weight=weight, size_average=size_average,
-            ignore_index=ignore_index, reduce=reduce, reduction=reduction, label_smoothing=label_smoothing,
+        return overridden(
+            cross_entropy, F.cross_entropy, (input, target, weight),
+            input, target, weight=weight, size_average=size_average, ignore_index=ignore_index, reduce=reduce,
+            reduction=reduction, label_smoothing=label_smoothing,
         )  # fmt: skip
     if size_average is not None or reduce is not None:
         reduction = F._Reduction.legacy_get_string(size_average, reduce)
@@ -69,9 +70,10 @@ def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, r
     Returns and errors as cross_entropy's. Source: torch.nn.functional.nll_loss.
     """
     if has_torch_function((input, target, weight)):
-        return handle_torch_function(
-            nll_loss, (input, target, weight), input, target, weight=weight, size_average=size_average,
-            ignore_index=ignore_index, reduce=reduce, reduction=reduction,
+        return overridden(
+            nll_loss, F.nll_loss, (input, target, weight),
+            input, target, weight=weight, size_average=size_average, ignore_index=ignore_index, reduce=reduce,
+            reduction=reduction,
         )  # fmt: skip
     if size_average is not None or reduce is not None:
         reduction = F._Reduction.legacy_get_string(size_average, reduce)

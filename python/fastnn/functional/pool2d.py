@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from fastnn.functional._call import aten, handle_torch_function, has_torch_function, op
+from fastnn.functional._call import aten, has_torch_function, op, overridden
 
 _max_pool2d = op("max_pool2d")
 _max_pool2d_with_indices = op("max_pool2d_with_indices")
@@ -34,8 +34,8 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     Raises what torch.nn.functional.max_pool2d raises. Source: torch.nn.functional.max_pool2d.
     """
     if has_torch_function((input,)):
-        return handle_torch_function(
-            max_pool2d, (input,), input, kernel_size, stride=stride, padding=padding, dilation=dilation,
+        return overridden(
+            max_pool2d, F.max_pool2d, (input,), input, kernel_size, stride=stride, padding=padding, dilation=dilation,
             ceil_mode=ceil_mode, return_indices=return_indices,
         )  # fmt: skip
     function = _max_pool2d_with_indices if return_indices else _max_pool2d
@@ -65,9 +65,9 @@ def avg_pool2d(
     Raises what torch.nn.functional.avg_pool2d raises. Source: torch.nn.functional.avg_pool2d.
     """
     if has_torch_function((input,)):
-        return handle_torch_function(
-            avg_pool2d, (input,), input, kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode,
-            count_include_pad=count_include_pad, divisor_override=divisor_override,
+        return overridden(
+            avg_pool2d, F.avg_pool2d, (input,),
+            input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override,
         )  # fmt: skip
     try:
         if _tracing():
@@ -103,7 +103,7 @@ def adaptive_avg_pool2d(input, output_size):
     Raises what torch.nn.functional.adaptive_avg_pool2d raises. Source: torch.nn.functional.adaptive_avg_pool2d.
     """
     if has_torch_function((input,)):
-        return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
+        return overridden(adaptive_avg_pool2d, F.adaptive_avg_pool2d, (input,), input, output_size)
     try:
         h, w = _plane(output_size, input)
         return _adaptive_avg_pool2d(input, [h, w]) if _tracing() else _adaptive_avg_pool2d(input, h, w)
@@ -125,7 +125,8 @@ def adaptive_max_pool2d(input, output_size, return_indices=False):
     Raises what torch.nn.functional.adaptive_max_pool2d raises. Source: torch.nn.functional.adaptive_max_pool2d.
     """
     if has_torch_function((input,)):
-        return handle_torch_function(adaptive_max_pool2d, (input,), input, output_size, return_indices=return_indices)
+        arguments = (input, output_size, return_indices)
+        return overridden(adaptive_max_pool2d, F.adaptive_max_pool2d, (input,), *arguments)
     function = _adaptive_max_pool2d_with_indices if return_indices else _adaptive_max_pool2d
     try:
         h, w = _plane(output_size, input)

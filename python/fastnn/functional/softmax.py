@@ -1,8 +1,9 @@
 """softmax and log_softmax."""
 
+import torch
 import torch.nn.functional as F
 
-from fastnn.functional._call import aten, handle_torch_function, has_torch_function, op
+from fastnn.functional._call import aten, has_torch_function, op, overridden
 
 _softmax = op("softmax")
 _log_softmax = op("log_softmax")
@@ -22,11 +23,11 @@ def softmax(input, dim=None, _stacklevel=3, dtype=None):
     Raises what torch.nn.functional.softmax raises. Source: torch.nn.functional.softmax.
     """
     if has_torch_function((input,)):
-        return handle_torch_function(softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
+        return overridden(softmax, F.softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
     if dim is None:
         dim = F._get_softmax_dim("softmax", input.dim(), _stacklevel)
     try:
-        return _softmax(input if dtype is None else input.to(dtype), dim)
+        return _softmax(_cast(input, dtype), dim)
     except TypeError:
         return aten(F.softmax, input, dim=dim, dtype=dtype)
 
@@ -37,10 +38,18 @@ def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
     Args, returns and errors as softmax. Source: torch.nn.functional.log_softmax.
     """
     if has_torch_function((input,)):
-        return handle_torch_function(log_softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
+        return overridden(log_softmax, F.log_softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
     if dim is None:
         dim = F._get_softmax_dim("log_softmax", input.dim(), _stacklevel)
     try:
-        return _log_softmax(input if dtype is None else input.to(dtype), dim)
+        return _log_softmax(_cast(input, dtype), dim)
     except TypeError:
         return aten(F.log_softmax, input, dim=dim, dtype=dtype)
+
+
+def _cast(input, dtype):
+    if dtype is None:
+        return input
+    if not isinstance(dtype, torch.dtype):  # Tensor.to() would take a device or another tensor too
+        raise TypeError("dtype")
+    return input.to(dtype)
