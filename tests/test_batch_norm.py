@@ -225,13 +225,15 @@ def test_float32_parameters_beside_16_bit_input(dtype, training, layout):
     assert not fastnn.fallbacks()
 
 
+# Channels are taken in groups: the last group of a thread is smaller, of one channel in the second shape.
 @by_layout
-def test_same_bits_for_every_thread_count(layout):
-    x, g = images(8, 24, 40, 41, layout=layout).requires_grad_(), images(8, 24, 40, 41, layout=layout)
-    w, b = torch.randn(24, requires_grad=True), torch.randn(24, requires_grad=True)
+@pytest.mark.parametrize("shape", [(8, 24, 40, 41), (2, 130, 28, 28), (1, 1100, 14, 14), (4, 1300, 7, 7)])
+def test_same_bits_for_every_thread_count(shape, layout):
+    x, g = images(*shape, layout=layout).requires_grad_(), images(*shape, layout=layout)
+    w, b = torch.randn(shape[1], requires_grad=True), torch.randn(shape[1], requires_grad=True)
 
     def step():
-        mean, var = torch.zeros(24), torch.ones(24)
+        mean, var = torch.zeros(shape[1]), torch.ones(shape[1])
         y = fastnn.functional.batch_norm_relu(x, mean, var, w, b, training=True)
         return [y, mean, var, *torch.autograd.grad(y, [x, w, b], g)]
 

@@ -12,19 +12,27 @@ struct Coefficients {
   A mean, scale, slope, offset;
 };
 
-template <class A>
-FASTNN_INLINE Coefficients<A> finish_channel(const BatchNormParams& p, int64_t c, double sum, double dot) {
-  const double invstd = static_cast<const A*>(p.invstd)[c];
-  const double scale = invstd * read_param(p.weight, p.param_dtype, c, 1);
-  write_param(p.grad_weight, p.param_dtype, c, dot * invstd);
-  write_param(p.grad_bias, p.param_dtype, c, sum);
-  Coefficients<A> k{static_cast<const A*>(p.mean)[c], A(scale), A(0), A(0)};
-  if (p.training) {
-    const double share = scale / (double(p.batch) * double(p.inner));
-    k.slope = A(share * invstd * invstd * dot);
-    k.offset = A(share * sum);
+// The parameters' gradients and the coefficients of `count` channels from `first` on. P: the parameters' type.
+template <class P, class A>
+FASTNN_INLINE void finish_channels_of(const BatchNormParams& p, int64_t first, int64_t count, const double* sum,
+                                      const double* dot, Coefficients<A>* out) {
+  const A *mean = static_cast<const A*>(p.mean) + first, *invstd = static_cast<const A*>(p.invstd) + first;
+  const P* weight = p.weight ? static_cast<const P*>(p.weight) + first : nullptr;
+  P* grad_weight = p.grad_weight ? static_cast<P*>(p.grad_weight) + first : nullptr;
+  P* grad_bias = p.grad_bias ? static_cast<P*>(p.grad_bias) + first : nullptr;
+  const double share = p.training ? 1 / (double(p.batch) * double(p.inner)) : 0;
+  for (int64_t c = 0; c < count; ++c) {
+    const double scale = invstd[c] * (weight ? double(to_acc(weight[c])) : 1), normalised = invstd[c] * dot[c];
+    if (grad_weight) grad_weight[c] = from_acc<P>(acc_t<P>(normalised));
+    if (grad_bias) grad_bias[c] = from_acc<P>(acc_t<P>(sum[c]));
+    out[c] = {mean[c], A(scale), A(scale * share * invstd[c] * normalised), A(scale * share * sum[c])};
   }
-  return k;
+}
+template <class S, class A = acc_t<S>>
+FASTNN_INLINE void finish_channels(const BatchNormParams& p, int64_t first, int64_t count, const double* sum,
+                                   const double* dot, Coefficients<A>* out) {
+  if (p.param_dtype == p.dtype) finish_channels_of<S>(p, first, count, sum, dot, out);
+  else finish_channels_of<A>(p, first, count, sum, dot, out);
 }
 
 bool needs_sums(const BatchNormParams& p) { return p.grad_weight || p.grad_bias || (p.training && p.grad_input); }
@@ -35,7 +43,7 @@ bool needs_sums(const BatchNormParams& p) { return p.grad_weight || p.grad_bias 
 template <class S>
 FASTNN_INLINE Vec<acc_t<S>> load_gradient(const S* g, const S* y, int lanes) {
   using V = Vec<acc_t<S>>;
-  const V v = load_lanes(g, lanes);
+  const V v{in_register(load_lanes(g, lanes).v)};
   if (!y) return v;
   return {load_lanes(y, lanes).v <= 0 ? V::zero().v : v.v};
 }
@@ -68,65 +76,87 @@ FASTNN_INLINE void write_lanes(const Outputs& o, const S* g, const S* x, const S
 
 // ---- [batch, channels, inner] --------------------------------------------------------------------------------------
 
-// Sums of `count` neighbouring channels from `first` on.
+// Adds a row of each of `count` neighbouring channels to their sums: short rows, `begin` elements into their tensors.
+template <class S, class V = Vec<acc_t<S>>>
+FASTNN_INLINE void add_short_rows(const S* g, const S* x, const S* y, int64_t begin, int64_t inner, int64_t count,
+                                  const acc_t<S>* means, V* totals, V* dots) {
+  for (int64_t c = 0; c < count; ++c) {
+    V s = totals[c], d = dots[c];
+    const V mean = V::set1(means[c]);
+    for_short<V::N>(begin, inner, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+      const V v = load_gradient(g + i, y ? y + i : nullptr, lanes);
+      s = s + v;
+      d = fma(v, load_lanes(x + i, lanes) - mean, d);
+    });
+    totals[c] = s, dots[c] = d;
+    begin += inner, g += inner, x += inner, y += y ? inner : 0;
+  }
+}
+
+// Adds the sums of `count` neighbouring channels from `first` on.
 template <class S>
 void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double* sum, double* dot) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  const int64_t stride = p.channels * p.inner;
-  const S* x = static_cast<const S*>(p.input) + first * p.inner;
-  const S* g = static_cast<const S*>(p.grad_output) + first * p.inner;
-  const S* y = p.result ? static_cast<const S*>(p.result) + first * p.inner : nullptr;
+  // Copies: the compiler must take every store for one to p.
+  const int64_t inner = p.inner, stride = p.channels * inner, start = first * inner;
+  const S *x = static_cast<const S*>(p.input), *g = static_cast<const S*>(p.grad_output);
+  const S* y = static_cast<const S*>(p.result);
   const A* means = static_cast<const A*>(p.mean) + first;
-  for (int64_t c = 0; c < count; ++c) sum[c] = dot[c] = 0;
   const auto sums = [&](bool relu) __attribute__((always_inline)) {
-    for_blocks(p.batch, p.inner, stride, [&](int64_t at, int64_t rows, int64_t length) {
+    for_blocks(p.batch, inner, stride, [&](int64_t at, int64_t rows, int64_t length) __attribute__((always_inline)) {
       V totals[kGroup], dots[kGroup];
       for (int64_t c = 0; c < count; ++c) totals[c] = dots[c] = V::zero();
       const bool brief = is_short<V::N>(length);
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < count; ++c) {
-          const int64_t row = at + r * stride + c * p.inner;
-          const A m = means[c];
-          const V mean = V::set1(m);
-          if (brief) {
-            V s = totals[c], d = dots[c];
-            for_short<V::N>(length, [&](int64_t i, int lanes) __attribute__((always_inline)) {
-              const V v = load_gradient(g + row + i, relu ? y + row + i : nullptr, lanes);
-              s = s + v;
-              d = fma(v, load_lanes(x + row + i, lanes, m) - mean, d);
-            });
-            totals[c] = s, dots[c] = d;
-            continue;
-          }
+      for (int64_t r = 0; r < rows; ++r) {
+        int64_t row = start + at + r * stride;
+        if (brief) {
+          add_short_rows(g + row, x + row, relu ? y + row : nullptr, row, inner, count, means, totals, dots);
+          continue;
+        }
+        for (int64_t c = 0; c < count; ++c, row += inner) {
+          const V mean = V::set1(means[c]);
           V s[4] = {V::zero(), V::zero(), V::zero(), V::zero()}, d[4] = {s[0], s[0], s[0], s[0]};
-          for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) __attribute__((always_inline)) {
+          for_lanes<V::N>(row, length, [&](int64_t i, int lanes, int k) __attribute__((always_inline)) {
             const V v = load_gradient(g + row + i, relu ? y + row + i : nullptr, lanes);
             s[k] = s[k] + v;
-            d[k] = fma(v, load_lanes(x + row + i, lanes, m) - mean, d[k]);
+            d[k] = fma(v, load_lanes(x + row + i, lanes) - mean, d[k]);
           });
           totals[c] = totals[c] + join_four(s);
           dots[c] = dots[c] + join_four(d);
         }
-      sum_lanes(totals, count, [&](int64_t c, double v) { sum[c] += v; });
-      sum_lanes(dots, count, [&](int64_t c, double v) { dot[c] += v; });
+      }
+      sum_lanes(p, totals, count, [&](int64_t c, double v) { sum[c] += v; });
+      sum_lanes(p, dots, count, [&](int64_t c, double v) { dot[c] += v; });
     });
   };
   if (y) sums(true);
   else sums(false);
 }
 
+// The gradients of one image's planes of `count` channels, the first one `at` elements into the tensor.
 template <bool kStream, class S>
-FASTNN_INLINE void write_plane(Outputs o, const BatchNormParams& p, int64_t at, const Coefficients<acc_t<S>>& k) {
+FASTNN_INLINE void write_planes(Outputs o, const BatchNormParams& p, int64_t at, int64_t count,
+                                const Coefficients<acc_t<S>>* coefficients) {
   using V = Vec<acc_t<S>>;
   const S *g = static_cast<const S*>(p.grad_output) + at, *x = static_cast<const S*>(p.input) + at;
-  const S* y = static_cast<const S*>(p.result);
-  S *dx = static_cast<S*>(p.grad_input), *dr = static_cast<S*>(p.grad_residual);
-  const V mean = V::set1(k.mean), scale = V::set1(k.scale), slope = V::set1(k.slope), offset = V::set1(k.offset);
-  for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-    write_lanes<kStream>(o, g + i, x + i, o.relu ? y + at + i : nullptr, o.input ? dx + at + i : nullptr,
-                         o.residual ? dr + at + i : nullptr, lanes, mean, scale, slope, offset);
-  });
+  const S* y = static_cast<const S*>(p.result) + (o.relu ? at : 0);
+  S* dx = static_cast<S*>(p.grad_input) + (o.input ? at : 0);
+  S* dr = static_cast<S*>(p.grad_residual) + (o.residual ? at : 0);
+  const int64_t inner = p.inner;
+  for (int64_t c = 0; c < count; ++c) {
+    const Coefficients<acc_t<S>>& k = coefficients[c];
+    const V mean = V::set1(k.mean), scale = V::set1(k.scale), slope = V::set1(k.slope), offset = V::set1(k.offset);
+    const auto write = [&](int64_t i, int lanes, int = 0) __attribute__((always_inline)) {
+      write_lanes<kStream>(o, g + i, x + i, y + i, dx + i, dr + i, lanes, mean, scale, slope, offset);
+    };
+    if (is_short<V::N>(inner)) for_short<V::N>(at, inner, write);
+    else for_lanes<V::N>(at, inner, write);
+    at += inner, g += inner, x += inner;
+    if (o.relu) y += inner;
+    if (o.input) dx += inner;
+    if (o.residual) dr += inner;
+  }
 }
 
 template <class S>
@@ -136,17 +166,17 @@ void backward_planes(const BatchNormParams& p) {
   parallel_for(0, p.channels, grain, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += together) {
       const int64_t count = min64(together, end - first);
-      double sum[kGroup] = {}, dot[kGroup] = {};
+      double sum[kGroup], dot[kGroup];
       Coefficients<acc_t<S>> k[kGroup];
+      for (int64_t c = 0; c < count; ++c) sum[c] = dot[c] = 0;
       if (needs_sums(p)) channel_sums<S>(p, first, count, sum, dot);
-      for (int64_t c = 0; c < count; ++c) k[c] = finish_channel<acc_t<S>>(p, first + c, sum[c], dot[c]);
+      finish_channels<S>(p, first, count, sum, dot, k);
       with_outputs(p, [&](Outputs o) __attribute__((always_inline)) {
-        for (int64_t n = p.batch - 1; n >= 0; --n)  // the planes read last are still in the cache
-          for (int64_t c = 0; c < count; ++c) {
-            const int64_t at = (n * p.channels + first + c) * p.inner;
-            if (stream) write_plane<true, S>(o, p, at, k[c]);
-            else write_plane<false, S>(o, p, at, k[c]);
-          }
+        for (int64_t n = p.batch - 1; n >= 0; --n) {  // the planes read last are still in the cache
+          const int64_t at = (n * p.channels + first) * p.inner;
+          if (stream) write_planes<true, S>(o, p, at, count, k);
+          else write_planes<false, S>(o, p, at, count, k);
+        }
       });
     }
     end_streams(stream);
@@ -202,7 +232,7 @@ void write_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
       const S* y = static_cast<const S*>(p.result) + (o.relu ? at : 0);
       S* dx = static_cast<S*>(p.grad_input) + (o.input ? at : 0);
       S* dr = static_cast<S*>(p.grad_residual) + (o.residual ? at : 0);
-      for_lanes<V::N>(channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
+      for_lanes<V::N>(0, channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
         const V none = V::zero();
         write_lanes<false>(o, g + c, x + c, y + c, dx + c, dr + c, lanes,
                            o.statistics ? load_lanes(mean + c, lanes) : none, load_lanes(scale + c, lanes),
@@ -226,17 +256,16 @@ void backward_rows(const BatchNormParams& p) {
     });
   }
   for_channel_groups(p, chunks, [&](int64_t first, int64_t width) {
-    double sum[kGroup] = {}, dot[kGroup] = {};
+    double sum[kJoined] = {}, dot[kJoined] = {};
     for (int64_t k = 0; k < (needs_sums(p) ? chunks : 0); ++k) {
       const A *sums = partial + 2 * k * channels + first, *dots = sums + channels;
       for (int64_t i = 0; i < width; ++i) sum[i] += double(sums[i]), dot[i] += double(dots[i]);
     }
+    Coefficients<A> of_channel[kJoined];
+    finish_channels<S>(p, first, width, sum, dot, of_channel);
     for (int64_t i = 0; i < width; ++i) {
-      const int64_t c = first + i;
-      const auto k = finish_channel<A>(p, c, sum[i], dot[i]);
-      coefficients[c] = k.scale;
-      coefficients[channels + c] = k.slope;
-      coefficients[2 * channels + c] = k.offset;
+      A* const at = coefficients + first + i;
+      at[0] = of_channel[i].scale, at[channels] = of_channel[i].slope, at[2 * channels] = of_channel[i].offset;
     }
   });
   if (!p.grad_input && !p.grad_residual) return;

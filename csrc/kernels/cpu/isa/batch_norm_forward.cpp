@@ -13,26 +13,42 @@ struct Coefficients {
 
 // The mean in two parts (what the accumulation type holds of it, and the rest), so that a large mean costs no accuracy.
 template <class A>
-FASTNN_INLINE Coefficients<A> coefficients(const BatchNormParams& p, int64_t c, double mean, double invstd) {
-  const double scale = invstd * read_param(p.weight, p.param_dtype, c, 1);
+FASTNN_INLINE Coefficients<A> coefficients(double mean, double invstd, double weight, double bias) {
+  const double scale = invstd * weight;
   const A shift = A(mean);
-  return {shift, A(scale), A(read_param(p.bias, p.param_dtype, c, 0) - (mean - double(shift)) * scale)};
+  return {shift, A(scale), A(bias - (mean - double(shift)) * scale)};
 }
 
-// Stores what backward needs, moves the running statistics, and returns the coefficients of channel c.
-template <class A>
-Coefficients<A> finish_channel(const BatchNormParams& p, int64_t c, double mean, double m2) {
-  const double count = double(p.batch) * double(p.inner);
-  const double invstd = 1 / __builtin_sqrt(m2 / count + p.eps);
-  static_cast<A*>(p.mean)[c] = A(mean);
-  static_cast<A*>(p.invstd)[c] = A(invstd);
-  const auto blend = [&](void* running, double value) {
-    write_param(running, p.param_dtype, c,
-                p.momentum * value + (1 - p.momentum) * read_param(running, p.param_dtype, c, 0));
+// Stores what backward needs and moves the running statistics of `count` channels from `first` on; calls keep(channel,
+// coefficients). P: the parameters' type.
+template <class P, class A, class F>
+FASTNN_INLINE void finish_channels_of(const BatchNormParams& p, int64_t first, int64_t count, const double* mean,
+                                      const double* m2, const F& keep) {
+  A *means = static_cast<A*>(p.mean) + first, *invstds = static_cast<A*>(p.invstd) + first;
+  const P* weight = p.weight ? static_cast<const P*>(p.weight) + first : nullptr;
+  const P* bias = p.bias ? static_cast<const P*>(p.bias) + first : nullptr;
+  P* running_mean = p.running_mean ? static_cast<P*>(p.running_mean) + first : nullptr;
+  P* running_var = p.running_var ? static_cast<P*>(p.running_var) + first : nullptr;
+  const double elements = double(p.batch) * double(p.inner), momentum = p.momentum, eps = p.eps;
+  const auto blend = [&](P& running, double value) {
+    running = from_acc<P>(acc_t<P>(momentum * value + (1 - momentum) * double(to_acc(running))));
   };
-  blend(p.running_mean, mean);
-  blend(p.running_var, m2 / (count - 1));
-  return coefficients<A>(p, c, mean, invstd);
+  for (int64_t c = 0; c < count; ++c) {
+    const double invstd = 1 / __builtin_sqrt(m2[c] / elements + eps);
+    means[c] = A(mean[c]);
+    invstds[c] = A(invstd);
+    if (running_mean) blend(running_mean[c], mean[c]);
+    if (running_var) blend(running_var[c], m2[c] / (elements - 1));
+    keep(first + c,
+         coefficients<A>(mean[c], invstd, weight ? double(to_acc(weight[c])) : 1, bias ? double(to_acc(bias[c])) : 0));
+  }
+}
+template <class S, class F>
+FASTNN_INLINE void finish_channels(const BatchNormParams& p, int64_t first, int64_t count, const double* mean,
+                                   const double* m2, const F& keep) {
+  using A = acc_t<S>;
+  if (p.param_dtype == p.dtype) finish_channels_of<S, A>(p, first, count, mean, m2, keep);
+  else finish_channels_of<A, A>(p, first, count, mean, m2, keep);
 }
 
 // ---- the sweep that normalises -------------------------------------------------------------------------------------
@@ -52,23 +68,32 @@ FASTNN_INLINE void with_tail(bool residual, bool relu, const F& f) {
   return relu ? f(false, true) : f(false, false);
 }
 
+// `count` planes, one after the other, the first one `at` elements into the tensor.
 template <bool kStream, class S>
-FASTNN_INLINE void normalise_plane_to(const BatchNormParams& p, int64_t at, bool add, bool relu,
-                                      const Coefficients<acc_t<S>>& k) {
+FASTNN_INLINE void normalise_planes_to(const BatchNormParams& p, int64_t at, int64_t count, bool add, bool relu,
+                                       const Coefficients<acc_t<S>>* coefficients) {
   using V = Vec<acc_t<S>>;
   const S* x = static_cast<const S*>(p.input) + at;
   const S* r = static_cast<const S*>(p.residual) + (add ? at : 0);
   S* y = static_cast<S*>(p.output) + at;
-  const V shift = V::set1(k.shift), scale = V::set1(k.scale), offset = V::set1(k.offset);
-  for_lanes<V::N>(p.inner, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-    write_lanes<kStream>(x + i, add ? r + i : nullptr, y + i, lanes, relu, shift, scale, offset);
-  });
+  const int64_t inner = p.inner;
+  for (int64_t c = 0; c < count; ++c) {
+    const Coefficients<acc_t<S>>& k = coefficients[c];
+    const V shift = V::set1(k.shift), scale = V::set1(k.scale), offset = V::set1(k.offset);
+    const auto write = [&](int64_t i, int lanes, int = 0) __attribute__((always_inline)) {
+      write_lanes<kStream>(x + i, add ? r + i : nullptr, y + i, lanes, relu, shift, scale, offset);
+    };
+    if (is_short<V::N>(inner)) for_short<V::N>(at, inner, write);
+    else for_lanes<V::N>(at, inner, write);
+    at += inner, x += inner, y += inner;
+    if (add) r += inner;
+  }
 }
 template <class S>
-FASTNN_INLINE void normalise_plane(const BatchNormParams& p, int64_t at, bool add, bool relu, bool stream,
-                                   const Coefficients<acc_t<S>>& k) {
-  if (stream) normalise_plane_to<true, S>(p, at, add, relu, k);
-  else normalise_plane_to<false, S>(p, at, add, relu, k);
+FASTNN_INLINE void normalise_planes(const BatchNormParams& p, int64_t at, int64_t count, bool add, bool relu,
+                                    bool stream, const Coefficients<acc_t<S>>* k) {
+  if (stream) normalise_planes_to<true, S>(p, at, count, add, relu, k);
+  else normalise_planes_to<false, S>(p, at, count, add, relu, k);
 }
 
 // Rows [begin, end) with the three coefficient arrays of the workspace.
@@ -85,7 +110,7 @@ void normalise_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
       const S* x = static_cast<const S*>(p.input) + at;
       const S* r = static_cast<const S*>(p.residual) + (add ? at : 0);
       S* y = static_cast<S*>(p.output) + at;
-      for_lanes<V::N>(channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
+      for_lanes<V::N>(0, channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
         write_lanes<false>(x + c, add ? r + c : nullptr, y + c, lanes, relu, load_lanes(shift + c, lanes),
                            load_lanes(scale + c, lanes), load_lanes(offset + c, lanes));
       });
@@ -103,48 +128,70 @@ FASTNN_INLINE void store_coefficients(const BatchNormParams& p, int64_t c, Coeff
 
 // ---- moments -------------------------------------------------------------------------------------------------------
 
-// Mean and sum of squared deviations of `channels` neighbouring channels.
+// Adds a row of each of `count` neighbouring channels, `begin` elements into the tensor, to their sums.
+template <class S, class V = Vec<acc_t<S>>>
+FASTNN_INLINE void add_rows(const S* x, int64_t begin, int64_t length, int64_t inner, int64_t count, V* sums) {
+  const bool brief = is_short<V::N>(length);
+  for (int64_t c = 0; c < count; ++c) {
+    V sum[4] = {sums[c], V::zero(), V::zero(), V::zero()};
+    const auto add = [&](int64_t i, int lanes, int k = 0)
+                         __attribute__((always_inline)) { sum[k] = sum[k] + load_lanes(x + i, lanes); };
+    if (brief) for_short<V::N>(begin, length, add), sums[c] = sum[0];
+    else for_lanes<V::N>(begin, length, add), sums[c] = join_four(sum);
+    begin += inner, x += inner;
+  }
+}
+// The same for x - near and its square.
+template <class S, class A = acc_t<S>, class V = Vec<A>>
+FASTNN_INLINE void add_deviations(const S* x, int64_t begin, int64_t length, int64_t inner, int64_t count,
+                                  const A* nears, V* rests, V* squares) {
+  const bool brief = is_short<V::N>(length);
+  for (int64_t c = 0; c < count; ++c) {
+    const A near = nears[c];
+    const V vnear = V::set1(near);
+    V rest[4] = {rests[c], V::zero(), V::zero(), V::zero()}, square[4] = {squares[c], rest[1], rest[1], rest[1]};
+    const auto add = [&](int64_t i, int lanes, int k = 0) __attribute__((always_inline)) {
+      const V d = load_lanes(x + i, lanes, near) - vnear;
+      rest[k] = rest[k] + d;
+      square[k] = fma(d, d, square[k]);
+    };
+    if (brief) for_short<V::N>(begin, length, add), rests[c] = rest[0], squares[c] = square[0];
+    else for_lanes<V::N>(begin, length, add), rests[c] = join_four(rest), squares[c] = join_four(square);
+    begin += inner, x += inner;
+  }
+}
+
+// Mean and sum of squared deviations of `channels` neighbouring channels from `first` on.
 template <class S>
-void channel_moments(const BatchNormParams& p, const S* x, int64_t channels, double* mean_out, double* m2_out) {
+void channel_moments(const BatchNormParams& p, int64_t first, int64_t channels, double* mean_out, double* m2_out) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  const int64_t stride = p.channels * p.inner;
-  double count = 0, mean[kGroup] = {}, m2[kGroup] = {};
-  for_blocks(p.batch, p.inner, stride, [&](int64_t at, int64_t rows, int64_t length) {
-    const auto for_planes = [&](const auto& f) __attribute__((always_inline)) {
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < channels; ++c) f(c, x + at + r * stride + c * p.inner);
-    };
+  const int64_t inner = p.inner, stride = p.channels * inner, start = first * inner;
+  const S* x = static_cast<const S*>(p.input);
+  double count = 0, mean[kGroup], m2[kGroup];
+  for (int64_t c = 0; c < channels; ++c) mean[c] = m2[c] = 0;
+  for_blocks(p.batch, inner, stride, [&](int64_t at, int64_t rows, int64_t length) {
     V sums[kGroup], rests[kGroup], squares[kGroup];
     A nears[kGroup];
+    double deviations[kGroup];
     for (int64_t c = 0; c < channels; ++c) sums[c] = rests[c] = squares[c] = V::zero();
-    for_planes([&](int64_t c, const S* row) __attribute__((always_inline)) {
-      V sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
-      for_lanes<V::N>(length, [&](int64_t i, int lanes, int k)
-                                  __attribute__((always_inline)) { sum[k] = sum[k] + load_lanes(row + i, lanes); });
-      sums[c] = sums[c] + join_four(sum);
+    const auto for_rows = [&](const auto& f) __attribute__((always_inline)) {
+      for (int64_t r = 0, row = start + at; r < rows; ++r, row += stride) f(row);
+    };
+    for_rows([&](int64_t row)
+                 __attribute__((always_inline)) { add_rows(x + row, row, length, inner, channels, sums); });
+    const double n = double(rows) * double(length), total = count + n, share = n / total, spread = count * share;
+    // Close to the block's mean; what it misses is in `rests`.
+    sum_lanes(p, sums, channels, [&](int64_t c, double sum) { nears[c] = A(sum / n); });
+    for_rows([&](int64_t row) __attribute__((always_inline)) {
+      add_deviations(x + row, row, length, inner, channels, nears, rests, squares);
     });
-    const double n = double(rows) * double(length);
-    // Close to the block's mean; what it misses is in `rest`.
-    for (int64_t c = 0; c < channels; ++c) nears[c] = A(double(reduce_add(sums[c])) / n);
-    for_planes([&](int64_t c, const S* row) __attribute__((always_inline)) {
-      const A near = nears[c];
-      const V vnear = V::set1(near);
-      V rest[4] = {V::zero(), V::zero(), V::zero(), V::zero()}, square[4] = {rest[0], rest[0], rest[0], rest[0]};
-      for_lanes<V::N>(length, [&](int64_t i, int lanes, int k) __attribute__((always_inline)) {
-        const V d = load_lanes(row + i, lanes, near) - vnear;
-        rest[k] = rest[k] + d;
-        square[k] = fma(d, d, square[k]);
-      });
-      rests[c] = rests[c] + join_four(rest);
-      squares[c] = squares[c] + join_four(square);
+    sum_lanes(p, rests, channels, [&](int64_t c, double rest) { deviations[c] = rest; });
+    sum_lanes(p, squares, channels, [&](int64_t c, double square) {
+      const double d = deviations[c], delta = double(nears[c]) + d / n - mean[c];
+      mean[c] += delta * share;
+      m2[c] += square - d * d / n + delta * delta * spread;
     });
-    const double total = count + n;
-    for (int64_t c = 0; c < channels; ++c) {
-      const double d = reduce_add(rests[c]), block_mean = double(nears[c]) + d / n, delta = block_mean - mean[c];
-      mean[c] += delta * (n / total);
-      m2[c] += double(reduce_add(squares[c])) - d * d / n + delta * delta * (count * n / total);
-    }
     count = total;
   });
   for (int64_t c = 0; c < channels; ++c) {
@@ -181,7 +228,7 @@ void chunk_moments(const S* x, int64_t rows, int64_t channels, acc_t<S>* near_ou
   });
 }
 
-// Joins the chunks' moments of `width` <= kGroup channels from
+// Joins the chunks' moments of `width` <= kJoined channels from
 // c on, side by side: one alone would wait for its own sums.
 template <class A>
 void join_chunks(const BatchNormParams& p, int64_t c, int64_t width, int64_t chunk_rows, double* mean, double* m2) {
@@ -219,12 +266,11 @@ void train_planes(const BatchNormParams& p) {
       const int64_t count = min64(together, end - first);
       double mean[kGroup], m2[kGroup];
       Coefficients<acc_t<S>> k[kGroup];
-      channel_moments(p, static_cast<const S*>(p.input) + first * p.inner, count, mean, m2);
-      for (int64_t c = 0; c < count; ++c) k[c] = finish_channel<acc_t<S>>(p, first + c, mean[c], m2[c]);
+      channel_moments<S>(p, first, count, mean, m2);
+      finish_channels<S>(p, first, count, mean, m2, [&](int64_t c, auto coefficients) { k[c - first] = coefficients; });
       with_tail(p.residual, p.relu, [&](bool add, bool relu) __attribute__((always_inline)) {
         for (int64_t n = p.batch - 1; n >= 0; --n)  // the planes read last are still in the cache
-          for (int64_t c = 0; c < count; ++c)
-            normalise_plane<S>(p, (n * p.channels + first + c) * p.inner, add, relu, stream, k[c]);
+          normalise_planes<S>(p, (n * p.channels + first) * p.inner, count, add, relu, stream, k);
       });
     }
     end_streams(stream);
@@ -248,10 +294,9 @@ void train_rows(const BatchNormParams& p) {
                                  channels, static_cast<A*>(p.workspace) + 3 * (k + 1) * channels);
                });
   for_channel_groups(p, ceil_div(p.batch, rows), [&](int64_t first, int64_t width) {
-    double mean[kGroup], m2[kGroup];
+    double mean[kJoined], m2[kJoined];
     join_chunks<A>(p, first, width, rows, mean, m2);
-    for (int64_t i = 0; i < width; ++i)
-      store_coefficients(p, first + i, finish_channel<A>(p, first + i, mean[i], m2[i]));
+    finish_channels<S>(p, first, width, mean, m2, [&](int64_t c, auto k) { store_coefficients(p, c, k); });
   });
   sweep_rows<S>(p);
 }
@@ -264,15 +309,19 @@ void evaluate(const BatchNormParams& p) {
     const double invstd = 1 / __builtin_sqrt(read_param(p.running_var, p.param_dtype, c, 1) + p.eps);
     static_cast<A*>(p.mean)[c] = A(mean);
     static_cast<A*>(p.invstd)[c] = A(invstd);
-    store_coefficients(p, c, coefficients<A>(p, c, mean, invstd));
+    store_coefficients(p, c,
+                       coefficients<A>(mean, invstd, read_param(p.weight, p.param_dtype, c, 1),
+                                       read_param(p.bias, p.param_dtype, c, 0)));
   }
   if (p.inner == 1) return sweep_rows<S>(p);
   const A* w = static_cast<const A*>(p.workspace);
   const bool stream = streams(p, p.output, 4 << 20);
   parallel_for(0, p.batch * p.channels, ceil_div(kParallelElements, p.inner), [&](int64_t begin, int64_t end) {
     with_tail(p.residual, p.relu, [&](bool add, bool relu) __attribute__((always_inline)) {
-      for (int64_t i = begin, c = begin % p.channels; i < end; ++i, c = c + 1 < p.channels ? c + 1 : 0)
-        normalise_plane<S>(p, i * p.inner, add, relu, stream, {w[c], w[p.channels + c], w[2 * p.channels + c]});
+      for (int64_t i = begin, c = begin % p.channels; i < end; ++i, c = c + 1 < p.channels ? c + 1 : 0) {
+        const Coefficients<A> k{w[c], w[p.channels + c], w[2 * p.channels + c]};
+        normalise_planes<S>(p, i * p.inner, 1, add, relu, stream, &k);
+      }
     });
     end_streams(stream);
   });

@@ -103,12 +103,6 @@ FASTNN_INLINE Mask mask_of(uint16_t bits) {
 FASTNN_INLINE Raw load_masked(const float* p, Mask m) { return (Raw)_mm256_maskload_ps(p, m); }
 #endif
 
-// Loaded here, not again at every use: most of these loads cross a cache line.
-FASTNN_INLINE Raw in_register(Raw v) {
-  asm("" : "+v"(v));
-  return v;
-}
-
 // Of a block of N output columns: which lanes of its loads lie inside the image. Load k is that of tap k, or for stride
 // 2 begins (k / 2) * 2 + (k % 2) * N columns after the first tap's.
 struct Block {

@@ -4,6 +4,15 @@
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
+// v, a compiler vector, loaded here and not again at every use: for loads that cross a cache line or miss L1.
+template <class Raw>
+FASTNN_INLINE Raw in_register(Raw v) {
+#if defined(__AVX2__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 // ---- lanes at the end of a row --------------------------------------------------------------------------------------
 
 // The first `left` lanes when left is below N, all of them when not; none when left <= 0.
