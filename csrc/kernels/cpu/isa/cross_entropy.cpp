@@ -149,6 +149,36 @@ FASTNN_INLINE void finish_gradient(const Problem<S>& k, S* dx, int64_t t, A kept
   }
 }
 
+// The gradient of up to N rows, with what the loss needs: maxima and sums of exp(x - maximum), one row per lane. A
+// function of its own, for registers of its own.
+template <class S>
+__attribute__((noinline)) void gradient_rows(const Problem<S>& k, int64_t row, int count, S* maxima, S* sums) {
+  using V = Vec<S>;
+  const int64_t n = k.p.classes;
+  const S* x = k.x + row * n;
+  S* dx = static_cast<S*>(k.p.grad_input) + row * n;
+  int64_t targets[V::N];
+  S kept[V::N] = {};
+  for (int r = 0; r < count; ++r) {
+    targets[r] = k.class_of(row + r);
+    kept[r] = k.unit * k.weight_of(targets[r]);
+  }
+  if (n <= kGroupClasses) {
+    group_scaled_exp(x, dx, n, count, [&](V m, V sum) {
+      m.store(maxima);
+      sum.store(sums);
+      return V::load(kept) / sum;
+    });
+  } else {
+    for (int r = 0; r < count; ++r)
+      row_scaled_exp(x + r * n, dx + r * n, n, [&](S m, S sum) {
+        maxima[r] = m, sums[r] = sum;
+        return kept[r] / sum;
+      });
+  }
+  for (int r = 0; r < count; ++r) finish_gradient(k, dx + r * n, targets[r], kept[r]);
+}
+
 // Up to N rows, one per lane once their classes are reduced.
 template <class S>
 FASTNN_INLINE void forward_rows(const Problem<S>& k, int64_t row, int count, Sums& sums) {
@@ -156,47 +186,26 @@ FASTNN_INLINE void forward_rows(const Problem<S>& k, int64_t row, int count, Sum
   using V = Vec<A>;
   const int64_t n = k.p.classes;
   const S* x = k.x + row * n;
-  V m, sum;
-  bool done = false;
+  A maxima[V::N] = {}, exps[V::N] = {};
+  bool ahead = false;
   if constexpr (kRunsAhead<S>) {
-    if (k.p.grad_input) {
-      S* dx = static_cast<S*>(k.p.grad_input) + row * n;
-      int64_t targets[V::N];
-      A kept[V::N] = {}, maxima[V::N] = {}, exps[V::N] = {};
+    ahead = k.p.grad_input && !k.probabilities;
+    if (ahead) gradient_rows(k, row, count, maxima, exps);
+  }
+  if (!ahead) {
+    if (n <= kGroupClasses) {
+      V m, sum;
+      group_max_and_sum(x, n, count, m, sum);
+      m.store(maxima);
+      sum.store(exps);
+    } else {
       for (int r = 0; r < count; ++r) {
-        targets[r] = k.class_of(row + r);
-        kept[r] = k.unit * k.weight_of(targets[r]);
+        maxima[r] = reduce_max(row_max(x + r * n, n));
+        exps[r] = reduce_add(row_sum_exp(x + r * n, n, n, V::set1(maxima[r]), [](int64_t, int, V) {}));
       }
-      if (n <= kGroupClasses) {
-        group_scaled_exp(x, dx, n, count, [&](V of_m, V of_sum) {
-          m = of_m, sum = of_sum;
-          return V::load(kept) / of_sum;
-        });
-      } else {
-        for (int r = 0; r < count; ++r)
-          row_scaled_exp(x + r * n, dx + r * n, n, [&](A of_m, A of_sum) {
-            maxima[r] = of_m, exps[r] = of_sum;
-            return kept[r] / of_sum;
-          });
-        m = V::load(maxima), sum = V::load(exps);
-      }
-      for (int r = 0; r < count; ++r) finish_gradient(k, dx + r * n, targets[r], kept[r]);
-      done = true;
     }
   }
-  if (done) {
-  } else if (n <= kGroupClasses) {
-    group_max_and_sum(x, n, count, m, sum);
-  } else {
-    A maxima[V::N] = {}, exps[V::N] = {};
-    for (int r = 0; r < count; ++r) {
-      maxima[r] = reduce_max(row_max(x + r * n, n));
-      exps[r] = reduce_add(row_sum_exp(x + r * n, n, V::set1(maxima[r]), [](int64_t, int, V) {}));
-    }
-    m = V::load(maxima);
-    sum = V::load(exps);
-  }
-  const V log_sum = log(sum);
+  const V m = V::load(maxima), log_sum = log(V::load(exps));
   store_some(m, k.maximum + row, count);
   store_some(log_sum, k.log_sum + row, count);
   for (int r = 0; r < count; ++r) {
@@ -250,19 +259,17 @@ FASTNN_INLINE void backward_row(const Problem<S>& k, int64_t row) {
     return;
   }
   const A kept = g * k.keep * k.weight_of(t), spread = g * k.spread;
+  const auto log_p = [&](int64_t c, int lanes) { return (load_some(x + c, lanes, m) - V::set1(m)) - V::set1(log_sum); };
   if (k.p.label_smoothing == 0) {
-    for_vectors<V::N>(n, [&](int64_t c, int lanes, int) {
-      store_some(exp((load_some(x + c, lanes, m) - V::set1(m)) - V::set1(log_sum)) * V::set1(kept), dx + c, lanes);
-    });
+    for_exps<A>(n, log_p, [&](int64_t c, int lanes, int, V e) { store_some(e * V::set1(kept), dx + c, lanes); });
     if constexpr (sizeof(S) > 2) dx[t] -= kept;
     else dx[t] = from_acc<S>((exp((to_acc(x[t]) - m) - log_sum) - A(1)) * kept);
     return;
   }
   const A of_p = kept + spread * k.weight_sum;
-  for_vectors<V::N>(n, [&](int64_t c, int lanes, int) {
+  for_exps<A>(n, log_p, [&](int64_t c, int lanes, int, V e) {
     const V w = k.weight ? load_some(k.weight + c, lanes, A(0)) : V::set1(A(1));
-    const V y = exp((load_some(x + c, lanes, m) - V::set1(m)) - V::set1(log_sum)) * V::set1(of_p);
-    store_some(y - V::set1(spread) * w, dx + c, lanes);
+    store_some(e * V::set1(of_p) - V::set1(spread) * w, dx + c, lanes);
   });
   const A w = k.weight_of(t);
   dx[t] = from_acc<S>(exp((to_acc(x[t]) - m) - log_sum) * of_p - spread * w - kept);
@@ -299,44 +306,60 @@ struct StripTargets {
   FASTNN_VEC_FN V counted(V v, int64_t i) const { return all_count ? v : V{targets(i) >= 0 ? v.v : V::zero().v}; }
 };
 
-// The gradient of a strip from exp(x - maximum) in dx and their sums.
-template <class S, class A = acc_t<S>>
-FASTNN_INLINE void gradient_columns(const Problem<S>& k, const StripTargets<S>& t, S* dx, int64_t width, const A* sum) {
-  using V = Vec<A>;
+// The gradient of neighbouring columns from exp(x - maximum), classes `stride` apart, and their sums.
+template <class S>
+FASTNN_INLINE void gradient_columns(const Problem<S>& k, const StripTargets<S>& t, S* exps, int64_t stride, S* dx,
+                                    int64_t width, const S* sum) {
+  using V = Vec<S>;
   const int64_t n = k.p.classes, inner = k.p.inner;
-  A kept[kMaxStrip], factor[kMaxStrip];
+  for (int64_t i = 0; i < width; ++i)
+    if (t.target[i] >= 0) exps[t.target[i] * stride + i] -= sum[i];
+  S factor[kMaxStrip];
   for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) {
-    const V of_row = V::set1(k.unit) * V::load(t.weight + i);
-    of_row.store(kept + i);
-    (of_row / V::load(sum + i)).store(factor + i);
+    (V::set1(k.unit) * V::load(t.weight + i) / V::load(sum + i)).store(factor + i);
   });
   for (int64_t c = 0; c < n; ++c) {
     for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-      S* at = dx + c * inner + i;
-      store_some(t.counted(load_some(at, lanes, A(0)) * V::load(factor + i), i), at, lanes);
+      const V e = load_some(exps + c * stride + i, lanes, S(0));
+      store_some(t.counted(e * V::load(factor + i), i), dx + c * inner + i, lanes);
     });
   }
-  for (int64_t i = 0; i < width; ++i)
-    if (t.target[i] >= 0) dx[t.target[i] * inner + i] -= kept[i];
 }
 
-// A strip of `width` <= kMaxStrip neighbouring columns, swept class by class in contiguous runs.
+// `width` <= kMaxStrip neighbouring columns, through a tile or where they lie.
 template <class S>
 FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t first, int64_t width, Sums& sums) {
   using A = acc_t<S>;
   using V = Vec<A>;
   const int64_t n = k.p.classes, inner = k.p.inner, row = outer * inner + first, at = outer * n * inner + first;
   const S* x = k.x + at;
-  A m[kMaxStrip], log_sum[kMaxStrip], loss[kMaxStrip];
+  A m[kMaxStrip], log_sum[kMaxStrip], loss[kMaxStrip], of_target[kMaxStrip];
   for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) { V::zero().store(loss + i); });
   StripTargets<S> t;
   if (!k.probabilities) t.read(k, row, width);
   S* dx = kRunsAhead<S> && !k.probabilities && k.p.grad_input ? static_cast<S*>(k.p.grad_input) + at : nullptr;
-  strip_max_and_sum(x, n, inner, width, m, log_sum, [&](int64_t j, int lanes, V e) __attribute__((always_inline)) {
-    if (dx) store_some(e, dx + j, lanes);
-  });
-  if constexpr (kRunsAhead<S>) {
-    if (dx) gradient_columns(k, t, dx, width, log_sum);
+  const auto read_targets = [&](const auto* from, int64_t stride) {
+    if (k.probabilities) return;
+    V::zero().store(of_target + (width - 1) / V::N * V::N);
+    for (int64_t i = 0; i < width; ++i) of_target[i] = t.target[i] >= 0 ? to_acc(from[t.target[i] * stride + i]) : A(0);
+  };
+  if (tile_width<A>(n) > 0) {
+    A tile[kTileBytes / sizeof(A)];
+    const int64_t stride = round_up(width, V::N);
+    load_tile(x, n, inner, width, tile);
+    read_targets(tile, stride);
+    tile_max_and_sum(tile, n, width, m, log_sum, dx != nullptr, x + width, dx, inner);
+    if constexpr (kRunsAhead<S>) {
+      if (dx) gradient_columns(k, t, tile, stride, dx, width, log_sum);
+    }
+  } else {
+    read_targets(x, inner);
+    strip_max_and_sum(x, n, inner, width, m, log_sum, [&](int64_t j, int lanes, V e) __attribute__((always_inline)) {
+      if (dx) store_some(e, dx + j, lanes);
+    });
+    if constexpr (kRunsAhead<S>) {
+      if (dx) gradient_columns(k, t, dx, inner, dx, width, log_sum);
+    }
   }
   for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
     const V of_row = log(V::load(log_sum + i));
@@ -355,9 +378,6 @@ FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t f
     }
   }
   if (!k.probabilities) {
-    A of_target[kMaxStrip];
-    V::zero().store(of_target + (width - 1) / V::N * V::N);
-    for (int64_t i = 0; i < width; ++i) of_target[i] = t.target[i] >= 0 ? to_acc(x[t.target[i] * inner + i]) : A(0);
     for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) {
       const V w = V::load(t.weight + i), z = V::load(log_sum + i) - (V::load(of_target + i) - V::load(m + i));
       const V of_row = fma(V::set1(k.keep) * w, z, V::set1(k.spread) * V::load(loss + i));
@@ -415,14 +435,15 @@ FASTNN_INLINE void backward_columns(const Problem<S>& k, int64_t outer, int64_t 
   });
   for (int64_t c = 0; c < n; ++c) {
     const V w = V::set1(k.spread * (k.weight ? to_acc(k.weight[c]) : A(1)));
-    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-      const int64_t j = c * inner + i;
-      const V log_p =
-          (load_some(x + j, lanes, A(0)) - load_some(m + i, lanes, A(0))) - load_some(log_sum + i, lanes, A(0));
-      V d = exp(log_p) * V::load(of_p + i);
+    const auto log_p = [&](int64_t i, int lanes) __attribute__((always_inline)) {
+      return (load_some(x + c * inner + i, lanes, A(0)) - load_some(m + i, lanes, A(0))) -
+             load_some(log_sum + i, lanes, A(0));
+    };
+    for_exps<A>(width, log_p, [&](int64_t i, int lanes, int, V e) __attribute__((always_inline)) {
+      V d = e * V::load(of_p + i);
       if (smooth) d = d - V::load(g + i) * w;
       d.v = t.targets(i) == every_lane<A>(c) ? d.v - V::load(kept + i).v : d.v;
-      store_some(t.counted(d, i), dx + at + j, lanes);
+      store_some(t.counted(d, i), dx + at + c * inner + i, lanes);
     });
   }
 }
@@ -463,7 +484,7 @@ template <class S>
 void forward(const CrossEntropyParams& p) {
   using A = acc_t<S>;
   constexpr int N = Vec<A>::N;
-  const int64_t width = strip_width(p.classes);
+  const int64_t width = columns_together<A>(p.classes);
   Problem<S> k(p);
   if (p.grad_input) k.unit = unit_gradient(k);
   A* partials = static_cast<A*>(p.partials);

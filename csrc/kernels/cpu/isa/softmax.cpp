@@ -25,11 +25,12 @@ FASTNN_INLINE void softmax_row(const S* x, S* y, int64_t n, int64_t period, int 
   };
   const V m = spread(row_max(x, n, step), period, [](V a, V b) { return max(a, b); });
   if (kKeepsExp<S> && !log_form && step == V::N) {  // a load waits for a masked store before it
-    const V sum = row_sum_exp(x, n, m, [&](int64_t i, int lanes, V e) { store_some(e, y + i, lanes); }, step);
+    const V sum = row_sum_exp(x, n, n, m, [&](int64_t i, int lanes, V e) { store_some(e, y + i, lanes); }, step);
     const V scale = V::set1(A(1)) / spread(sum, period, add);
     return write([&](int64_t i, int lanes) { return load_some(y + i, lanes, A(0)) * scale; });
   }
-  const V sum = spread(row_sum_exp(x, n, m, [](int64_t, int, V) {}, step), period, add);
+  const auto fetch = [&](int64_t i, int, V) { __builtin_prefetch(y + i, 1); };
+  const V sum = spread(row_sum_exp(x, n, n, m, fetch, step), period, add);
   if (log_form) {
     const V log_sum = log(sum);
     return write([&](int64_t i, int lanes) { return (load_some(x + i, lanes, A(0)) - m) - log_sum; });
@@ -78,16 +79,21 @@ template <class S, class A = acc_t<S>>
 FASTNN_INLINE void row_backward_write(const S* g, const S* y, S* dx, int64_t n, Vec<A> sum, bool log_form,
                                       int step = Vec<A>::N) {
   using V = Vec<A>;
-  const auto write = [&](const auto& f) __attribute__((always_inline)) {
+  const auto at = [](const S* p, int64_t i, int lanes)
+                      __attribute__((always_inline)) { return load_some(p + i, lanes, A(0)); };
+  if (log_form) {
+    for_exps<A>(
+        n, [&](int64_t i, int lanes) { return at(y, i, lanes); },
+        [&](int64_t i, int lanes, int, V e) { store_some(at(g, i, lanes) - e * sum, dx + i, lanes); }, step);
+  } else {
     for_vectors<V::N>(
         n,
-        [&](int64_t i, int lanes, int) {
-          store_some(f(load_some(g + i, lanes, A(0)), load_some(y + i, lanes, A(0))), dx + i, lanes);
+        [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+          const V gi = at(g, i, lanes);
+          store_some(at(y, i, lanes) * (gi - sum), dx + i, lanes);
         },
         step);
-  };
-  if (log_form) write([&](V gi, V yi) { return gi - exp(yi) * sum; });
-  else write([&](V gi, V yi) { return yi * (gi - sum); });
+  }
 }
 
 template <class S>
@@ -113,29 +119,42 @@ FASTNN_INLINE void backward_group(const S* g, const S* y, S* dx, int64_t n, int 
 
 // ---- columns: every lane is a row, its classes `inner` apart --------------------------------------------------------
 
-// A strip of `width` <= kMaxStrip neighbouring columns.
+// `width` <= kMaxStrip neighbouring columns, through a tile or where they lie.
 template <class S>
 FASTNN_INLINE void softmax_columns(const S* x, S* y, int64_t n, int64_t inner, int64_t width, bool log_form) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  A m[kMaxStrip], sum[kMaxStrip];
-  strip_max_and_sum(x, n, inner, width, m, sum, [&](int64_t at, int lanes, V e) __attribute__((always_inline)) {
+  A m[kMaxStrip], of_row[kMaxStrip];
+  // y from z(offset of the class, lane, lanes), exp(x - max) or x
+  const auto write = [&](const auto& z) __attribute__((always_inline)) {
+    for_vectors<V::N>(width, [&](int64_t i, int, int) {
+      const V sum = V::load(of_row + i);
+      (log_form ? log(sum) : V::set1(A(1)) / sum).store(of_row + i);
+    });
+    for (int64_t c = 0; c < n; ++c) {
+      for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+        const V from = z(c, i, lanes);
+        store_some(log_form ? (from - V::load(m + i)) - V::load(of_row + i) : from * V::load(of_row + i),
+                   y + c * inner + i, lanes);
+      });
+    }
+  };
+  if (tile_width<A>(n) > 0) {
+    A tile[kTileBytes / sizeof(A)];
+    load_tile(x, n, inner, width, tile);
+    tile_max_and_sum(tile, n, width, m, of_row, !log_form, x + width, y, inner);
+    const int64_t stride = round_up(width, V::N);
+    return write([&](int64_t c, int64_t i, int) { return V::load(tile + c * stride + i); });
+  }
+  strip_max_and_sum(x, n, inner, width, m, of_row, [&](int64_t at, int lanes, V e) __attribute__((always_inline)) {
     if (kKeepsExp<S> && !log_form) store_some(e, y + at, lanes);
   });
-  for_vectors<V::N>(width, [&](int64_t i, int, int) {
-    const V of_row = V::load(sum + i);
-    (log_form ? log(of_row) : V::set1(A(1)) / of_row).store(sum + i);
+  write([&](int64_t c, int64_t i, int lanes) __attribute__((always_inline)) {
+    const int64_t at = c * inner + i;
+    if (kKeepsExp<S> && !log_form) return load_some(y + at, lanes, A(0));
+    const V from = load_some(x + at, lanes, A(0));
+    return log_form ? from : exp(from - V::load(m + i));
   });
-  for (int64_t c = 0; c < n; ++c) {
-    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
-      const int64_t at = c * inner + i;
-      V out;
-      if (log_form) out = (load_some(x + at, lanes, A(0)) - V::load(m + i)) - V::load(sum + i);
-      else if (kKeepsExp<S>) out = load_some(y + at, lanes, A(0)) * V::load(sum + i);
-      else out = exp(load_some(x + at, lanes, A(0)) - V::load(m + i)) * V::load(sum + i);
-      store_some(out, y + at, lanes);
-    });
-  }
 }
 
 template <class S>
@@ -151,12 +170,19 @@ FASTNN_INLINE void backward_columns(const S* g, const S* y, S* dx, int64_t n, in
       (log_form ? so_far + gi : fma(gi, load_some(y + c * inner + i, lanes, A(0)), so_far)).store(sum + i);
     });
   }
-  for (int64_t c = 0; c < n; ++c) {
-    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
-      const int64_t at = c * inner + i;
-      const V gi = load_some(g + at, lanes, A(0)), yi = load_some(y + at, lanes, A(0)), of_row = V::load(sum + i);
-      store_some(log_form ? gi - exp(yi) * of_row : yi * (gi - of_row), dx + at, lanes);
-    });
+  const auto at = [](const S* p, int64_t i, int lanes)
+                      __attribute__((always_inline)) { return load_some(p + i, lanes, A(0)); };
+  for (int64_t c = 0; c < n; ++c, g += inner, y += inner, dx += inner) {
+    if (log_form) {
+      for_exps<A>(
+          width, [&](int64_t i, int lanes) { return at(y, i, lanes); },
+          [&](int64_t i, int lanes, int, V e) { store_some(at(g, i, lanes) - e * V::load(sum + i), dx + i, lanes); });
+    } else {
+      for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+        const V gi = at(g, i, lanes);
+        store_some(at(y, i, lanes) * (gi - V::load(sum + i)), dx + i, lanes);
+      });
+    }
   }
 }
 
@@ -184,8 +210,7 @@ void for_rows(const SoftmaxParams& p, const Group& group, const Row& row, const 
       }
     });
   } else {
-    const int64_t strips = ceil_div(p.inner, strip_width(p.classes));
-    const int64_t width = round_up(ceil_div(p.inner, strips), N);
+    const int64_t width = columns_together<A>(p.classes), strips = ceil_div(p.inner, width);
     parallel_for(0, p.outer * strips, max64(1, grain / width), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t column = i % strips * width;
