@@ -14,6 +14,9 @@ constexpr int64_t kDotNarrowN = 12;
 constexpr int64_t kDotMaxM = 64;
 constexpr int kDotGroup = 16;    // columns per task
 constexpr int64_t kDotK = 1024;  // four rows of b this long leave room in L1 for the rows of a that pass
+// From rows this long on tiles are 3 x 8 rather than 6 x 4: half as many rows of a per product pass through L1, which
+// is the limit then (48x1024->1024: 570 -> 460 us; rows of 512 floats: no gain).
+constexpr int64_t kDotWideBytes = 3072;
 
 // Sums over the lanes of four vectors, added to out[0..3].
 template <class A>
@@ -49,14 +52,27 @@ void dot_tile(int64_t k, const S* a, int64_t lda, const S* b, int64_t ldb, A* su
 #pragma GCC unroll 8
     for (int j = 0; j < NC; ++j) c[i][j] = V::zero();
   const auto step = [&](int64_t p, auto load) __attribute__((always_inline)) {
-    V y[NC];
+    if constexpr (NC == 8) {
+      V x[MR];
 #pragma GCC unroll 8
-    for (int j = 0; j < NC; ++j) y[j] = load(b + j * ldb + p);
+      for (int i = 0; i < MR; ++i) x[i] = load(a + i * lda + p);
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; ++i) {
-      const V x = load(a + i * lda + p);
+      for (int j = 0; j < NC; ++j) {
+        V y = load(b + j * ldb + p);
+        if constexpr (MR > 1) asm("" : "+v"(y.v));  // not read again by every fma: loads would be the limit
 #pragma GCC unroll 8
-      for (int j = 0; j < NC; ++j) c[i][j] = fma(x, y[j], c[i][j]);
+        for (int i = 0; i < MR; ++i) c[i][j] = fma(x[i], y, c[i][j]);
+      }
+    } else {
+      V y[NC];
+#pragma GCC unroll 8
+      for (int j = 0; j < NC; ++j) y[j] = load(b + j * ldb + p);
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i) {
+        const V x = load(a + i * lda + p);
+#pragma GCC unroll 8
+        for (int j = 0; j < NC; ++j) c[i][j] = fma(x, y[j], c[i][j]);
+      }
     }
   };
   int64_t p = 0;
@@ -74,15 +90,19 @@ void dot_tile(int64_t k, const S* a, int64_t lda, const S* b, int64_t ldb, A* su
   }
 }
 
-template <class S, int MR, class A = acc_t<S>>
-FASTNN_INLINE void dot_rows(int mr, int nc, int64_t k, const S* a, int64_t lda, const S* b, int64_t ldb, A* sums) {
-  if (mr == MR) {
-    if (nc == 1) dot_tile<S, MR, 1>(k, a, lda, b, ldb, sums);
-    else if (nc == 4) dot_tile<S, MR, 4>(k, a, lda, b, ldb, sums);
-    else if constexpr (MR == 1) dot_tile<S, MR, 8>(k, a, lda, b, ldb, sums);
-    return;
+template <class S>
+using DotTile = void (*)(int64_t k, const S* a, int64_t lda, const S* b, int64_t ldb, acc_t<S>* sums);
+
+// The tile of `mr` <= MR rows and `nc` columns: 1, 4 or, of few rows, 8.
+template <class S, int MR = kDotRows>
+FASTNN_INLINE DotTile<S> dot_tile_of(int mr, int nc) {
+  if constexpr (MR > 1) {
+    if (mr < MR) return dot_tile_of<S, MR - 1>(mr, nc);
   }
-  if constexpr (MR > 1) dot_rows<S, MR - 1>(mr, nc, k, a, lda, b, ldb, sums);
+  if constexpr (MR == 1 || MR * 8 <= kDotRows * 4) {
+    if (nc == 8) return dot_tile<S, MR, 8>;
+  }
+  return nc == 4 ? dot_tile<S, MR, 4> : dot_tile<S, MR, 1>;
 }
 
 // a: m rows lda apart, b: n rows ldb apart, all of k contiguous elements. m <= kDotMaxM.
@@ -91,8 +111,10 @@ void gemm_dot(int64_t m, int64_t n, int64_t k, const S* a, int64_t lda, const S*
               const GemmStore<S>& store) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  const int mr = int(ceil_div(m, ceil_div(m, kDotRows)));
-  const int64_t kc = m <= mr ? k : round_up(ceil_div(k, ceil_div(k, kDotK)), V::N);
+  const bool wide = kDotRows == 6 && m > 2 * kDotRows && k * int64_t(sizeof(S)) >= kDotWideBytes;
+  const int mr = int(ceil_div(m, ceil_div(m, wide ? kDotRows / 2 : kDotRows)));
+  const int64_t max_kc = wide ? kDotK * 4 / int64_t(sizeof(S)) : kDotK;
+  const int64_t kc = m <= mr ? k : round_up(ceil_div(k, ceil_div(k, max_kc)), V::N);
   const int64_t grain = max64(1, kGemmThreadFma / max64(1, m * k * kDotGroup));
   parallel_for(0, ceil_div(n, kDotGroup), grain, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
@@ -101,11 +123,15 @@ void gemm_dot(int64_t m, int64_t n, int64_t k, const S* a, int64_t lda, const S*
       const int64_t n0 = g * kDotGroup;
       const int nb = int(min64(kDotGroup, n - n0));
       for (int j = 0; j < nb;) {  // the rows of b stay in L1 while all of a passes
-        const int nc = m == 1 && nb - j >= 8 ? 8 : nb - j >= 4 ? 4 : 1;
-        for (int64_t k0 = 0; k0 < k; k0 += kc)
-          for (int64_t i = 0; i < m; i += mr)
-            dot_rows<S, kDotRows>(int(min64(mr, m - i)), nc, min64(kc, k - k0), a + i * lda + k0, lda,
-                                  b + (n0 + j) * ldb + k0, ldb, sums + i * kDotGroup + j);
+        const int nc = (m == 1 || wide) && nb - j >= 8 ? 8 : nb - j >= 4 ? 4 : 1;
+        const DotTile<S> tile = dot_tile_of<S>(mr, nc), rest = dot_tile_of<S>(int(m % mr), nc);
+        for (int64_t k0 = 0; k0 < k; k0 += kc) {
+          const int64_t kb = min64(kc, k - k0);
+          const S* const rows = b + (n0 + j) * ldb + k0;
+          int64_t i = 0;
+          for (; i + mr <= m; i += mr) tile(kb, a + i * lda + k0, lda, rows, ldb, sums + i * kDotGroup + j);
+          if (i < m) rest(kb, a + i * lda + k0, lda, rows, ldb, sums + i * kDotGroup + j);
+        }
         j += nc;
       }
       for (int64_t i = 0; i < m; ++i)

@@ -29,6 +29,15 @@ struct GemmStore {
     else v.store_n(p, lanes);
   }
 
+  // The two vectors of each row that a tile will be added to.
+  FASTNN_VEC_FN void prefetch(int64_t m0, int mb, int64_t n0) const {
+    const S* at = c + m0 * c_m + n0 * c_n;
+    for (int i = 0; i < mb; ++i, at += c_m) {
+      __builtin_prefetch(at, 1);
+      __builtin_prefetch(at + V::N, 1);
+    }
+  }
+
   template <int MR, int NV>
   FASTNN_VEC_FN void tile(const GemmTile<A, MR, NV>& t, int64_t m0, int mb, int64_t n0, int nb, bool first,
                           bool last) const {
