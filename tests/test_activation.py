@@ -47,6 +47,7 @@ def test_special_values(op, isa):
         y.sum().backward(), z.sum().backward()
         torch.testing.assert_close(y, z.float(), equal_nan=True)
         torch.testing.assert_close(mine.grad, exact.grad.float(), equal_nan=True)
+        assert torch.equal(y[x == 0].signbit(), z[x == 0].signbit())
 
 
 def ulps(y, exact):
@@ -218,6 +219,17 @@ def test_inplace_after_saving_is_an_error(op):
     getattr(fastnn.functional, op)(y, inplace=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("op", ["relu6", "leaky_relu", "gelu", "silu"])
+def test_output_may_be_changed(op):
+    """As in x * relu6(x + 3).div_(6): these keep their input for backward."""
+
+    def gradient(f):
+        x = torch.linspace(-4, 9, 40).requires_grad_()
+        return torch.autograd.grad((x * getattr(f, op)(x).div_(6)).sum(), x)[0]
+
+    torch.testing.assert_close(gradient(fastnn.functional), gradient(F))
 
 
 @pytest.mark.parametrize("op", [torch.ops.fastnn.relu_, torch.ops.fastnn.relu6_], ids=str)

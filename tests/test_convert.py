@@ -1,5 +1,6 @@
 """convert, revert, report and disabled on real module trees."""
 
+import contextlib
 import copy
 import io
 
@@ -175,6 +176,25 @@ def test_disabled_runs_torch_kernels_bit_for_bit():
     torchs = one_step(model, x, target)
     assert torch.equal(ours[0], torchs[0]) and all(map(torch.equal, ours[1], torchs[1]))
     assert not fastnn.fallbacks()
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_backward_of_what_was_recorded_outside_of_disabled(second):
+    x, target = torch.randn(3, 1, 12, 12), torch.tensor([0, 4, 2])
+    layers = [
+        fastnn.Conv2d(1, 4, 3), fastnn.BatchNorm2d(4), fastnn.ReLU6(), fastnn.MaxPool2d(2), fastnn.AvgPool2d(2, 1),
+        fastnn.AdaptiveAvgPool2d(3), fastnn.AdaptiveMaxPool2d(2), nn.Flatten(), fastnn.Linear(16, 5),
+        fastnn.LogSoftmax(1),
+    ]  # fmt: skip
+    model, results = nn.Sequential(*layers).double(), []
+    for inside in (False, True):
+        image = x.double().requires_grad_()
+        y = model(image)
+        loss = fastnn.functional.nll_loss(y, target) + fastnn.functional.cross_entropy(2 * y, target)
+        with fastnn.disabled() if inside else contextlib.nullcontext():
+            (g,) = torch.autograd.grad(loss, image, create_graph=second)
+            results.append(torch.autograd.grad(g.square().sum(), model[0].weight)[0] if second else g)
+    torch.testing.assert_close(*results)
 
 
 def test_convert_refuses_what_is_no_module():

@@ -48,6 +48,21 @@ def assert_same(function, model):
         torch.testing.assert_close(function(x), model(x))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_symbolic_trace_keeps_the_layers(model, training):
+    """torch.fx, and torchvision's feature extraction by it; batch norm's bookkeeping is done when the graph runs."""
+    steps = [m.num_batches_tracked.item() for m in model.modules() if hasattr(m, "num_batches_tracked")]
+    traced = torch.fx.symbolic_trace(copy.deepcopy(model.train(training)))
+    functions = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+    assert functions and all(f.__module__.startswith("fastnn.") for f in functions)
+    x = images(4)
+    torch.testing.assert_close(traced(x), model(x))
+    torch.testing.assert_close(dict(traced.state_dict()), dict(model.state_dict()))
+    assert [m.num_batches_tracked.item() for m in traced.modules() if hasattr(m, "num_batches_tracked")] == [
+        n + training for n in steps
+    ]
+
+
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 def test_exported_program_with_a_dynamic_batch(model, strict):
     program = torch.export.export(model, (images(4),), dynamic_shapes=({0: BATCH},), strict=strict)

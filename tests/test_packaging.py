@@ -87,6 +87,13 @@ def test_another_torch_is_an_import_error_with_both_versions_and_the_fix():
     assert f"under torch {torch.__version__}" in last and "pip install" in last
 
 
+def test_source_that_is_not_built_says_so(tmp_path):
+    unbuilt = shutil.ignore_patterns("_build.py", "_C*.so", "__pycache__")
+    shutil.copytree(ROOT / "python" / "fastnn", tmp_path / "fastnn", ignore=unbuilt)
+    result = subprocess.run([sys.executable, "-c", "import fastnn"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1].startswith("ImportError: fastnn is not built here: `pip install .`")
+
+
 def test_package_holds_the_extension_and_nothing_of_the_tests():
     package = Path(fastnn.__file__).parent
     try:

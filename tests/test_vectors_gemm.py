@@ -53,6 +53,12 @@ def test_beta_zero_ignores_nan(beta):
     torch.testing.assert_close(out, a @ b)
 
 
+@pytest.mark.parametrize("alpha", [0, 0.0])
+def test_alpha_zero_ignores_nan(alpha):
+    a, b, c = torch.full((3, 4), float("nan")), torch.randn(4, 5), torch.randn(5)
+    assert torch.equal(F.addmm(c, a, b, alpha=alpha), torch.addmm(c, a, b, alpha=alpha))
+
+
 def test_nan_and_inf_reach_every_output_they_touch():
     for m in (1, 5, 100):
         a, b = torch.randn(m, 40), torch.randn(33, 40)

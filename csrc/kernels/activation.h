@@ -12,7 +12,7 @@ struct ActivationParams {
   const void* input;        // forward
   void* output;             // forward; may be the input
   const void* grad_output;  // backward
-  const void* saved;        // backward: the output of relu, relu6, sigmoid and tanh, the input of the others
+  const void* saved;        // backward: the output of relu, sigmoid and tanh, either for relu6, the input of the others
   void* grad_input;         // backward
   int64_t size;
   double slope;  // leaky_relu below zero

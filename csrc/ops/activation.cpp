@@ -57,7 +57,7 @@ template <>
 struct Kind<Act::relu6> {
   static constexpr const char* name = "relu6";
   static constexpr const char* inplace_name = "relu6_";
-  static constexpr bool kSavesOutput = true;
+  static constexpr bool kSavesOutput = false;
   static Tensor aten(const Tensor& x) { return at::relu6(x); }
   static Tensor& aten_inplace(Tensor& x) { return at::relu6_(x); }
   static Tensor aten_backward(const Tensor& g, const Tensor& y) { return at::hardtanh_backward(g, y, 0, 6); }

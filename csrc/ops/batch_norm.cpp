@@ -199,7 +199,7 @@ Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& w
                   (!weight_given.defined() || weight_given.numel() == input.size(1)) &&
                   (!result.has_value() || !result->defined() || result->sizes() == input.sizes()),
               "fastnn::batch_norm_backward: arguments that batch_norm did not save");
-  TORCH_CHECK(native("batch_norm_backward", {&input, &grad_output, &or_undefined(result)}, true),
+  TORCH_CHECK(have_kernels("batch_norm_backward", {&input, &grad_output, &or_undefined(result)}, true),
               "fastnn::batch_norm_backward: not a tensor of the kernels");
   const at::MemoryFormat format = format_of(input);
   const Tensor x = input.contiguous(format), g = grad_output.contiguous(format);

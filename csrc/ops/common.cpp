@@ -78,7 +78,10 @@ void note_fallback(const char* op, const char* reason) {
 }
 
 bool native(const char* op, std::initializer_list<const Tensor*> tensors, bool has_cuda_kernels) {
-  if (!t_enabled) return false;
+  return t_enabled && have_kernels(op, tensors, has_cuda_kernels);
+}
+
+bool have_kernels(const char* op, std::initializer_list<const Tensor*> tensors, bool has_cuda_kernels) {
   const Tensor* first = nullptr;
   const char* reason = nullptr;
   for (const Tensor* t : tensors) {

@@ -28,6 +28,8 @@ const char* why_not_native(const Tensor& t, bool has_cuda_kernels = false);
 // True when every given tensor is native, without a forward-mode tangent, and all share one dtype and device. Otherwise
 // counts a fallback of `op` to aten under its reason, for fastnn.fallbacks(); the caller then calls the aten op.
 bool native(const char* op, std::initializer_list<const Tensor*> tensors, bool has_cuda_kernels = false);
+// The same inside fastnn.disabled() too, where the gradient of what was recorded outside is still the kernels'.
+bool have_kernels(const char* op, std::initializer_list<const Tensor*> tensors, bool has_cuda_kernels = false);
 void note_fallback(const char* op, const char* reason);
 // Held while calls are only timed: what they hand to aten is not counted.
 struct Uncounted {

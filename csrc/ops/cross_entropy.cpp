@@ -37,22 +37,27 @@ const auto& backward_op() {
 }
 
 bool is_probabilities(const Tensor& input, const Tensor& target) { return input.sym_sizes() == target.sym_sizes(); }
+const Tensor& probabilities_or_undefined(const Tensor& input, const Tensor& target) {
+  return is_probabilities(input, target) ? target : or_undefined(std::nullopt);
+}
 
 // What the kernels compute; torch's own function judges the rest, and raises.
-bool takes(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t reduction, int64_t ignore_index,
-           double label_smoothing) {
-  if (reduction < 0 || reduction > 2 || !(label_smoothing <= 1)) return false;
-  if (!has_classes(input)) return false;
-  if (!is_probabilities(input, target)) {
-    return valid_indices(input, target, weight) && native("cross_entropy", {&input, &weight}, true);
-  }
+bool fits(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t reduction, int64_t ignore_index,
+          double label_smoothing) {
+  if (reduction < 0 || reduction > 2 || !(label_smoothing <= 1) || !has_classes(input)) return false;
+  if (!is_probabilities(input, target)) return valid_indices(input, target, weight);
   if (!target.is_floating_point() || ignore_index >= 0) return false;
   if (weight.defined() && (weight.dim() != 1 || weight.sym_size(0) != input.sym_size(class_dim(input)))) return false;
   if (weight.defined() && weight.requires_grad() && at::GradMode::is_enabled()) {
     note_fallback("cross_entropy", "gradient of the weight");
     return false;
   }
-  return native("cross_entropy", {&input, &target, &weight}, true);
+  return true;
+}
+bool takes(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t reduction, int64_t ignore_index,
+           double label_smoothing) {
+  return fits(input, target, weight, reduction, ignore_index, label_smoothing) &&
+         native("cross_entropy", {&input, &probabilities_or_undefined(input, target), &weight}, true);
 }
 
 CrossEntropyParams params(const Tensor& x, const Tensor& target, const Tensor& weight, int64_t reduction,
@@ -128,8 +133,9 @@ Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor&
                    const Tensor& stats, int64_t reduction, int64_t ignore_index, double label_smoothing,
                    std::array<bool, 2> wanted) {
   const Tensor& w = or_undefined(weight_);
-  TORCH_CHECK(native("cross_entropy_backward", {&grad_output, &input, &w}, true) &&
-                  takes(input, target_, w, reduction, ignore_index, label_smoothing),
+  TORCH_CHECK(have_kernels("cross_entropy_backward",
+                           {&grad_output, &input, &probabilities_or_undefined(input, target_), &w}, true) &&
+                  fits(input, target_, w, reduction, ignore_index, label_smoothing),
               "fastnn::cross_entropy_backward: arguments of no forward call");
   const Tensor x = dense_classes(input), target = dense_target(target_, x), g = grad_output.contiguous();
   const Tensor weight = w.defined() ? w.contiguous() : w;

@@ -33,9 +33,11 @@ const auto& backward_op() {
 }
 
 // What the kernels compute; torch's own function judges the rest, and raises.
+bool fits(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t reduction) {
+  return reduction >= 0 && reduction <= 2 && has_classes(input) && valid_indices(input, target, weight);
+}
 bool takes(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t reduction) {
-  return reduction >= 0 && reduction <= 2 && has_classes(input) && valid_indices(input, target, weight) &&
-         native("nll_loss", {&input, &weight}, true);
+  return fits(input, target, weight, reduction) && native("nll_loss", {&input, &weight}, true);
 }
 
 NllLossParams params(const Tensor& x, const Tensor& target, const Tensor& weight, int64_t reduction,
@@ -79,8 +81,9 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
   const Tensor& w = or_undefined(weight_);
   const Tensor weight = w.defined() ? w.contiguous() : w;
   const Tensor g = grad_output.contiguous(), target = target_.contiguous();
-  TORCH_CHECK(native("nll_loss_backward", {&g, &input, &weight}, true) && takes(input, target, weight, reduction) &&
-                  total_weight.numel() == 1 && total_weight.scalar_type() == accumulator(input),
+  TORCH_CHECK(have_kernels("nll_loss_backward", {&g, &input, &weight}, true) &&
+                  fits(input, target, weight, reduction) && total_weight.numel() == 1 &&
+                  total_weight.scalar_type() == accumulator(input),
               "fastnn::nll_loss_backward: arguments of no forward call");
   Tensor dx = classes_last(input) ? fresh_like(input) : fresh(input.sizes(), input.options());
   NllLossParams p = params(dx, target, weight, reduction, ignore_index);

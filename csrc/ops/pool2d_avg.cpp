@@ -83,7 +83,7 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, IntArrayRef input_size, In
                            bool channels_last) {
   Pool2dParams p{};
   TORCH_CHECK(
-      native("avg_pool2d_backward", {&grad_output}, true) && divisor != 0 && !kernel.empty() &&
+      have_kernels("avg_pool2d_backward", {&grad_output}, true) && divisor != 0 && !kernel.empty() &&
           fill_backward(p, grad_output.sizes(), input_size, {kernel, stride, padding, kOne, ceil_mode}, channels_last),
       "fastnn::avg_pool2d_backward: gradient does not fit the windows");
   p.count_include_pad = count_include_pad;
@@ -100,7 +100,7 @@ Tensor adaptive_avg_pool2d(const Tensor& input, IntArrayRef output_size) {
 
 Tensor adaptive_avg_pool2d_backward(const Tensor& grad_output, IntArrayRef input_size, bool channels_last) {
   Pool2dParams p{};
-  TORCH_CHECK(native("adaptive_avg_pool2d_backward", {&grad_output}, true) &&
+  TORCH_CHECK(have_kernels("adaptive_avg_pool2d_backward", {&grad_output}, true) &&
                   fill_backward(p, grad_output.sizes(), input_size, {{}, {}, {}, {}, false}, channels_last),
               "fastnn::adaptive_avg_pool2d_backward: gradient does not fit the windows");
   return run_backward("adaptive_avg_pool2d_backward", p, grad_output, channels_last);

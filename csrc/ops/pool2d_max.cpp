@@ -144,7 +144,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& offsets, IntArrayRef in
                 IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool channels_last) {
   Pool2dParams p{};
   const Windows windows{kernel, stride, padding, dilation, false};
-  TORCH_CHECK(native("max_pool2d_backward", {&grad_output}, true) && grad_output.sizes() == offsets.sizes() &&
+  TORCH_CHECK(have_kernels("max_pool2d_backward", {&grad_output}, true) && grad_output.sizes() == offsets.sizes() &&
                   fill_backward(p, offsets.sizes(), input_size, windows, channels_last) &&
                   offsets.scalar_type() == (p.wide ? at::kInt : at::kByte) && offsets.device() == grad_output.device(),
               "fastnn::max_pool2d_backward: gradient and offsets do not fit the windows");

@@ -5,7 +5,12 @@ import os
 
 import torch
 
-from fastnn import _build
+try:
+    from fastnn import _build
+except ImportError:
+    raise ImportError(
+        "fastnn is not built here: `pip install .` in its source folder installs it, `make develop` builds it in place."
+    ) from None
 
 
 def _release(version):

@@ -1,13 +1,19 @@
 """How a functional reaches its op: straight into C++ when eager, through torch.ops while torch.compile traces."""
 
 import torch
+import torch.fx
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fastnn import _C
 
 __all__ = ["aten", "has_torch_function", "op", "overridden"]
 
-_PLAIN = (torch.Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
+# Tensor classes that take any function as it comes; torch.fx records it.
+_PLAIN = (
+    torch.Tensor.__torch_function__.__func__,
+    torch.fx.Proxy.__torch_function__.__func__,
+    torch._C._disabled_torch_function_impl,
+)
 
 
 def op(name, traced_result=None):
@@ -36,7 +42,7 @@ def overridden(ours, theirs, tensors, *args, **kwargs):
     """A call that a mode, or the class of one of `tensors`, wants to see (torch.overrides.has_torch_function).
 
     A class with a __torch_function__ of its own (quantised weights, masked and nested tensors) looks up torch's
-    functions: the call becomes `theirs`. For modes and plain subclasses it stays `ours`.
+    functions: the call becomes `theirs`. For modes, plain subclasses and torch.fx it stays `ours`.
     """
     if any(_method(t) not in _PLAIN for t in tensors):
         return aten(theirs, *args, **kwargs)

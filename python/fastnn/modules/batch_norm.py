@@ -1,12 +1,16 @@
 """BatchNorm1d and BatchNorm2d, and BatchNorm2d with a ReLU or a residual and a ReLU behind it."""
 
 import torch
+import torch.fx
 
 from fastnn import functional as F
 
 
 def _apply(module, function, *tensors):
     """torch's bookkeeping of the running statistics around one call of `function`."""
+    if isinstance(tensors[0], torch.fx.Proxy):  # torch.fx takes torch.nn's layers whole
+        tracer = tensors[0].tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(module), tensors, {})
     module._check_input_dim(tensors[0])
     momentum = 0.0 if module.momentum is None else module.momentum
     tracks = module.training and module.track_running_stats

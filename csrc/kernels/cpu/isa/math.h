@@ -130,7 +130,7 @@ FASTNN_INLINE Vec<float> tanh(Vec<float> a) {
   p = p * t - 0.333332839f;
   const f32v small = x * t * p + x;
   const f32v large = 1.f - 2.f / (exp(Vec<float>{m + m}).v + 1.f);
-  return {m < 0.625f ? small : copysign(Vec<float>{large}, a).v};
+  return copysign(Vec<float>{m < 0.625f ? small : large}, a);  // -0 too
 }
 
 // tanh in float64, within 3.5 ulp: E / (E + 2) with E = exp(2|x|) - 1, which 2^n (1 + r p) - 1 gives uncancelled.
