@@ -113,7 +113,8 @@ Conv2dAlgorithm best_grad_input(const Conv2dParams& p, const Shape& s) {
   if (s.pointwise) return Conv2dAlgorithm::gemm;
   const bool unit = p.stride_h == 1 && p.stride_w == 1;
   if (s.batch && (s.together || !unit || s.c > 4 || s.k < 16)) return Conv2dAlgorithm::batch;
-  if (!s.together && unit && s.taps > 1 && s.k <= 32 && s.c % 16 != 0) return Conv2dAlgorithm::gemm;
+  const bool thin = p.groups > 1 && s.k <= 2 && s.pixels > 100;
+  if (!s.together && unit && s.taps > 1 && s.k <= 32 && s.c % 16 != 0 && !thin) return Conv2dAlgorithm::gemm;
   if (s.taps == 1 && !s.together) return Conv2dAlgorithm::shift;
   if (s.vendor_fits && (s.c % 16 == 0 || (s.together && p.stride_h > 1))) return Conv2dAlgorithm::aten;
   return Conv2dAlgorithm::shift;
@@ -132,10 +133,11 @@ Conv2dAlgorithm few_pixels_grad_weight(const Conv2dParams& p, const Shape& s) {
 }
 
 Conv2dAlgorithm best_grad_weight(const Conv2dParams& p, const Shape& s) {
-  if (s.winograd) return Conv2dAlgorithm::winograd;
+  if (s.winograd) return s.together && s.pixels <= 36 ? Conv2dAlgorithm::gemm : Conv2dAlgorithm::winograd;
   if (s.pointwise)
     return (s.together && s.pixels < 64) || min64(s.c, s.k) <= 4 ? Conv2dAlgorithm::aten : Conv2dAlgorithm::gemm;
-  if (s.batch && min64(s.c, s.k) < 16) return Conv2dAlgorithm::batch;
+  if (s.batch && min64(s.c, s.k) < 16)
+    return s.together && s.c * s.k * s.taps > 3456 ? Conv2dAlgorithm::aten : Conv2dAlgorithm::batch;
   if (s.together) {
     if (s.c >= 64 && s.k >= 128 && s.taps > 1) return Conv2dAlgorithm::gemm;
     // oneDNN reads past the image there (a strided 1x1 of 12 channels ends the process, torch 2.13).
@@ -201,6 +203,7 @@ Conv2dAlgorithm best_depthwise(const Conv2dParams& p, const Shape& s) {
   using enum Conv2dAlgorithm;
   if (p.dtype != DType::f32) return depthwise;
   const int64_t products = s.pixels * p.C * s.taps;
+  if (p.N * p.C >= 8192 && p.P * p.Q <= 16) return aten;  // many tiny planes: ours took 1.2 to 3 times torch's time
   if (s.together) {  // torch reads and writes larger batches as fast as the caches go
     const bool unit = p.stride_h == 1 && p.stride_w == 1, small = p.N * p.H * p.W <= 28 * 28 && s.taps <= 25;
     const bool own = p.pass == Conv2dPass::forward      ? small || products <= 1 << 20
@@ -211,7 +214,7 @@ Conv2dAlgorithm best_depthwise(const Conv2dParams& p, const Shape& s) {
   const bool has_rows = (p.R == 3 || p.R == 5) && p.R == p.S && p.dilation_h == 1 && p.dilation_w == 1 &&
                         2 * p.pad_w == p.S - 1 && p.P * p.Q > 4;
   if (has_rows || p.N < 16) return depthwise;
-  if (s.taps == 1) return products <= 100000 ? shift : aten;
+  if (s.taps == 1) return products <= (p.pass == Conv2dPass::forward ? 100000 : 16384) ? shift : aten;
   if (!takes(p, batch) || p.C > (p.pass == Conv2dPass::grad_weight ? 192 : 128)) return aten;
   switch (p.pass) {
     case Conv2dPass::forward: return products <= 100000 && p.C > 28 ? depthwise : products <= 4000000 ? batch : aten;
@@ -254,6 +257,12 @@ Conv2dAlgorithm unless_aten(const Conv2dParams& p, const Shape& s) {
   return aten;
 }
 
+// Winograd instead of gemm for few channels, which best_forward() does not send there: of 97 random layers x1.24.
+bool winograd_pays(const Conv2dParams& p, const Shape& s) {
+  return p.pass == Conv2dPass::forward && p.groups == 1 && s.taps > 1 && !g_strict &&
+         (s.together ? s.k <= 64 : s.c * s.taps > 36) && takes(p, Conv2dAlgorithm::winograd);
+}
+
 Conv2dAlgorithm best(const Conv2dParams& p) {
   const Shape s = shape_of(p);
   if (p.groups > 1 && takes(p, Conv2dAlgorithm::depthwise)) return best_depthwise(p, s);
@@ -269,7 +278,8 @@ Conv2dAlgorithm best(const Conv2dParams& p) {
                                                    : best_grad_weight(p, s);
   if (p.dtype != DType::f32) return chosen;
   if (chosen == Conv2dAlgorithm::shift) chosen = unless_shift(p, s);
-  return chosen == Conv2dAlgorithm::aten ? unless_aten(p, s) : chosen;
+  if (chosen == Conv2dAlgorithm::aten) chosen = unless_aten(p, s);
+  return chosen == Conv2dAlgorithm::gemm && winograd_pays(p, s) ? Conv2dAlgorithm::winograd : chosen;
 }
 
 }  // namespace
