@@ -18,6 +18,12 @@ bool prefers_table(const Pool2dParams& p) { return p.adaptive || p.w.stride > 3;
 // Rows of few windows, each much longer than a vector: a lookup for every tap would fill a lane or two.
 bool has_long_windows(const Pool2dParams& p) { return p.w.kernel >= 16 && p.w.out * 8 <= p.w.in; }
 
+// Rows of one window or two whose shares `any` adds up sooner than a table looks them up: not the long ones, except in
+// large planes where rows under the same windows are copies of each other.
+bool shares_runs(const Pool2dParams& p) {
+  return is_short(p) && (!has_long_windows(p) || (p.h.in * p.w.in > 4096 && p.h.kernel <= p.h.stride));
+}
+
 template <class O>
 void indices_from_taps(const Pool2dParams& p) {
   const Axis h = axis_h(p), w = axis_w(p);
@@ -66,7 +72,7 @@ Status avg_pool2d_backward(const Pool2dParams& p) {
   if (is_global(p)) return avg_pool2d_backward_global(p);
   if (fits_mean_tiles(p)) return avg_pool2d_backward_tiles(p);
   if (is_2x2(p)) return avg_pool2d_backward_2x2(p);
-  if (is_short(p) && !has_long_windows(p)) return avg_pool2d_backward_any(p);
+  if (shares_runs(p)) return avg_pool2d_backward_any(p);
   if ((p.adaptive || p.w.stride > 2 || p.w.in <= 32) && fits_table_backward(p)) return avg_pool2d_backward_table(p);
   return fits_rows_backward(p) ? avg_pool2d_backward_rows(p) : avg_pool2d_backward_any(p);
 }

@@ -76,6 +76,17 @@ void avg_row(const Pool2dParams& p, const Axis& h, const Columns& w, const S* x,
   }
 }
 
+// Adds `share` to `count` sums. Where rows are shorter than a vector, masked ones would wait for the row before.
+template <bool kMasked = false, class A>
+FASTNN_INLINE void add_share(A* sums, int64_t count, A share) {
+  using V = Vec<A>;
+  const V all = V::set1(share);
+  int64_t i = 0;
+  for (; i + V::N <= count; i += V::N) (V::load(sums + i) + all).store(sums + i);
+  if (kMasked && count - i >= V::N / 2) return store_upto(load_upto(sums + i, count - i) + all, sums + i, count - i);
+  for (; i < count; ++i) sums[i] += share;
+}
+
 // The sums of the shares that the windows of rows [low, high) send to the input columns [from, to).
 template <class S>
 void share_row(const Pool2dParams& p, const Axis& h, const Axis& w, const S* g, int64_t low, int64_t high, int64_t from,
@@ -88,7 +99,7 @@ void share_row(const Pool2dParams& p, const Axis& h, const Axis& w, const S* g, 
     for (int64_t ow = ow_begin; ow < ow_end; ++ow) {
       const int64_t left = w.first(ow), begin = max64(from, left + w.begin(ow)), end = min64(to, left + w.end(ow));
       const A share = to_acc(g[oh * w.out + ow]) / A(p.divisor ? p.divisor : rows * w.count(ow, p.count_include_pad));
-      for (int64_t c = begin; c < end; ++c) sum[c - from] += share;
+      if (begin < end) add_share(sum + begin - from, end - begin, share);
     }
   }
 }
@@ -129,11 +140,11 @@ void avg_small_plane_backward(const Pool2dParams& p, const Columns& h, const int
       const A share = to_acc(*g++) / A(p.divisor ? p.divisor : rows[oh] * columns[ow]);
       const int64_t count = w.end[ow] - w.begin[ow];
       A* row = top + w.first[ow] + w.begin[ow];
-      for (int64_t i = h.begin[oh]; i < h.end[oh]; ++i, row += width) {
-        int64_t j = 0;
-        for (; j + V::N <= count; j += V::N) (V::load(row + j) + V::set1(share)).store(row + j);
-        for (; j < count; ++j) row[j] += share;
-      }
+      const int64_t taps = h.end[oh] - h.begin[oh];
+      if (kVecBytes == 64 && width >= V::N)
+        for (int64_t i = 0; i < taps; ++i) add_share<true>(row + i * width, count, share);
+      else
+        for (int64_t i = 0; i < taps; ++i) add_share(row + i * width, count, share);
     }
   }
   for_vectors<V::N>(size, [&](int64_t i, int lanes) { store_some(V::load(sums + i), dx + i, lanes); });

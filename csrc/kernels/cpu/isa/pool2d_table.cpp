@@ -39,7 +39,7 @@ struct Table {
   using Lane = typename IntLane<A>::type;
   int64_t depth = 0, pitch;
   bool narrow;  // the buffered row is at most two vectors
-  Lane at[kTable];
+  alignas(kVecBytes) Lane at[kTable];
   Lane begin[kLongest + Vec<A>::N];  // the first valid tap of each window
 
   Table(int64_t n, int64_t row) : pitch(pitch_of<A>(n)), narrow(row <= 2 * Vec<A>::N) {}
@@ -136,8 +136,8 @@ void max_row(const Pool2dParams& p, const Spans& w, const Table<acc_t<S>>& table
   using V = Vec<A>;
   using Int = typename V::Int;
   using Lane = typename IntLane<A>::type;
-  A values[kLongest + 2 * V::N];
-  Lane rows[kLongest + 2 * V::N];
+  alignas(kVecBytes) A values[kLongest + 2 * V::N];
+  alignas(kVecBytes) Lane rows[kLongest + 2 * V::N];
   if (__builtin_expect(empty || i0 >= i1, 0)) return exact_max_row(p, w, x, y, offsets, top, i0, i1);
   NanWatch<A> nan;
   for (int64_t c = 0; c < p.w.in; c += V::N) {
@@ -185,13 +185,13 @@ void avg_row(const Pool2dParams& p, const Table<acc_t<S>>& table, const acc_t<S>
              int64_t rows, int64_t count) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  A sums[kLongest + 2 * V::N];
+  alignas(kVecBytes) A sums[kLongest + 2 * V::N];
   for (int64_t c = 0; c < p.w.in; c += V::N) {
     V sum = V::zero();
     for (int64_t i = 0; i < rows; ++i) sum = sum + load_upto(x + i * p.w.in + c, p.w.in - c);
     sum.store(sums + c);
   }
-  sums[p.w.in] = 0;
+  V::zero().store(sums + pitch_of<A>(p.w.in));  // not one element: the lookups' loads would wait for two stores
   for_vectors<V::N>(p.w.out, [&](int64_t o, int lanes) __attribute__((always_inline)) {
     V sum = V::zero();
     for (int64_t k = 0; k < table.depth; ++k) sum = sum + lookup(sums, table.load(k, o), table.narrow);
@@ -209,10 +209,12 @@ void share_row(const Pool2dParams& p, const Table<acc_t<S>>& table, const acc_t<
                int64_t count, acc_t<S>* to) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  A shares[kLongest + 2 * V::N];
-  for (int64_t o = 0; o < p.w.out; o += V::N)
-    (load_upto(g + o, left - o) / (V::load(counts + o) * V::set1(A(count)))).store(shares + o);
-  shares[p.w.out] = 0;
+  alignas(kVecBytes) A shares[kLongest + 2 * V::N];
+  for (int64_t o = 0; o < p.w.out; o += V::N) {
+    const V columns = V::load(counts + o), share = load_upto(g + o, left - o) / (columns * V::set1(A(count)));
+    V{columns.v > 0 ? share.v : V::zero().v}.store(shares + o);
+  }
+  V::zero().store(shares + pitch_of<A>(p.w.out));
   for (int64_t c = 0; c < table.pitch; c += V::N) {
     V sum = table.depth > 0 ? lookup(shares, table.load(0, c), table.narrow) : V::zero();
     for (int64_t k = 1; k < table.depth; ++k) sum = sum + lookup(shares, table.load(k, c), table.narrow);
@@ -222,9 +224,10 @@ void share_row(const Pool2dParams& p, const Table<acc_t<S>>& table, const acc_t<
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
+// Zero behind the last window.
 template <class A>
 void fill_counts(const Pool2dParams& p, const Spans& w, A* counts) {
-  for (int64_t o = 0; o < pitch_of<A>(p.w.out); ++o) counts[o] = A(p.divisor || o >= p.w.out ? 1 : w.count[o]);
+  for (int64_t o = 0; o < pitch_of<A>(p.w.out); ++o) counts[o] = A(o >= p.w.out ? 0 : p.divisor ? 1 : w.count[o]);
 }
 
 // Calls f(plane, row) for rows [begin, end), counted over all planes.
@@ -283,7 +286,7 @@ Status avg_pool2d_forward_table(const Pool2dParams& p) {
     using A = acc_t<S>;
     parallel_for(0, p.batch * p.channels * p.h.out, grain_of(p, p.h.out), [&](int64_t begin, int64_t end) {
       const Spans h(axis_h(p), p.count_include_pad), w(axis_w(p), p.count_include_pad);
-      A counts[kLongest + Vec<A>::N];
+      alignas(kVecBytes) A counts[kLongest + Vec<A>::N];
       fill_counts(p, w, counts);
       Table<A> table(p.w.out, p.w.in + 1);
       fill_taps<true>(table, axis_w(p), w);
@@ -310,7 +313,7 @@ Status avg_pool2d_backward_table(const Pool2dParams& p) {
     parallel_for(0, p.batch * p.channels * p.h.in, grain_of(p, p.h.in), [&](int64_t begin, int64_t end) {
       const Axis h = axis_h(p);
       const Spans spans(h, p.count_include_pad), w(axis_w(p), p.count_include_pad);
-      A counts[kLongest + V::N], ring[kRing];
+      alignas(kVecBytes) A counts[kLongest + V::N], ring[kRing];
       fill_counts(p, w, counts);
       Table<A> table(p.w.in, p.w.out + 1);
       fill_covers(table, axis_w(p));
