@@ -27,8 +27,8 @@ struct Plan {
   int64_t columns, rows, bands, in_rows;
   int64_t groups, slices;  // image groups are dealt to slices by shape alone; slices are added in order
   int64_t taps;
-  int64_t slice;                                        // vectors: [k][taps], then [k] for the bias
-  int64_t offsets, band, grad, workers, worker, total;  // bytes
+  int64_t slice;                                              // sums: [k][taps], then [k] for the bias
+  int64_t offsets, band, grad, sums, workers, worker, total;  // bytes
 };
 
 Plan make_plan(const ConvProblem& d, int64_t workers) {
@@ -47,12 +47,13 @@ Plan make_plan(const ConvProblem& d, int64_t workers) {
   p.slice = d.k * (p.taps + 1);
   p.slices = max64(1, min64(min64(kSlices, p.groups), kSliceBytes / (p.slice * kVecBytes)));
   const auto pad = [](int64_t bytes) { return round_up(bytes, 64); };
-  p.offsets = p.slices * p.slice * kVecBytes;
+  p.offsets = pad(p.slices * p.slice * 4);
   p.workers = p.offsets + pad(p.taps * 8);
   p.band = 0;
   p.grad = in_row * p.in_rows;
-  p.worker = p.grad + grad_row * p.rows;
-  p.total = p.workers + workers * p.worker;
+  p.sums = p.grad + grad_row * p.rows;
+  p.worker = p.sums + p.slice * kVecBytes;
+  p.total = p.workers + min64(workers, p.slices) * p.worker;
   return p;
 }
 
@@ -117,7 +118,8 @@ void add_bias(const float* grad, const LaneLayout& l, int64_t k, int64_t rows, i
 }
 
 void run_slice(const ConvProblem& d, const Plan& p, int64_t slice, const LaneLayout& in, const LaneLayout& to,
-               const int64_t* taps, float* sums, bool bias, char* own) {
+               const int64_t* taps, bool bias, char* own, float* out) {
+  float* sums = reinterpret_cast<float*>(own + p.sums);
   float* band = reinterpret_cast<float*>(own + p.band);
   float* grad = reinterpret_cast<float*>(own + p.grad);
   float* bias_sums = sums + d.k * p.taps * N;
@@ -156,6 +158,7 @@ void run_slice(const ConvProblem& d, const Plan& p, int64_t slice, const LaneLay
       }
     }
   }
+  sum_lanes(sums, bias ? p.slice : d.k * p.taps, out);
 }
 
 }  // namespace
@@ -175,26 +178,19 @@ void batch_grad_weight(const ConvProblem& d, float* grad_weight, float* grad_bia
   parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t w = begin; w < end; ++w)
       for (int64_t s = w; s < p.slices; s += workers)
-        run_slice(d, p, s, in, to, taps, sums + s * p.slice * N, grad_bias, workspace + p.workers + w * p.worker);
+        run_slice(d, p, s, in, to, taps, grad_bias, workspace + p.workers + w * p.worker, sums + s * p.slice);
   });
-  for (int64_t i = 0; i < p.slice; ++i) {
-    V sum = V::load(sums + i * N);
-    for (int64_t s = 1; s < p.slices; ++s) sum = sum + V::load(sums + (s * p.slice + i) * N);
-    sum.store(sums + i * N);
-  }
-  for (int64_t k = 0; k < d.k; ++k) {
-    constexpr int64_t kPiece = 64;
-    float piece[kPiece];
-    for (int64_t t0 = 0; t0 < p.taps; t0 += kPiece) {
-      const int64_t count = min64(kPiece, p.taps - t0);
-      sum_lanes(sums + (k * p.taps + t0) * N, count, piece);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t t = t0 + i;
-        grad_weight[k * d.wk + t / (d.r * d.s) * d.wc + t / d.s % d.r * d.wr + t % d.s * d.ws] = piece[i];
-      }
-    }
-  }
-  if (grad_bias) sum_lanes(sums + d.k * p.taps * N, d.k, grad_bias);
+  const auto total = [&](int64_t i) {
+    float sum = sums[i];
+    for (int64_t s = 1; s < p.slices; ++s) sum += sums[s * p.slice + i];
+    return sum;
+  };
+  for (int64_t k = 0; k < d.k; ++k)
+    for (int64_t c = 0, i = k * p.taps; c < d.c; ++c)
+      for (int64_t r = 0; r < d.r; ++r)
+        for (int64_t s = 0; s < d.s; ++s, ++i) grad_weight[k * d.wk + c * d.wc + r * d.wr + s * d.ws] = total(i);
+  if (grad_bias)
+    for (int64_t k = 0; k < d.k; ++k) grad_bias[k] = total(d.k * p.taps + k);
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS
