@@ -32,7 +32,7 @@ struct Plan {
 };
 
 Plan make_plan(const ConvProblem& d, int64_t workers) {
-  constexpr int64_t kBandBytes = 384 << 10, kGradBytes = 256 << 10, kSlices = 4, kSliceBytes = 8 << 20;
+  constexpr int64_t kBandBytes = 384 << 10, kGradBytes = 272 << 10, kSlices = 4, kSliceBytes = 8 << 20;
   Plan p{};
   p.taps = d.c * d.r * d.s;
   p.columns = (d.q - 1) * d.stride_w + (d.s - 1) * d.dil_w + 1;
