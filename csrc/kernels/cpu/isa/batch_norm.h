@@ -68,11 +68,6 @@ FASTNN_INLINE bool streams(const BatchNormParams& p, const void* to, int64_t ele
   return kVecBytes == 64 && p.dtype == DType::f32 && p.inner % 16 == 0 && uintptr_t(to) % 64 == 0 &&
          p.batch * p.channels * p.inner > elements;
 }
-FASTNN_INLINE void end_streams([[maybe_unused]] bool streamed) {
-#if defined(__AVX512F__)
-  if (streamed) _mm_sfence();
-#endif
-}
 
 // Calls f(first, width) for groups of up to kJoined channels, whose `chunks` partial sums are joined.
 constexpr int64_t kJoined = 16;
@@ -149,9 +144,7 @@ FASTNN_INLINE Vec<A> load_lanes(const S* p, int lanes, A fill = A(0)) {
 // kStream: past the caches, where they are whole and aligned vectors of float32.
 template <bool kStream = false, class S, class A>
 FASTNN_INLINE void store_lanes(Vec<A> v, S* p, int lanes) {
-#if defined(__AVX512F__)
-  if constexpr (kStream && __is_same(S, float)) return _mm512_stream_ps(p, v.v);
-#endif
+  if constexpr (kStream) return stream(v, p);
   store_some(v, p, lanes);
 }
 

@@ -170,11 +170,13 @@ __attribute__((noinline)) void gradient_rows(const Problem<S>& k, int64_t row, i
       return V::load(kept) / sum;
     });
   } else {
+    const bool streamed = streams_rows(dx, n, k.rows * n);
     for (int r = 0; r < count; ++r)
-      row_scaled_exp(x + r * n, dx + r * n, n, [&](S m, S sum) {
+      row_scaled_exp(x + r * n, dx + r * n, n, streamed, [&](S m, S sum) {
         maxima[r] = m, sums[r] = sum;
         return kept[r] / sum;
       });
+    end_streams(streamed);
   }
   for (int r = 0; r < count; ++r) finish_gradient(k, dx + r * n, targets[r], kept[r]);
 }

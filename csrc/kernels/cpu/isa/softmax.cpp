@@ -39,6 +39,25 @@ FASTNN_INLINE void softmax_row(const S* x, S* y, int64_t n, int64_t period, int 
   write([&](int64_t i, int lanes) { return exp(load_some(x + i, lanes, A(0)) - m) * scale; });
 }
 
+// Rows of which several fit a vector; n elements in all.
+template <class S>
+FASTNN_INLINE void softmax_short(const S* x, S* y, int64_t n, int64_t classes, bool log_form) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const RowsInVector<A> rows(classes);
+  const auto z = [&](int64_t i, int lanes) __attribute__((always_inline)) {
+    const V v = load_some(x + i, lanes, kNegInf<A>);
+    return v - rows.reduce(v, [](V a, V b) { return max(a, b); });
+  };
+  for_exps<A>(
+      n, z,
+      [&](int64_t i, int lanes, int, V e) __attribute__((always_inline)) {
+        const V sum = rows.reduce(e, [](V a, V b) { return a + b; });
+        store_some(log_form ? z(i, lanes) - log(sum) : e / sum, y + i, lanes);
+      },
+      rows.lanes());
+}
+
 // N short rows at once: their maxima and sums are reduced together, one row per lane.
 template <class S>
 FASTNN_INLINE void softmax_group(const S* x, S* y, int64_t n, int count, bool log_form) {
@@ -101,6 +120,33 @@ FASTNN_INLINE void backward_row(const S* g, const S* y, S* dx, int64_t n, int64_
   using V = Vec<acc_t<S>>;
   const V sum = row_backward_sum(g, y, n, log_form, step);
   row_backward_write(g, y, dx, n, spread(sum, period, [](V a, V b) { return a + b; }), log_form, step);
+}
+
+template <class S>
+FASTNN_INLINE void backward_short(const S* g, const S* y, S* dx, int64_t n, int64_t classes, bool log_form) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const RowsInVector<A> rows(classes);
+  const auto at = [](const S* p, int64_t i, int lanes)
+                      __attribute__((always_inline)) { return load_some(p + i, lanes, A(0)); };
+  const auto sum = [&](V v) __attribute__((always_inline)) { return rows.reduce(v, [](V a, V b) { return a + b; }); };
+  if (log_form) {
+    for_exps<A>(
+        n, [&](int64_t i, int lanes) { return at(y, i, lanes); },
+        [&](int64_t i, int lanes, int, V e) __attribute__((always_inline)) {
+          const V gi = at(g, i, lanes);
+          store_some(gi - e * sum(gi), dx + i, lanes);
+        },
+        rows.lanes());
+  } else {
+    for_vectors<V::N>(
+        n,
+        [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+          const V gi = at(g, i, lanes), yi = at(y, i, lanes);
+          store_some(yi * (gi - sum(gi * yi)), dx + i, lanes);
+        },
+        rows.lanes());
+  }
 }
 
 template <class S>
@@ -188,14 +234,19 @@ FASTNN_INLINE void backward_columns(const S* g, const S* y, S* dx, int64_t n, in
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-// Covers the input with calls of group(offset, rows) for up to N short rows, row(offset, n, step) for a long row or a
-// few that take turns, or columns(offset, width) for a strip of neighbouring columns.
-template <class A, class Group, class Row, class Columns>
-void for_rows(const SoftmaxParams& p, const Group& group, const Row& row, const Columns& columns) {
+// Covers the input with calls of several(offset, n) for n elements of rows that share vectors, group(offset, rows) for
+// up to N short rows, row(offset, n, step) for a long row or a few that take turns, or columns(offset, width) for a
+// strip of neighbouring columns.
+template <class A, class Several, class Group, class Row, class Columns>
+void for_rows(const SoftmaxParams& p, const Several& several, const Group& group, const Row& row,
+              const Columns& columns) {
   constexpr int N = Vec<A>::N;
   constexpr int64_t kGrainElements = 1 << 13, kFewRows = 4;
   const int64_t grain = max64(1, kGrainElements / max64(1, p.classes));
-  if (p.inner == 1 && p.classes <= kGroupClasses && (p.classes <= N || p.outer > kFewRows)) {
+  if (p.inner == 1 && 2 * p.classes <= N) {
+    parallel_for(0, p.outer, grain,
+                 [&](int64_t begin, int64_t end) { several(begin * p.classes, (end - begin) * p.classes); });
+  } else if (p.inner == 1 && p.classes <= kGroupClasses && (p.classes <= N || p.outer > kFewRows)) {
     parallel_for(0, ceil_div(p.outer, N), ceil_div(grain, N), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) group(i * N * p.classes, int(min64(N, p.outer - i * N)));
     });
@@ -228,7 +279,8 @@ Status softmax_forward(const SoftmaxParams& p) {
     const S* x = static_cast<const S*>(p.input);
     S* y = static_cast<S*>(p.output);
     for_rows<acc_t<S>>(
-        p, [&](int64_t at, int rows) { softmax_group(x + at, y + at, p.classes, rows, p.log); },
+        p, [&](int64_t at, int64_t n) { softmax_short(x + at, y + at, n, p.classes, p.log); },
+        [&](int64_t at, int rows) { softmax_group(x + at, y + at, p.classes, rows, p.log); },
         [&](int64_t at, int64_t n, int step)
             __attribute__((always_inline)) { softmax_row(x + at, y + at, n, p.inner, step, p.log); },
         [&](int64_t at, int64_t width) { softmax_columns(x + at, y + at, p.classes, p.inner, width, p.log); });
@@ -243,7 +295,8 @@ Status softmax_backward(const SoftmaxParams& p) {
     const S* y = static_cast<const S*>(p.result);
     S* dx = static_cast<S*>(p.grad_input);
     for_rows<acc_t<S>>(
-        p, [&](int64_t at, int rows) { backward_group(g + at, y + at, dx + at, p.classes, rows, p.log); },
+        p, [&](int64_t at, int64_t n) { backward_short(g + at, y + at, dx + at, n, p.classes, p.log); },
+        [&](int64_t at, int rows) { backward_group(g + at, y + at, dx + at, p.classes, rows, p.log); },
         [&](int64_t at, int64_t n, int step)
             __attribute__((always_inline)) { backward_row(g + at, y + at, dx + at, n, p.inner, step, p.log); },
         [&](int64_t at, int64_t width) {
