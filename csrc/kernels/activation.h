@@ -8,6 +8,10 @@ namespace fastnn {
 
 enum class Activation : uint8_t { relu, relu6, leaky_relu, sigmoid, tanh, gelu, gelu_tanh, silu };
 
+// gelu_tanh(x) = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+constexpr double kSqrt2OverPi = 0.79788456080286535588;
+constexpr double kGeluCubic = 0.044715;
+
 struct ActivationParams {
   const void* input;        // forward
   void* output;             // forward; may be the input

@@ -108,7 +108,7 @@ struct Kind<Act::gelu_tanh> {
   static Tensor aten_backward(const Tensor& g, const Tensor& x) { return at::gelu_backward(g, x, "tanh"); }
   // With u = k (x + c x^3): gelu = x (1 + tanh u) / 2, gelu'' = (1 - t^2) (u' + x u'' / 2 - x t u'^2).
   static Tensor second(const Tensor& v, const Tensor& g, const Tensor& x) {
-    const double k = std::sqrt(2 / M_PI), c = 0.044715;
+    const double k = kSqrt2OverPi, c = kGeluCubic;
     const Tensor square = x * x;
     const Tensor t = at::tanh(k * (x + c * square * x));
     const Tensor u1 = k * (1 + 3 * c * square), u2 = 6 * k * c * x;

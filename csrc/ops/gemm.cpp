@@ -249,7 +249,7 @@ Tensor addmm_forward(const Tensor& input, const Tensor& a, const Tensor& b, cons
   Product p{matrix_of(a), matrix_of(b), out.mutable_data_ptr(), dtype_of(a)};
   p.alpha = alpha.toDouble(), p.beta = beta.toDouble();
   if (p.alpha == 0) p.a.cols = p.b.rows = 0;  // ignores the product, NaN and all
-  if (p.beta != 0) {  // 0 ignores the input, NaN and all
+  if (p.beta != 0) {                          // 0 ignores the input, NaN and all
     p.d = input.const_data_ptr();
     if (input.dim() >= 1 && input.size(-1) == b.size(1)) p.d_col_stride = b.size(1) == 1 ? 1 : input.stride(-1);
     if (input.dim() == 2 && input.size(0) > 1) p.d_row_stride = input.stride(0);

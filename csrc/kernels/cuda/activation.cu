@@ -14,10 +14,6 @@ template <class A>
 constexpr A kSqrt1_2 = A(0.70710678118654752440);
 template <class A>
 constexpr A kInvSqrt2Pi = A(0.39894228040143267794);
-template <class A>
-constexpr A kSqrt2OverPi = A(0.79788456080286535588);
-template <class A>
-constexpr A kGeluCubic = A(0.044715);
 
 __device__ __forceinline__ float tanh_of(float x) { return tanhf(x); }
 __device__ __forceinline__ double tanh_of(double x) { return tanh(x); }
@@ -37,7 +33,7 @@ __device__ __forceinline__ A value(A x, A slope) {
   if constexpr (K == Activation::tanh) return tanh_of(x);
   if constexpr (K == Activation::gelu) return x * A(0.5) * (A(1) + erf_of(x * kSqrt1_2<A>));
   if constexpr (K == Activation::gelu_tanh)
-    return A(0.5) * x * (A(1) + tanh_of(kSqrt2OverPi<A> * (x + kGeluCubic<A> * x * x * x)));
+    return A(0.5) * x * (A(1) + tanh_of(A(kSqrt2OverPi) * (x + A(kGeluCubic) * x * x * x)));
   if constexpr (K == Activation::silu) return x / (A(1) + exp_of(-x));
   return A(0);
 }
@@ -56,8 +52,8 @@ __device__ __forceinline__ A derivative(A g, A s, A slope) {
   }
   if constexpr (K == Activation::gelu_tanh) {
     const A square = s * s;
-    const A t = tanh_of(kSqrt2OverPi<A> * (s + kGeluCubic<A> * square * s));
-    const A inner = kSqrt2OverPi<A> * (A(1) + A(3) * kGeluCubic<A> * square);
+    const A t = tanh_of(A(kSqrt2OverPi) * (s + A(kGeluCubic) * square * s));
+    const A inner = A(kSqrt2OverPi) * (A(1) + A(3) * A(kGeluCubic) * square);
     return g * (A(0.5) * (A(1) + t) + A(0.5) * s * (A(1) - t * t) * inner);
   }
   if constexpr (K == Activation::silu) {

@@ -11,11 +11,6 @@ namespace {
 
 // ---- formulas ------------------------------------------------------------------------------------------------------
 
-template <class A>
-constexpr A kSqrt2OverPi = A(0.79788456080286535588);
-template <class A>
-constexpr A kGeluCubic = A(0.044715);
-
 template <Activation K, class S, class V, class A>
 FASTNN_INLINE V value(V x, A slope) {
   if constexpr (K == Activation::relu) return {x.v < A(0) ? V::zero().v : x.v};  // NaN passes
@@ -28,7 +23,7 @@ FASTNN_INLINE V value(V x, A slope) {
   if constexpr (K == Activation::tanh) return tanh(x);
   if constexpr (K == Activation::gelu) return x * normal_cdf<S>(x);
   if constexpr (K == Activation::gelu_tanh) {
-    const auto minus_2u = x.v * (A(-2) * kSqrt2OverPi<A> - A(2) * kSqrt2OverPi<A> * kGeluCubic<A> * (x.v * x.v));
+    const auto minus_2u = x.v * (A(-2) * A(kSqrt2OverPi) - A(2) * A(kSqrt2OverPi) * A(kGeluCubic) * (x.v * x.v));
     return {x.v / (A(1) + exp(V{minus_2u}).v)};  // (1 + tanh(u)) / 2 = sigmoid(2 u)
   }
   if constexpr (K == Activation::silu) return {x.v / (A(1) + exp(V{-x.v}).v)};
@@ -48,8 +43,8 @@ FASTNN_INLINE V derivative(V g, V s, A slope) {
   if constexpr (K == Activation::gelu) return g * gelu_derivative<S>(s);
   if constexpr (K == Activation::gelu_tanh) {
     const auto square = s.v * s.v;
-    const auto two_u = s.v * (2 * kSqrt2OverPi<A> + 2 * kSqrt2OverPi<A> * kGeluCubic<A> * square);
-    const auto slope_of_two_u = 2 * kSqrt2OverPi<A> + 6 * kSqrt2OverPi<A> * kGeluCubic<A> * square;
+    const auto two_u = s.v * (2 * A(kSqrt2OverPi) + 2 * A(kSqrt2OverPi) * A(kGeluCubic) * square);
+    const auto slope_of_two_u = 2 * A(kSqrt2OverPi) + 6 * A(kSqrt2OverPi) * A(kGeluCubic) * square;
     const auto e = exp(V{-abs(V{two_u}).v}).v, r = A(1) / (A(1) + e);  // of -|2u|: 1 - sigmoid without cancellation
     const auto sig = s.v < A(0) ? e * r : r;
     return {g.v * (sig + s.v * (e * r * r) * slope_of_two_u)};
