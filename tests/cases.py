@@ -248,7 +248,17 @@ BATCH_NORM = [
         training=training,
         tags={"big"},
     )
-    for shape in [(5, 17, 9, 9), (2, 70, 3, 3), (3, 2, 70, 65), (300, 33), (0, 3), (0, 3, 4, 4), (2, 3, 0, 4), (4, 64)]
+    for shape in [
+        (5, 17, 9, 9),
+        (2, 70, 3, 3),
+        (3, 2, 70, 65),
+        (2, 3, 91, 91),  # a block of 8192 and a short rest
+        (300, 33),
+        (0, 3),
+        (0, 3, 4, 4),
+        (2, 3, 0, 4),
+        (4, 64),
+    ]
     for training in (True, False)
 ]
 

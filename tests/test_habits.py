@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 from systems import ResidualBlock, SharedLayers, build, real_digits
@@ -33,6 +34,17 @@ def gradients(model, x):
     model.zero_grad()
     model(x).square().mean().backward()
     return {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_numpy_integers_are_integers(x):
+    """Sizes computed by NumPy: torch takes them, and so do the kernels."""
+    two, weight = numpy.int64(2), torch.randn(4, x.shape[1], 3, 3)
+    for name, args in {"max_pool2d": (two,), "avg_pool2d": ((two, numpy.int32(3)),), "softmax": (two,)}.items():
+        ours, torchs = (getattr(f, name)(x, *args) for f in (fastnn.functional, torch.nn.functional))
+        torch.testing.assert_close(ours, torchs)
+    ours, torchs = (f.conv2d(x, weight, None, two, (two, two)) for f in (fastnn.functional, torch.nn.functional))
+    torch.testing.assert_close(ours, torchs)
+    assert not fastnn.fallbacks()
 
 
 # ---- classes -------------------------------------------------------------------------------------------------------

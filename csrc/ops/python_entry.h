@@ -3,6 +3,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
+#include <torch/csrc/utils/tensor_numpy.h>
 
 #include "common.h"
 
@@ -44,8 +45,8 @@ inline bool from_python<bool>(PyObject* o) {
 template <>
 inline int64_t from_python<int64_t>(PyObject* o) {
   int overflow = 0;
-  const int64_t value =
-      PyLong_Check(o) && !PyBool_Check(o) ? PyLong_AsLongLongAndOverflow(o, &overflow) : (overflow = 1);
+  const bool integer = PyLong_Check(o) ? !PyBool_Check(o) : torch::utils::is_numpy_int(o);
+  const int64_t value = integer ? PyLong_AsLongLongAndOverflow(o, &overflow) : (overflow = 1);
   if (overflow) throw torch::TypeError("not an int of 64 bits");
   return value;
 }

@@ -45,10 +45,8 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
 
 def _pair(value):
-    if isinstance(value, int):
-        return value, value
     if not isinstance(value, (tuple, list)):
-        raise TypeError(value)
+        return value, value
     return (value[0], value[0]) if len(value) == 1 else value
 
 

@@ -76,14 +76,15 @@ FASTNN_INLINE void write_lanes(const Outputs& o, const S* g, const S* x, const S
 
 // ---- [batch, channels, inner] --------------------------------------------------------------------------------------
 
-// Adds a row of each of `count` neighbouring channels to their sums: short rows, `begin` elements into their tensors.
+// Adds a row of each of `count` neighbouring channels to their sums: short rows, `begin` elements into their tensors
+// and `inner` elements apart.
 template <class S, class V = Vec<acc_t<S>>>
-FASTNN_INLINE void add_short_rows(const S* g, const S* x, const S* y, int64_t begin, int64_t inner, int64_t count,
-                                  const acc_t<S>* means, V* totals, V* dots) {
+FASTNN_INLINE void add_short_rows(const S* g, const S* x, const S* y, int64_t begin, int64_t length, int64_t inner,
+                                  int64_t count, const acc_t<S>* means, V* totals, V* dots) {
   for (int64_t c = 0; c < count; ++c) {
     V s = totals[c], d = dots[c];
     const V mean = V::set1(means[c]);
-    for_short<V::N>(begin, inner, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+    for_short<V::N>(begin, length, [&](int64_t i, int lanes) __attribute__((always_inline)) {
       const V v = load_gradient(g + i, y ? y + i : nullptr, lanes);
       s = s + v;
       d = fma(v, load_lanes(x + i, lanes) - mean, d);
@@ -111,7 +112,7 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
       for (int64_t r = 0; r < rows; ++r) {
         int64_t row = start + at + r * stride;
         if (brief) {
-          add_short_rows(g + row, x + row, relu ? y + row : nullptr, row, inner, count, means, totals, dots);
+          add_short_rows(g + row, x + row, relu ? y + row : nullptr, row, length, inner, count, means, totals, dots);
           continue;
         }
         for (int64_t c = 0; c < count; ++c, row += inner) {
