@@ -1,6 +1,7 @@
 // Products of few rows whose operands both run along k (a linear layer at a small batch): dot products, nothing packed.
 #pragma once
 #include "gemm_store.h"
+#include "lanes.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
@@ -59,7 +60,7 @@ void dot_tile(int64_t k, const S* a, int64_t lda, const S* b, int64_t ldb, A* su
 #pragma GCC unroll 8
       for (int j = 0; j < NC; ++j) {
         V y = load(b + j * ldb + p);
-        if constexpr (MR > 1) asm("" : "+v"(y.v));  // not read again by every fma: loads would be the limit
+        if constexpr (MR > 1) y.v = in_register(y.v);  // read again by every fma, loads would be the limit
 #pragma GCC unroll 8
         for (int i = 0; i < MR; ++i) c[i][j] = fma(x[i], y, c[i][j]);
       }
