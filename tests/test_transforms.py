@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
-from cases import ALL
+from cases import ALL, differentiable
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
@@ -128,3 +128,26 @@ def test_tangents_of_every_case(case):
     assert type(ours) is type(theirs)
     if isinstance(theirs, torch.Tensor):
         torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", [c for c in SMALL if differentiable(*c.build(torch.float64))], ids=lambda c: c.name)
+def test_batched_gradients_of_every_case(case):
+    """torch.autograd.grad(is_grads_batched=True) runs the first backward, and the second, under a vmap of its own."""
+    results = []
+    for function in (case.fast, case.reference):
+        args, kwargs = case.build(torch.float64)
+        out = function(*args, **kwargs)
+        out = out[0] if isinstance(out, tuple) else out
+        inputs, generator = differentiable(args, kwargs), torch.Generator().manual_seed(6)
+
+        def batch_for(t, generator=generator):
+            return torch.randn(2, *t.shape, generator=generator, dtype=t.dtype)
+
+        first = torch.autograd.grad(
+            out, inputs, batch_for(out), retain_graph=True, is_grads_batched=True, allow_unused=True
+        )
+        v = torch.ones_like(out, requires_grad=True)
+        once = [g for g in torch.autograd.grad(out, inputs, v, create_graph=True, allow_unused=True) if g is not None]
+        seeds = list(map(batch_for, once))
+        results.append((first, torch.autograd.grad(once, v, seeds, is_grads_batched=True, allow_unused=True)))
+    torch.testing.assert_close(*results, equal_nan=True)

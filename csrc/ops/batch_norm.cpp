@@ -6,7 +6,6 @@
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/relu.h>
-#include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -310,7 +309,7 @@ Three forward_autograd(const Arguments& a) {
   const bool differentiable = needs_grad({&a.input, &a.weight, &a.bias, &a.residual});
   Three out;
   {
-    at::AutoDispatchBelowAutograd guard;  // the ADInplaceOrView kernel counts the running statistics' versions up
+    const at::AutoDispatchBelowADInplaceOrView guard;
     out = a.training
               ? train_op().call(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.momentum, a.eps, a.residual,
                                 a.relu)
@@ -349,14 +348,6 @@ Four backward_autograd(const Tensor& grad_output, const Tensor& input, const Opt
   return below_autograd(backward_op(), grad_output, input, weight, mean, invstd, result, training, mask);
 }
 
-Three train_bump(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
-                 const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
-  Three out = below_autograd(train_op(), input, weight, bias, running_mean, running_var, momentum, eps, residual, relu);
-  for (const OptTensor* t : {&running_mean, &running_var})
-    if (t->has_value() && (*t)->defined()) torch::autograd::increment_version(**t);
-  return out;
-}
-
 // ---- registration --------------------------------------------------------------------------------------------------
 
 TORCH_LIBRARY_FRAGMENT(fastnn, m) {
@@ -384,7 +375,8 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
   m.impl("batch_norm_eval", eval_autograd);
   m.impl("batch_norm_backward", backward_autograd);
 }
-TORCH_LIBRARY_IMPL(fastnn, ADInplaceOrView, m) { m.impl("batch_norm_train", train_bump); }
+// No kernel at ADInplaceOrView: torch's batch_norm does not count the running statistics' versions up either, and a
+// checkpoint that was given them would refuse to run again.
 
 TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
   m.impl("batch_norm_train",

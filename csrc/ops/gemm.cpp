@@ -40,6 +40,12 @@ Matrix rows_of(const Tensor& t, Tensor& keep) {
   return {t.const_data_ptr(), rows, cols, cols, 1};
 }
 
+Tensor as_rows(const Tensor& t) {
+  if (t.dim() == 2) return t;
+  const auto sizes = t.sym_sizes();
+  return t.reshape_symint({c10::multiply_integers(sizes.slice(0, sizes.size() - 1)), sizes.back()});
+}
+
 GemmParams Product::params() const {
   GemmParams p{};
   p.a = a.data, p.b = b.data, p.c = out, p.d = d;
@@ -196,8 +202,7 @@ struct ProductFunction : Function<ProductFunction<Op>> {
     if (ctx->needs_input_grad(0)) grad_a = at::sum_to(op<Matmul>().call(g2, b2.mT()), a2.sym_sizes()).view_as(a);
     if (ctx->needs_input_grad(1)) {
       if (b.dim() <= 2) {  // one deep product instead of many products and a sum
-        const auto rows = [](const Tensor& t) { return t.dim() == 2 ? t : t.flatten(0, -2); };
-        grad_b = op<Matmul>().call(rows(a2).t(), rows(g2)).view_as(b);
+        grad_b = op<Matmul>().call(as_rows(a2).t(), as_rows(g2)).view_as(b);
       } else {
         grad_b = at::sum_to(op<Matmul>().call(a2.mT(), g2), b2.sym_sizes());
       }

@@ -19,6 +19,9 @@ Matrix matrix_of(const Tensor& t);
 // t with all dimensions but the last as rows. `keep` holds the copy where t cannot be read in place.
 Matrix rows_of(const Tensor& t, Tensor& keep);
 
+// t as a matrix of the same kind, a view where that can be. No flatten(): is_grads_batched has no rule for it.
+Tensor as_rows(const Tensor& t);
+
 // out[i] = alpha * a[i] b[i] + beta * d[i] for i < batch. out is dense [batch, a.rows, b.cols]; batch strides of a and
 // b may be 0; d (null, or strides of its own) has no batch.
 struct Product {

@@ -84,10 +84,9 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   const auto again = [&] { backward(grad_output, input, weight, mask); };
   if (!native("linear_backward", {&grad_output, &input, &weight}, true) ||
       !own_product("linear_backward", {&grad_output, &input, &weight}, again, wanted)) {
-    const Tensor g = grad_output.dim() == 1 ? grad_output.unsqueeze(0) : grad_output.flatten(0, -2);
-    const Tensor x = input.dim() == 1 ? input.unsqueeze(0) : input.flatten(0, -2);
+    const Tensor g = as_rows(grad_output);
     if (mask[0]) grad_input = grad_output.matmul(weight);
-    if (mask[1]) grad_weight = g.t().mm(x);
+    if (mask[1]) grad_weight = g.t().mm(as_rows(input));
     if (mask[2]) grad_bias = g.sum(0);
     return grads;
   }
@@ -146,7 +145,6 @@ struct LinearBackwardFunction : Function<LinearBackwardFunction> {
     for (int i = 0, next = 0; i < 3; ++i)
       if (ctx->saved_data[std::string(1, char('0' + i))].toBool()) v[i] = grads[next++];
     const Tensor &g = saved[0], &x = saved[1], &w = saved[2];
-    const auto rows = [](const Tensor& t) { return t.dim() == 1 ? t.unsqueeze(0) : t.flatten(0, -2); };
     Tensor grad_g, grad_x, grad_w;
     if (ctx->needs_input_grad(0)) {
       if (v[1].defined()) grad_g = forward_op().call(x, v[1], v[2].defined() ? OptTensor(v[2]) : std::nullopt);
@@ -157,7 +155,7 @@ struct LinearBackwardFunction : Function<LinearBackwardFunction> {
       }
     }
     if (ctx->needs_input_grad(1) && v[1].defined()) grad_x = matmul_op().call(g, v[1]);
-    if (ctx->needs_input_grad(2) && v[0].defined()) grad_w = matmul_op().call(rows(g).t(), rows(v[0]));
+    if (ctx->needs_input_grad(2) && v[0].defined()) grad_w = matmul_op().call(as_rows(g).t(), as_rows(v[0]));
     return {grad_g, grad_x, grad_w, Tensor()};
   }
 };

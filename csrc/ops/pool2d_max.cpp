@@ -197,7 +197,13 @@ struct MaxBackwardFunction : Function<MaxBackwardFunction> {
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const Tensor at = ctx->get_saved_variables()[0];
-    const Tensor picked = at::gather(grads[0].flatten(-2), -1, at.flatten(-2)).reshape_symint(at.sym_sizes());
+    const auto plane_as_row = [](const Tensor& t) {
+      const auto sizes = t.sym_sizes();
+      std::vector<c10::SymInt> rows(sizes.begin(), sizes.end() - 1);
+      rows.back() = rows.back() * sizes.back();
+      return t.reshape_symint(rows);  // is_grads_batched has no rule for flatten()
+    };
+    const Tensor picked = at::gather(plane_as_row(grads[0]), -1, plane_as_row(at)).reshape_symint(at.sym_sizes());
     return {picked, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
