@@ -116,6 +116,26 @@ def test_a_changed_weight_is_packed_again():
     other = weight.clone().mul_(0.5)
     assert (kernel(x, other, bias, None, -INF, INF) - product).abs().max() <= 2.0**-17 * scale
 
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("how", ["assigned", "loaded", "loaded and assigned", "cast"])
+def test_a_replaced_weight_is_packed_again(how, inference):
+    with torch.inference_mode(inference), torch.no_grad():
+        frozen = fastnn.fuse(torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3, padding=1)).eval())
+        layer = next(m for m in frozen.modules() if hasattr(m, "weight"))
+        x = torch.randn(1, 16, 12, 12)
+        frozen(x)
+        for _ in range(20):
+            for _ in range(2):  # the second weight likes to take the address that the one before the first had
+                other = {name: torch.randn_like(t) for name, t in frozen.state_dict().items()}
+                if how == "assigned":
+                    layer.weight = torch.randn_like(layer.weight)
+                elif how == "cast":
+                    frozen.bfloat16().float()
+                else:
+                    frozen.load_state_dict(other, assign="assign" in how)
+            exact = TF.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
+            assert (frozen(x) - exact).abs().max() <= 1e-3
+
 
 def test_what_it_does_not_take():
     kernel, x, weight, bias, *_ = problem(SHAPES[0], 1)

@@ -21,10 +21,11 @@ void* aligned(const Tensor& bytes) {
 }
 Tensor empty_bytes(int64_t bytes) { return fresh({bytes + 64}, at::TensorOptions().dtype(at::kByte)); }
 
-// What a packed weight was made from. A version counter does not see `.data`, but a frozen weight has no such users.
+// What a packed weight was made from; weak pointers, because a tensor that takes a freed one's place may take its
+// address too. A version counter does not see `.data`, but a frozen weight has no such users.
+using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
 struct Source {
-  const void* weight = nullptr;
-  const void* bias = nullptr;
+  Weak weight{c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>()}, bias = weight;
   uint64_t versions[2] = {};
   const char* isa = nullptr;
   bool operator==(const Source&) const = default;
@@ -125,8 +126,8 @@ class PackedConv2d {
 
   // The packed weight of p.algorithm, made at the first call and whenever the weight is another.
   Tensor pack(PackedConv2dParams p, const Tensor& weight, const Tensor& bias) {
-    const Source source{weight.unsafeGetTensorImpl(),
-                        bias.defined() ? bias.unsafeGetTensorImpl() : nullptr,
+    const Source source{Weak(weight.getIntrusivePtr()),
+                        Weak(bias.getIntrusivePtr()),
                         {version(weight), version(bias)},
                         cpu::kernels().isa};
     const std::lock_guard<std::mutex> lock(mutex_);

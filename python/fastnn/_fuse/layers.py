@@ -109,7 +109,8 @@ class Frozen(torch.nn.Module):
 
     def constant(self, name, value):
         """Keeps a tensor that no gradient reaches; it is saved and moved with the model."""
-        self.register_buffer(name, None if value is None else value.detach().clone())
+        with torch.inference_mode(False):  # an inference tensor would not tell that it was changed
+            self.register_buffer(name, None if value is None else value.detach().clone())
 
     def describe(self):
         """For report(): what one call stands for."""
