@@ -78,12 +78,6 @@ const KernelTable*& active() {
 
 const KernelTable& kernels() { return *active(); }
 
-const KernelTable* find_isa(const char* name) {
-  for (const Isa& isa : kIsas)
-    if (std::strcmp(isa.name, name) == 0) return isa.runs_here() ? isa.table : nullptr;
-  return nullptr;
-}
-
 const char* usable_isa(int i) {
   for (const Isa& isa : kIsas)
     if (isa.runs_here() && i-- == 0) return isa.name;
@@ -91,9 +85,12 @@ const char* usable_isa(int i) {
 }
 
 bool set_isa(const char* name) {
-  const KernelTable* table = find_isa(name);
-  if (table) active() = table;
-  return table != nullptr;
+  for (const Isa& isa : kIsas)
+    if (std::strcmp(isa.name, name) == 0 && isa.runs_here()) {
+      active() = isa.table;
+      return true;
+    }
+  return false;
 }
 
 Status activation_forward(const ActivationParams& p) { return kernels().activation_forward(p); }

@@ -47,11 +47,9 @@ struct KernelTable {
 
 const KernelTable& kernels();
 
-// Null when the name is unknown, was not compiled in, or this CPU lacks the ISA; the table otherwise.
-const KernelTable* find_isa(const char* name);
 // The name of the i-th ISA this build has and this CPU runs, fastest first; null past the last.
 const char* usable_isa(int i);
-// Makes `name` the active ISA; false (and no change) when find_isa(name) is null.
+// Makes `name` the active ISA; false (and no change) when it is unknown, was not compiled in, or this CPU lacks it.
 bool set_isa(const char* name);
 
 }  // namespace fastnn::cpu
