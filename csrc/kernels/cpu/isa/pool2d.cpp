@@ -24,6 +24,19 @@ bool shares_runs(const Pool2dParams& p) {
   return is_short(p) && (!has_long_windows(p) || (p.h.in * p.w.in > 4096 && p.h.kernel <= p.h.stride));
 }
 
+// Rows of too few windows for vectors of neighbours; without taps, columns first, then rows are fewer steps for large
+// windows. On 1500 random layers a plane a lane took 0.1 to 1.2 of the other kernels' time there.
+bool prefers_planes_max(const Pool2dParams& p) {
+  if (!fits_planes(p)) return false;
+  const int64_t lanes = lanes_of(p);
+  if (is_2x2(p)) return 4 * p.w.out <= lanes;
+  if (p.offsets) return p.w.out <= lanes;
+  return p.h.kernel * p.w.kernel <= 16 ? 2 * p.w.out <= lanes : 8 * p.w.out <= lanes;
+}
+bool prefers_planes_avg(const Pool2dParams& p) {
+  return fits_planes(p) && p.w.kernel <= lanes_of(p) && (is_2x2(p) ? 4 : 1) * p.w.out <= lanes_of(p) * 3 / 4;
+}
+
 template <class O>
 void indices_from_taps(const Pool2dParams& p) {
   const Axis h = axis_h(p), w = axis_w(p);
@@ -44,6 +57,7 @@ void indices_from_taps(const Pool2dParams& p) {
 
 Status max_pool2d_forward(const Pool2dParams& p) {
   if (p.channels_last) return max_pool2d_forward_nhwc(p);
+  if (prefers_planes_max(p)) return max_pool2d_forward_planes(p);
   if (is_2x2(p)) return max_pool2d_forward_2x2(p);
   if (has_long_windows(p) && p.w.out <= 2) return max_pool2d_forward_any(p);
   if (prefers_table(p) && fits_table(p)) return max_pool2d_forward_table(p);
@@ -61,8 +75,9 @@ Status max_pool2d_backward(const Pool2dParams& p) {
 }
 Status avg_pool2d_forward(const Pool2dParams& p) {
   if (p.channels_last) return avg_pool2d_forward_nhwc(p);
-  if (is_2x2(p)) return avg_pool2d_forward_2x2(p);
   if (is_global(p)) return avg_pool2d_forward_global(p);
+  if (prefers_planes_avg(p)) return avg_pool2d_forward_planes(p);
+  if (is_2x2(p)) return avg_pool2d_forward_2x2(p);
   if (is_short(p) || has_long_windows(p)) return avg_pool2d_forward_any(p);
   if (prefers_table(p) && fits_table(p)) return avg_pool2d_forward_table(p);
   return fits_rows(p) ? avg_pool2d_forward_rows(p) : avg_pool2d_forward_any(p);

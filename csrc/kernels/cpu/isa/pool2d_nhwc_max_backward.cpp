@@ -204,9 +204,10 @@ void backward_buffered(const Pool2dParams& p) {
           band_backward<Write::kAdd>(p, w, distance, g, taps, sums, row, end, count, 0);
         });
         S* const dx = static_cast<S*>(p.grad_input) + image * image_in + row * p.w.in * channels + c;
-        for (int64_t pixel = 0; pixel < (end - row) * p.w.in; ++pixel)
-          for_vectors<V::N>(count, [&](int64_t k, int lanes) {
-            store_some(load_some(sums + pixel * count + k, lanes), dx + pixel * channels + k, lanes);
+        const int64_t pixels = (end - row) * p.w.in, runs = count == channels ? 1 : pixels;
+        for (int64_t run = 0; run < runs; ++run)
+          for_vectors<V::N>(pixels / runs * count, [&](int64_t k, int lanes) {
+            store_some(load_some(sums + run * count + k, lanes), dx + run * channels + k, lanes);
           });
       }
     }

@@ -4,6 +4,9 @@
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
+// Lanes of a vector of what the elements are added up in.
+FASTNN_INLINE int64_t lanes_of(const Pool2dParams& p) { return kVecBytes / (p.dtype == DType::f64 ? 8 : 4); }
+
 // Whether the gradient of the input leaves the caches anyway: aligned vectors are then written past them from the
 // start, 1.6 times as fast from 12 MB on, also with the ReLU's backward that reads them next (8 MB: 1.3 times as slow).
 FASTNN_INLINE bool leaves_caches(const Pool2dParams& p) {
@@ -78,6 +81,11 @@ Status max_pool2d_forward_table(const Pool2dParams& p);
 Status avg_pool2d_forward_table(const Pool2dParams& p);
 bool fits_table_backward(const Pool2dParams& p);
 Status avg_pool2d_backward_table(const Pool2dParams& p);
+
+// Contiguous, any windows, rows under a window of a bounded size, enough planes: a plane a lane.
+bool fits_planes(const Pool2dParams& p);
+Status max_pool2d_forward_planes(const Pool2dParams& p);
+Status avg_pool2d_forward_planes(const Pool2dParams& p);
 
 // Contiguous, any windows: one output or input at a time; fastest where rows have one window or two.
 bool is_short(const Pool2dParams& p);

@@ -3,6 +3,7 @@
 // neighbouring windows often share their maximum, and each such addition waits for the one before.
 #include "../../parallel.h"
 #include "pool2d_distances.h"
+#include "pool2d_lanes.h"
 #include "pool2d_paths.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
@@ -75,7 +76,8 @@ void scatter(const Pool2dParams& p) {
         A sums[kPlane];
         __builtin_memset(sums, 0, uint64_t(plane_in) * sizeof(A));
         scatter_planes<kCount, true>(h, p.w.in, corners, distance, g, taps, sums);
-        for (int64_t i = 0; i < plane_in; ++i) dx[i] = from_acc<S>(sums[i]);
+        for_vectors<Vec<A>::N>(plane_in,
+                               [&](int64_t i, int lanes) { store_some(load_some(sums + i, lanes), dx + i, lanes); });
       } else {
         clear(dx, kCount * plane_in);
         scatter_planes<kCount, kOverlap>(h, p.w.in, corners, distance, g, taps, dx);

@@ -267,8 +267,7 @@ void max_forward(const Pool2dParams& p) {
 
 bool fits_table(const Pool2dParams& p) {
   if (p.h.in >= kLongest || p.w.in >= kLongest || p.h.out >= kLongest || p.w.out >= kLongest) return false;
-  const int64_t n = kVecBytes / (p.dtype == DType::f64 ? 8 : 4);
-  return min64(p.w.kernel, p.w.in) * round_up(p.w.out, n) <= kTable;
+  return min64(p.w.kernel, p.w.in) * round_up(p.w.out, lanes_of(p)) <= kTable;
 }
 
 Status max_pool2d_forward_table(const Pool2dParams& p) {
@@ -301,7 +300,7 @@ Status avg_pool2d_forward_table(const Pool2dParams& p) {
 }
 
 bool fits_table_backward(const Pool2dParams& p) {
-  const int64_t n = kVecBytes / (p.dtype == DType::f64 ? 8 : 4), pitch = round_up(p.w.in, n);
+  const int64_t pitch = round_up(p.w.in, lanes_of(p));
   return fits_table(p) && most_covers(axis_w(p)) * pitch <= kTable && most_covers(axis_h(p)) * pitch <= kRing;
 }
 

@@ -50,15 +50,7 @@ FASTNN_INLINE Vec<A> first_lanes(Vec<A> v, int lanes) {
 // load_n and store_n by masked instructions wherever the ISA has them.
 template <class S, class A = acc_t<S>>
 FASTNN_INLINE Vec<A> load_first(const S* p, int64_t n, A fill) {
-#if defined(__AVX512F__)
-  const __mmask16 mask = __mmask16((1u << n) - 1);
-  if constexpr (__is_same(S, bf16)) {
-    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
-    return {(f32v)_mm512_mask_slli_epi32((__m512i)Vec<A>::set1(fill).v, mask, bits, 16)};
-  } else if constexpr (__is_same(S, f16)) {
-    return {_mm512_mask_cvtph_ps(Vec<A>::set1(fill).v, mask, _mm256_maskz_loadu_epi16(mask, p))};
-  }
-#elif defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
   const auto mask = lanes_below<A>(n);
   if constexpr (__is_same(S, float)) return {mask ? (f32v)_mm256_maskload_ps(p, (__m256i)mask) : Vec<A>::set1(fill).v};
   else if constexpr (__is_same(S, double))

@@ -146,30 +146,19 @@ struct Vec {
 #endif
   }
   FASTNN_VEC_FN void store(bf16* p) const {
-#if defined(__AVX2__)
-    // Round to nearest even in integers: vcvtneps2bf16 flushes subnormals, which torch does not.
-    const Int b = (Int)v, up = b + 0x7fff;
 #if defined(__AVX512F__)
-    const __mmask16 odd = _mm512_test_epi32_mask((__m512i)b, _mm512_set1_epi32(0x10000));
-    const __m512i rounded = _mm512_mask_add_epi32((__m512i)up, odd, (__m512i)up, _mm512_set1_epi32(1));
-    const __m512i out =
-        _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), (__m512i)b, _mm512_set1_epi32(0x400000));
-    const __m512i packed = _mm512_permutexvar_epi16(_mm512_load_si512(kUpperWords.at), out);
-    _mm256_storeu_si256((__m256i*)p, _mm512_castsi512_si256(packed));
-#else
-    const Int out = (v == v ? up + ((b >> 16) & 1) : b | 0x400000) >> 16;
-    const __m256i w = _mm256_and_si256((__m256i)out, _mm256_set1_epi32(0xffff));
-    _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
-#endif
+    _mm256_storeu_si256((__m256i*)p, words(p));
+#elif defined(__AVX2__)
+    _mm_storeu_si128((__m128i*)p, words(p));
 #else
     to_scalars(p, N);
 #endif
   }
   FASTNN_VEC_FN void store(f16* p) const {
 #if defined(__AVX512F__)
-    _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, 0));
+    _mm256_storeu_si256((__m256i*)p, words(p));
 #elif defined(__AVX2__)
-    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v, 0));
+    _mm_storeu_si128((__m128i*)p, words(p));
 #else
     to_scalars(p, N);
 #endif
@@ -179,21 +168,55 @@ struct Vec {
   template <class S>
   static FASTNN_VEC_FN Vec load_n(const S* p, int64_t n, A fill = A(0)) {
 #if defined(__AVX512F__)
-    if constexpr (__is_same(S, float)) return {_mm512_mask_loadu_ps(set1(fill).v, __mmask16((1u << n) - 1), p)};
-    else if constexpr (__is_same(S, double)) return {_mm512_mask_loadu_pd(set1(fill).v, __mmask8((1u << n) - 1), p)};
-#endif
+    const __mmask16 mask = __mmask16((1u << n) - 1);
+    if constexpr (__is_same(S, float)) {
+      return {_mm512_mask_loadu_ps(set1(fill).v, mask, p)};
+    } else if constexpr (__is_same(S, double)) {
+      return {_mm512_mask_loadu_pd(set1(fill).v, __mmask8(mask), p)};
+    } else if constexpr (__is_same(S, bf16)) {
+      const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
+      return {(Raw)_mm512_mask_slli_epi32((__m512i)set1(fill).v, mask, bits, 16)};
+    } else {
+      return {_mm512_mask_cvtph_ps(set1(fill).v, mask, _mm256_maskz_loadu_epi16(mask, p))};
+    }
+#else
     return from_scalars(p, n, fill);
+#endif
   }
   template <class S>
   FASTNN_VEC_FN void store_n(S* p, int64_t n) const {
 #if defined(__AVX512F__)
-    if constexpr (__is_same(S, float)) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
-    else if constexpr (__is_same(S, double)) return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
-#endif
+    const __mmask16 mask = __mmask16((1u << n) - 1);
+    if constexpr (__is_same(S, float)) _mm512_mask_storeu_ps(p, mask, v);
+    else if constexpr (__is_same(S, double)) _mm512_mask_storeu_pd(p, __mmask8(mask), v);
+    else _mm256_mask_storeu_epi16(p, mask, words(p));
+#else
     to_scalars(p, n);
+#endif
   }
 
  private:
+  // The lanes rounded to the type pointed to.
+#if defined(__AVX512F__)
+  FASTNN_VEC_FN __m256i words(const f16*) const { return _mm512_cvtps_ph(v, 0); }
+  // To nearest even in integers: vcvtneps2bf16 flushes subnormals, which torch does not.
+  FASTNN_VEC_FN __m256i words(const bf16*) const {
+    const Int b = (Int)v, up = b + 0x7fff;
+    const __mmask16 odd = _mm512_test_epi32_mask((__m512i)b, _mm512_set1_epi32(0x10000));
+    const __m512i rounded = _mm512_mask_add_epi32((__m512i)up, odd, (__m512i)up, _mm512_set1_epi32(1));
+    const __m512i out =
+        _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), (__m512i)b, _mm512_set1_epi32(0x400000));
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_load_si512(kUpperWords.at), out));
+  }
+#elif defined(__AVX2__)
+  FASTNN_VEC_FN __m128i words(const f16*) const { return _mm256_cvtps_ph(v, 0); }
+  FASTNN_VEC_FN __m128i words(const bf16*) const {
+    const Int b = (Int)v, up = b + 0x7fff;
+    const Int out = (v == v ? up + ((b >> 16) & 1) : b | 0x400000) >> 16;
+    const __m256i w = _mm256_and_si256((__m256i)out, _mm256_set1_epi32(0xffff));
+    return _mm_packus_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+  }
+#endif
   template <class S>
   static FASTNN_VEC_FN Vec from_scalars(const S* p, int64_t n, A fill) {
     A lanes[N];

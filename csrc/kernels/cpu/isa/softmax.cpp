@@ -236,9 +236,9 @@ FASTNN_INLINE void backward_columns(const S* g, const S* y, S* dx, int64_t n, in
 
 // Covers the input with calls of several(offset, n) for n elements of rows that share vectors, group(offset, rows) for
 // up to N short rows, row(offset, n, step) for a long row or a few that take turns, or columns(offset, width) for a
-// strip of neighbouring columns.
+// strip of `width` neighbouring columns.
 template <class A, class Several, class Group, class Row, class Columns>
-void for_rows(const SoftmaxParams& p, const Several& several, const Group& group, const Row& row,
+void for_rows(const SoftmaxParams& p, int64_t width, const Several& several, const Group& group, const Row& row,
               const Columns& columns) {
   constexpr int N = Vec<A>::N;
   constexpr int64_t kGrainElements = 1 << 13, kFewRows = 4;
@@ -261,7 +261,7 @@ void for_rows(const SoftmaxParams& p, const Several& several, const Group& group
       }
     });
   } else {
-    const int64_t width = columns_together<A>(p.classes), strips = ceil_div(p.inner, width);
+    const int64_t strips = ceil_div(p.inner, width);
     parallel_for(0, p.outer * strips, max64(1, grain / width), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t column = i % strips * width;
@@ -279,7 +279,8 @@ Status softmax_forward(const SoftmaxParams& p) {
     const S* x = static_cast<const S*>(p.input);
     S* y = static_cast<S*>(p.output);
     for_rows<acc_t<S>>(
-        p, [&](int64_t at, int64_t n) { softmax_short(x + at, y + at, n, p.classes, p.log); },
+        p, columns_together<acc_t<S>>(p.classes),
+        [&](int64_t at, int64_t n) { softmax_short(x + at, y + at, n, p.classes, p.log); },
         [&](int64_t at, int rows) { softmax_group(x + at, y + at, p.classes, rows, p.log); },
         [&](int64_t at, int64_t n, int step)
             __attribute__((always_inline)) { softmax_row(x + at, y + at, n, p.inner, step, p.log); },
@@ -295,7 +296,8 @@ Status softmax_backward(const SoftmaxParams& p) {
     const S* y = static_cast<const S*>(p.result);
     S* dx = static_cast<S*>(p.grad_input);
     for_rows<acc_t<S>>(
-        p, [&](int64_t at, int64_t n) { backward_short(g + at, y + at, dx + at, n, p.classes, p.log); },
+        p, strip_width(p.classes),
+        [&](int64_t at, int64_t n) { backward_short(g + at, y + at, dx + at, n, p.classes, p.log); },
         [&](int64_t at, int rows) { backward_group(g + at, y + at, dx + at, p.classes, rows, p.log); },
         [&](int64_t at, int64_t n, int step)
             __attribute__((always_inline)) { backward_row(g + at, y + at, dx + at, n, p.inner, step, p.log); },

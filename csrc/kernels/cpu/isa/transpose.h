@@ -72,13 +72,12 @@ FASTNN_INLINE void transpose_block(const S* from, int64_t lane_stride, int64_t p
                                    A* to) {
   constexpr int N = Vec<A>::N;
 #if defined(__AVX512F__)
-  if constexpr (__is_same(S, float))
+  if constexpr (__is_same(A, float))
     if (pixel_stride == 1) {
       __m512 r[16];
-      const __mmask16 mask = __mmask16((1u << pixels) - 1);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i)
-        r[i] = i < lanes ? _mm512_maskz_loadu_ps(mask, from + i * lane_stride) : _mm512_setzero_ps();
+        r[i] = i < lanes ? Vec<A>::load_n(from + i * lane_stride, pixels).v : _mm512_setzero_ps();
       transpose_registers(r);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) _mm512_storeu_ps(to + i * 16, r[i]);
@@ -109,16 +108,15 @@ FASTNN_INLINE void untranspose_block(const A* from, S* to, int64_t lane_stride, 
                                      int pixels) {
   constexpr int N = Vec<A>::N;
 #if defined(__AVX512F__)
-  if constexpr (__is_same(S, float))
+  if constexpr (__is_same(A, float))
     if (pixel_stride == 1) {
       __m512 r[16];
-      const __mmask16 mask = __mmask16((1u << pixels) - 1);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(from + i * 16);
       transpose_registers(r);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i)
-        if (i < lanes) _mm512_mask_storeu_ps(to + i * lane_stride, mask, r[i]);
+        if (i < lanes) Vec<A>{r[i]}.store_n(to + i * lane_stride, pixels);
       return;
     }
   if constexpr (__is_same(S, float))
