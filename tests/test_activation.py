@@ -251,6 +251,24 @@ def test_inplace_compiles(op):
     assert torch.equal(x.grad, 2.0 * (x > 0))
 
 
+@BOTH
+@pytest.mark.parametrize(
+    "use", [lambda x, y: x * y, lambda x, y: x.sin(), lambda x, y: y], ids=["both", "input", "result"]
+)
+def test_inplace_on_an_input_of_a_compiled_function(op, use):
+    """The gradient passes the change, although the graph only copies the new values into its input."""
+
+    def gradient(library, compiled):
+        def f(x):
+            return use(x, getattr(library, op)(x, inplace=True))
+
+        x = torch.linspace(-3, 9, 24, requires_grad=True)
+        out = (torch.compile(f, fullgraph=True, backend="aot_eager") if compiled else f)(x * 1)
+        return torch.autograd.grad(out.sum(), x)[0]
+
+    assert torch.equal(gradient(fastnn.functional, True), gradient(F, False))
+
+
 def test_modules_call_the_kernels():
     x = torch.randn(3, 5)
     for name in ("ReLU", "ReLU6", "LeakyReLU", "Sigmoid", "Tanh", "GELU", "SiLU"):

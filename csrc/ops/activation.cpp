@@ -263,6 +263,8 @@ template <Act K>
 struct InplaceFunction : Function<InplaceFunction<K>> {
   static Tensor forward(AutogradContext* ctx, Tensor self) {
     at::AutoDispatchBelowADInplaceOrView guard;
+    // Function::apply() turns gradients off, and functionalization would note a change that autograd is not to see.
+    const at::AutoGradMode as_outside(true);
     inplace_op<K>().call(self);
     ctx->mark_dirty({self});  // bumps the version
     ctx->save_for_backward({self});
