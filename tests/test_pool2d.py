@@ -48,10 +48,13 @@ SHAPES = [((3, 5, 8, 8), (2,)), ((2, 3, 24, 24), (2,)), ((2, 3, 13, 37), (3, 2))
           ((3, 5, 6, 6), (4,)), ((2, 3, 7, 5), ((1, 3), None, (0, 1))), ((2, 3, 40, 33), ((3, 33), (1, 33))),
           ((2, 3, 70, 64), ((3, 32), (2, 32))), ((1, 2, 300, 4), (3, 2)), ((2, 5, 9, 13), (3,)),
           ((2, 33, 9, 8), (1,)), ((1, 30, 10, 9), (2, 3)),
-          # A plane a lane: fewer planes than lanes and more; planes in several pieces whose windows overlap, or of which
-          # rows lie between the windows; taps of four bytes.
+          # A plane a lane: fewer planes than lanes and more; planes in several pieces whose windows overlap, or have
+          # rows between them; taps of four bytes.
           ((3, 11, 7, 5), (3, 2, 1)), ((2, 9, 300, 7), (5, 3, 2)), ((1, 19, 90, 23), (2, 5, 1, 2)),
-          ((3, 6, 40, 21), (20, 20)), ((2, 17, 13, 9), ((4, 2), (4, 2), 0, 1, True)), ((1, 35, 3, 3), (3, 3))]  # fmt: skip
+          ((3, 6, 40, 21), (20, 20)), ((2, 17, 13, 9), ((4, 2), (4, 2), 0, 1, True)),
+          ((1, 35, 3, 3), (3, 3)),
+          # channels_last: pixels under few windows, those listed for all channels.
+          ((2, 33, 9, 12), (3, 2, 1)), ((2, 20, 11, 7), ((2, 4), 1, 0, 2))]  # fmt: skip
 ADAPTIVE = [((2, 5, 12, 24), 1), ((2, 5, 12, 24), (3, 5)), ((2, 5, 12, 24), (6, 12)), ((3, 6, 13, 13), 6),
             ((1, 2, 30, 70), (7, 33)),
             ((1, 3, 5, 4), (7, 9)), ((5, 1, 37, 18), (2, 17)), ((1, 2, 18, 17), (1, 1)), ((2, 19, 40, 40), 3),

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kShort = 16;       // channels of a short pixel
 constexpr int64_t kClear = 1 << 20;  // elements cleared at a time: less than an image is slower out of the caches
+constexpr int64_t kFew = 16;         // windows over a pixel
 constexpr int64_t kSums = 1 << 14;   // elements of the buffer in which 16-bit gradients are added up
 
 // What becomes of the vectors written: added to what is there, where windows overlap; stored; or, whole and aligned,
@@ -190,7 +191,10 @@ void backward_buffered(const Pool2dParams& p) {
   using A = acc_t<S>;
   using V = Vec<A>;
   const int64_t channels = p.channels, image_in = p.h.in * p.w.in * channels, image_out = p.h.out * p.w.out * channels;
-  const int64_t most = min64(channels, max64(kSums / (p.h.in * p.w.in), min64(V::N, kSums / p.w.in)));
+  // Bands of rows with all channels, whose sums are one run, or all rows of some channels: no window is added up twice.
+  const int64_t inputs = p.h.in * p.w.in, outputs = p.h.out * p.w.out, band_rows = kSums / (p.w.in * channels);
+  const bool whole = band_rows >= p.h.kernel && outputs * p.h.kernel * 6 < inputs * band_rows;
+  const int64_t most = whole ? channels : min64(channels, max64(kSums / inputs, min64(V::N, kSums / p.w.in)));
   const auto band = [&](int64_t image, int64_t top, int64_t bottom) {
     A sums[kSums];
     for (int64_t c = 0; c < channels; c += most) {
@@ -215,7 +219,45 @@ void backward_buffered(const Pool2dParams& p) {
   for_row_ranges(p, [&](int64_t begin, int64_t end) { for_bands(p, begin, end, band); });
 }
 
-// One input pixel at a time, from the windows that cover it.
+// One input pixel at a time, from the few windows that cover it: listed once for all channels.
+template <class S, class O>
+void backward_by_windows(const Pool2dParams& p) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const Axis h = axis_h(p), w = axis_w(p);
+  const int64_t channels = p.channels, image_out = h.out * w.out * channels;
+  for_row_ranges(p, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const S* const g = static_cast<const S*>(p.grad_output) + r / h.in * image_out;
+      const O* const taps = static_cast<const O*>(p.offsets) + r / h.in * image_out;
+      S* dx = static_cast<S*>(p.grad_input) + r * w.in * channels;
+      int64_t row_at[kFew], row_code[kFew], at[kFew], code[kFew];
+      int rows = 0;
+      for (int64_t oh = h.low(r % h.in), last = h.high(r % h.in); oh < last; ++oh)
+        if (const int64_t i = h.tap(r % h.in, oh); i >= 0) row_at[rows] = oh * w.out, row_code[rows++] = i * w.kernel;
+      for (int64_t x = 0; x < w.in; ++x, dx += channels) {
+        const int64_t low = w.low(x), high = w.high(x);
+        int count = 0;
+        for (int k = 0; k < rows; ++k)
+          for (int64_t ow = low; ow < high; ++ow)
+            if (const int64_t j = w.tap(x, ow); j >= 0)
+              at[count] = (row_at[k] + ow) * channels, code[count++] = row_code[k] + j;
+        for_vectors<V::N>(channels, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+          V sum = V::zero();
+          for (int k = 0; k < count; ++k) {
+            const V v = load_some(g + at[k] + c, lanes);
+            if (sizeof(O) == 1 && lanes == V::N)
+              sum = add_where_bytes(sum, (const uint8_t*)taps + at[k] + c, code[k], v);
+            else sum = add_where(sum, load_taps<A>(taps + at[k] + c, lanes), code[k], v);
+          }
+          store_some(sum, dx + c, lanes);
+        });
+      }
+    }
+  });
+}
+
+// One input pixel at a time, from all the windows that cover it.
 template <class S, class O>
 void backward_by_pixels(const Pool2dParams& p) {
   using V = Vec<acc_t<S>>;
@@ -242,12 +284,22 @@ void backward_by_pixels(const Pool2dParams& p) {
   });
 }
 
+// Whether that is fewer cycles than adding the outputs up one by one. Roughly, a pixel costs 10, more where its windows
+// are found by divisions, and each of its vectors 4 and 4 for each window; an output costs 3, a sum one third.
+template <int N>
+bool prefers_windows(const Pool2dParams& p) {
+  const int64_t inputs = p.h.in * p.w.in, outputs = p.h.out * p.w.out, taps = outputs * p.h.kernel * p.w.kernel;
+  if (most_covers(axis_h(p)) * most_covers(axis_w(p)) > kFew || p.channels < N) return false;
+  const int64_t by_windows = inputs * (p.adaptive ? 40 : 10) + ceil_div(p.channels, N) * 4 * (inputs + taps);
+  return by_windows < p.channels * (inputs / 3 + outputs * 3);
+}
+
 template <class S, class O>
 void backward(const Pool2dParams& p) {
   if (sizeof(S) > 2 || !windows_overlap(p)) return backward_in_place<S, O>(p);
-  const bool few_taps = p.h.kernel * p.w.kernel <= 16 && p.channels >= Vec<acc_t<S>>::N;
   if constexpr (sizeof(S) == 2) {
-    if (few_taps || p.w.in > kSums) backward_by_pixels<S, O>(p);
+    if (prefers_windows<Vec<acc_t<S>>::N>(p)) backward_by_windows<S, O>(p);
+    else if (p.w.in > kSums) backward_by_pixels<S, O>(p);
     else backward_buffered<S, O>(p);
   }
 }
