@@ -254,6 +254,7 @@ BATCH_NORM = [
         (3, 2, 70, 65),
         (2, 3, 91, 91),  # a block of 8192 and a short rest
         (300, 33),
+        (300, 7),  # rows taken together
         (0, 3),
         (0, 3, 4, 4),
         (2, 3, 0, 4),

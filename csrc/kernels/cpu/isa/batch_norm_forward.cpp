@@ -96,7 +96,8 @@ FASTNN_INLINE void normalise_planes(const BatchNormParams& p, int64_t at, int64_
   else normalise_planes_to<false, S>(p, at, count, add, relu, k);
 }
 
-// Rows [begin, end) with the three coefficient arrays of the workspace.
+// Rows [begin, end) with the three coefficient arrays of the workspace. Of rows of less than two vectors as many as a
+// vector has lanes are taken together: whole vectors, where each row would end in a masked one.
 template <class S>
 void normalise_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
   using A = acc_t<S>;
@@ -104,13 +105,23 @@ void normalise_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
   const int64_t channels = p.channels;
   const A* shift = static_cast<const A*>(p.workspace);
   const A *scale = shift + channels, *offset = scale + channels;
+  const bool narrow = channels < 2 * V::N && channels % V::N != 0 && end - begin >= 4 * V::N;
+  const int64_t together = narrow ? V::N : 1;
+  A repeated[3][2 * V::N * V::N];
+  if (narrow) {
+    const A* const sources[] = {shift, scale, offset};
+    for (int k = 0; k < 3; ++k)
+      for (int64_t i = 0; i < together * channels; i += channels)
+        for (int64_t c = 0; c < channels; ++c) repeated[k][i + c] = sources[k][c];
+    shift = repeated[0], scale = repeated[1], offset = repeated[2];
+  }
   with_tail(p.residual, p.relu, [&](bool add, bool relu) __attribute__((always_inline)) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t at = row * channels;
+    for (int64_t row = begin; row < end; row += together) {
+      const int64_t at = row * channels, length = min64(together, end - row) * channels;
       const S* x = static_cast<const S*>(p.input) + at;
       const S* r = static_cast<const S*>(p.residual) + (add ? at : 0);
       S* y = static_cast<S*>(p.output) + at;
-      for_lanes<V::N>(0, channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
+      for_lanes<V::N>(0, length, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
         write_lanes<false>(x + c, add ? r + c : nullptr, y + c, lanes, relu, load_lanes(shift + c, lanes),
                            load_lanes(scale + c, lanes), load_lanes(offset + c, lanes));
       });
