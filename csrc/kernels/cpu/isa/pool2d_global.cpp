@@ -26,6 +26,19 @@ acc_t<S> sum_of(const S* x, int64_t n) {
   return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
+// Of planes of one element: y = x / divisor.
+template <class S>
+void divide(const Pool2dParams& p, const void* from, void* to, acc_t<S> divisor) {
+  using V = Vec<acc_t<S>>;
+  const S* x = static_cast<const S*>(from);
+  S* y = static_cast<S*>(to);
+  parallel_for(0, p.batch * p.channels, kGrain, [&](int64_t begin, int64_t end) {
+    for_vectors<V::N>(end - begin, [&](int64_t i, int lanes) {
+      store_some(load_some(x + begin + i, lanes) / V::set1(divisor), y + begin + i, lanes);
+    });
+  });
+}
+
 }  // namespace
 
 bool is_global(const Pool2dParams& p) {
@@ -41,6 +54,10 @@ Status avg_pool2d_forward_global(const Pool2dParams& p) {
     S* y = static_cast<S*>(p.output);
     const int64_t n = p.h.in * p.w.in;
     const A divisor = A(p.divisor ? p.divisor : n);
+    if (n == 1) {
+      divide<S>(p, x, y, divisor);
+      return Status::ok;
+    }
     parallel_for(0, p.batch * p.channels, max64(1, kGrain / n), [&](int64_t begin, int64_t end) {
       for (int64_t plane = begin; plane < end; ++plane) y[plane] = from_acc<S>(sum_of(x + plane * n, n) / divisor);
     });
@@ -57,6 +74,10 @@ Status avg_pool2d_backward_global(const Pool2dParams& p) {
     S* dx = static_cast<S*>(p.grad_input);
     const int64_t n = p.h.in * p.w.in;
     const A divisor = A(p.divisor ? p.divisor : n);
+    if (n == 1) {
+      divide<S>(p, g, dx, divisor);
+      return Status::ok;
+    }
     parallel_for(0, p.batch * p.channels, max64(1, kGrain / n), [&](int64_t begin, int64_t end) {
       for (int64_t plane = begin; plane < end; ++plane) {
         const V share = V::set1(to_acc(g[plane]) / divisor);
