@@ -232,6 +232,16 @@ def test_output_may_be_changed(op):
     torch.testing.assert_close(gradient(fastnn.functional), gradient(F))
 
 
+def test_output_of_relu6_in_place_may_be_changed():
+    def gradient(f):
+        x = torch.linspace(-4, 9, 40).requires_grad_()
+        y = f.relu6(x * 1, inplace=True)
+        y += x
+        return torch.autograd.grad((y * f.relu(y.div_(6), inplace=True)).sum(), x)[0]
+
+    torch.testing.assert_close(gradient(fastnn.functional), gradient(F))
+
+
 @pytest.mark.parametrize("op", [torch.ops.fastnn.relu_, torch.ops.fastnn.relu6_], ids=str)
 def test_inplace_op_passes_opcheck(op):
     torch.library.opcheck(op, (torch.randn(3, 4),))

@@ -267,7 +267,8 @@ struct InplaceFunction : Function<InplaceFunction<K>> {
     const at::AutoGradMode as_outside(true);
     inplace_op<K>().call(self);
     ctx->mark_dirty({self});  // bumps the version
-    ctx->save_for_backward({self});
+    // Where torch keeps the input, the result may be changed afterwards: backward reads a copy.
+    ctx->save_for_backward({Kind<K>::kSavesOutput ? self : self.clone()});
     return self;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
