@@ -167,6 +167,7 @@ struct GemmPlan {
   int64_t m, n, k;
   int mr;           // rows of a register tile, 1..kGemmMaxMr: the one that wastes least on m
   int64_t tm, tn;   // rows and columns of a task
+  int64_t mc;       // rows of A packed at a time; if fewer than tm, panels of B are packed for the first and kept
   int64_t kc;       // K of one chunk
   int64_t splits;   // partial sums a deep and small problem is cut into
   int64_t split_k;  // K of one split (a multiple of kc)
@@ -177,6 +178,7 @@ struct GemmPlan {
 
 constexpr int64_t kGemmPanelBytes = 36 << 10;   // a panel of B, most of a 48 KB L1
 constexpr int64_t kGemmBlockBytes = 544 << 10;  // a block of A, half of a 1 MB L2: 1024 rows of 256 are two
+constexpr int64_t kGemmKeptBytes = 4 << 20;     // panels of B kept for the next block of A, by all workers
 constexpr int64_t kGemmThreadFma = 1 << 18;     // below this a thread costs more than it brings
 
 // `accumulates`: the store's kAccumulates. `max_rows`: rows of a task at most.
@@ -198,25 +200,34 @@ inline GemmPlan gemm_plan(int64_t m, int64_t n, int64_t k, int threads, bool acc
   }
 
   const int64_t n_panels = max64(1, ceil_div(n, kNr));
-  int64_t max_tm = max64(1, kGemmBlockBytes / int64_t(p.kc * sizeof(A)) / p.mr) * p.mr;
-  max_tm = min64(max_tm, ceil_div(max_rows, p.mr) * p.mr);
+  int64_t max_mc = max64(1, kGemmBlockBytes / int64_t(p.kc * sizeof(A)) / p.mr) * p.mr;
+  max_mc = min64(max_mc, ceil_div(max_rows, p.mr) * p.mr);
   const bool buffered = p.splits == 1 && !accumulates && k > p.kc;
-  if (buffered) max_tm = min64(max_tm, max64(1, 224 / p.mr) * p.mr);
+  if (buffered) max_mc = min64(max_mc, max64(1, 224 / p.mr) * p.mr);
   p.workers = max64(1, min64(min64(threads, 48), m * n / 64 * k / (kGemmThreadFma / 64)));
-  int64_t m_blocks = max64(1, ceil_div(m, max_tm)), n_blocks = 1;
+  int64_t m_blocks = max64(1, ceil_div(m, max_mc)), n_blocks = 1;
   if (p.workers > 1 && m_blocks * p.splits % p.workers) {
     if (n_panels >= panels || n_panels >= 4 * p.workers) n_blocks = min64(n_panels, p.workers);
     else m_blocks = min64(panels, round_up(m_blocks, p.workers));
   }
-  if (buffered) n_blocks = max64(n_blocks, ceil_div(n, 512));
-  p.tm = ceil_div(ceil_div(max64(m, 1), m_blocks), p.mr) * p.mr;
+  p.mc = p.tm = ceil_div(ceil_div(max64(m, 1), m_blocks), p.mr) * p.mr;
+  m_blocks = ceil_div(m, p.mc);
+  const int64_t together = n_blocks > 1 ? m_blocks : ceil_div(m_blocks, p.workers);     // blocks of A of a worker
+  const int64_t kept = kGemmKeptBytes / (p.workers * p.kc * kNr * int64_t(sizeof(A)));  // panels
+  if (buffered) {
+    n_blocks = max64(n_blocks, ceil_div(n, 512));
+  } else if (together > 1 && p.splits == 1 && kept >= min64(8, n_panels)) {
+    n_blocks = ceil_div(n_panels, min64(kept, ceil_div(n_panels, n_blocks)));
+    p.tm *= together;
+  }
   p.tn = ceil_div(n_panels, n_blocks) * kNr;
-  p.workers = min64(p.workers, ceil_div(m, p.tm) * ceil_div(n, p.tn) * p.splits);
-  p.workers = max64(1, p.workers);
+  p.workers = max64(1, min64(p.workers, ceil_div(m, p.tm) * ceil_div(n, p.tn) * p.splits));
 
   constexpr int64_t kLine = 64 / sizeof(A);
-  p.a_elements = round_up(min64(p.tm, round_up(m, p.mr)) * p.kc + N, kLine);
+  p.a_elements = round_up(min64(p.mc, round_up(m, p.mr)) * p.kc + N, kLine);
   p.b_elements = round_up(kNr * p.kc + N, kLine);
+  if (p.tm > p.mc)
+    p.b_elements = round_up(p.tn * p.kc + N + p.tn / kNr * int64_t(sizeof(GemmPanel<A>) / sizeof(A)), kLine);
   p.c_elements = buffered ? round_up(p.tm * p.tn, kLine) : 0;
   const int64_t partial = p.splits > 1 ? p.splits * m * round_up(n, N) : 0;
   p.workspace_bytes = ((p.a_elements + p.b_elements + p.c_elements) * p.workers + partial) * int64_t(sizeof(A));
@@ -283,36 +294,48 @@ FASTNN_INLINE void gemm_strip_rows(int mr, Rows a, GemmPanel<A> b, int64_t kb, i
 
 // One task: rows [m0, m1), columns [n0, n1), K range [k0, k1) in chunks of plan.kc.
 template <class A, class PackA, class PackB, class Store>
-void gemm_task(const GemmPlan& plan, A* a_block, A* b_panel, int64_t m0, int64_t m1, int64_t n0, int64_t n1, int64_t k0,
-               int64_t k1, const PackA& pack_a, const PackB& pack_b, const Store& store) {
+void gemm_task(const GemmPlan& plan, A* a_block, A* b_panels, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+               int64_t k0, int64_t k1, const PackA& pack_a, const PackB& pack_b, const Store& store) {
   constexpr int N = Vec<A>::N;
+  constexpr bool in_place = requires { pack_a(m0, k0); };
   int64_t k = k0;
   do {  // once even when K is 0: the store still writes
     const int64_t kb = min64(plan.kc, k1 - k);
-    constexpr bool in_place = requires { pack_a(m0, k0); };
-    bool packed = false;
-    if constexpr (requires { pack_a.whole(a_block, plan.mr, m0, m1, k, kb); })
-      packed = pack_a.whole(a_block, plan.mr, m0, m1, k, kb);
-    if constexpr (!in_place)
-      for (int64_t m = m0; m < m1 && !packed; m += plan.mr)
-        pack_a(a_block + (m - m0) * kb, plan.mr, m, int(min64(plan.mr, m1 - m)), k, kb);
-    for (int64_t n = n0; n < n1; n += 2 * N) {
-      const int nb = int(min64(2 * N, n1 - n));
-      const GemmPanel<A> b = pack_b(b_panel, nb > N ? 2 * N : N, k, kb, n, nb);
-      const bool first = k == k0, last = k + kb >= k1;
-      if constexpr (in_place) {
-        // Rows past the last must not be read: the rest has a strip of its own size.
-        const int rest = int((m1 - m0) % plan.mr);
-        if (m1 - rest > m0)
-          gemm_strip_rows<A, kGemmMaxMr>(plan.mr, pack_a(m0, k), b, kb, m0, m1 - rest, n, nb, store, first, last);
-        if (rest)
-          gemm_strip_rows<A, kGemmMaxMr>(rest, pack_a(m1 - rest, k), b, kb, m1 - rest, m1, n, nb, store, first, last);
-      } else {
-        using Packed = decltype(pack_a(a_block, 0, int64_t{}, 0, int64_t{}, int64_t{}));
-        if constexpr (__is_same(Packed, void))
-          gemm_strip_rows<A, kGemmMaxMr>(plan.mr, static_cast<const A*>(a_block), b, kb, m0, m1, n, nb, store, first,
-                                         last);
-        else gemm_strip_rows<A, kGemmMaxMr>(plan.mr, Packed{a_block}, b, kb, m0, m1, n, nb, store, first, last);
+    const bool first = k == k0, last = k + kb >= k1;
+    const bool several = plan.tm > plan.mc;
+    auto* const kept = several ? reinterpret_cast<GemmPanel<A>*>(b_panels + plan.tn * plan.kc + N) : nullptr;
+    for (int64_t from = m0; from < m1; from += plan.mc) {
+      const int64_t to = min64(from + plan.mc, m1);
+      bool packed = false;
+      if constexpr (requires { pack_a.whole(a_block, plan.mr, from, to, k, kb); })
+        packed = pack_a.whole(a_block, plan.mr, from, to, k, kb);
+      if constexpr (!in_place)
+        for (int64_t m = from; m < to && !packed; m += plan.mr)
+          pack_a(a_block + (m - from) * kb, plan.mr, m, int(min64(plan.mr, to - m)), k, kb);
+      A* b_panel = b_panels;
+      for (int64_t n = n0; n < n1; n += 2 * N) {
+        const int nb = int(min64(2 * N, n1 - n)), nr = nb > N ? 2 * N : N;
+        GemmPanel<A> b;
+        if (from == m0) b = pack_b(b_panel, nr, k, kb, n, nb);
+        else b = kept[(n - n0) / (2 * N)];
+        if constexpr (in_place) {
+          // Rows past the last must not be read: the rest has a strip of its own size.
+          const int rest = int((to - from) % plan.mr);
+          if (to - rest > from)
+            gemm_strip_rows<A, kGemmMaxMr>(plan.mr, pack_a(from, k), b, kb, from, to - rest, n, nb, store, first, last);
+          if (rest)
+            gemm_strip_rows<A, kGemmMaxMr>(rest, pack_a(to - rest, k), b, kb, to - rest, to, n, nb, store, first, last);
+        } else {
+          using Packed = decltype(pack_a(a_block, 0, int64_t{}, 0, int64_t{}, int64_t{}));
+          if constexpr (__is_same(Packed, void))
+            gemm_strip_rows<A, kGemmMaxMr>(plan.mr, static_cast<const A*>(a_block), b, kb, from, to, n, nb, store,
+                                           first, last);
+          else gemm_strip_rows<A, kGemmMaxMr>(plan.mr, Packed{a_block}, b, kb, from, to, n, nb, store, first, last);
+        }
+        if (several && from == m0) {
+          kept[(n - n0) / (2 * N)] = b;
+          b_panel += 2 * N * kb;
+        }
       }
     }
     k += plan.kc;

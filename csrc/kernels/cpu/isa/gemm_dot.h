@@ -114,6 +114,7 @@ void gemm_dot(int64_t m, int64_t n, int64_t k, const S* a, int64_t lda, const S*
   using V = Vec<A>;
   const bool wide = kDotRows == 6 && m > 2 * kDotRows && k * int64_t(sizeof(S)) >= kDotWideBytes;
   const int mr = int(ceil_div(m, ceil_div(m, wide ? kDotRows / 2 : kDotRows)));
+  const int64_t whole = (m - ceil_div(m, mr) * (mr - 1)) * mr;  // rows of full tiles; the others have one row less
   const int64_t max_kc = wide ? kDotK * 4 / int64_t(sizeof(S)) : kDotK;
   const int64_t kc = m <= mr ? k : round_up(ceil_div(k, ceil_div(k, max_kc)), V::N);
   const int64_t grain = max64(1, kGemmThreadFma / max64(1, m * k * kDotGroup));
@@ -125,13 +126,13 @@ void gemm_dot(int64_t m, int64_t n, int64_t k, const S* a, int64_t lda, const S*
       const int nb = int(min64(kDotGroup, n - n0));
       for (int j = 0; j < nb;) {  // the rows of b stay in L1 while all of a passes
         const int nc = (m == 1 || wide) && nb - j >= 8 ? 8 : nb - j >= 4 ? 4 : 1;
-        const DotTile<S> tile = dot_tile_of<S>(mr, nc), rest = dot_tile_of<S>(int(m % mr), nc);
+        const DotTile<S> tile = dot_tile_of<S>(mr, nc), less = dot_tile_of<S>(mr - 1, nc);
         for (int64_t k0 = 0; k0 < k; k0 += kc) {
           const int64_t kb = min64(kc, k - k0);
           const S* const rows = b + (n0 + j) * ldb + k0;
           int64_t i = 0;
-          for (; i + mr <= m; i += mr) tile(kb, a + i * lda + k0, lda, rows, ldb, sums + i * kDotGroup + j);
-          if (i < m) rest(kb, a + i * lda + k0, lda, rows, ldb, sums + i * kDotGroup + j);
+          for (; i < whole; i += mr) tile(kb, a + i * lda + k0, lda, rows, ldb, sums + i * kDotGroup + j);
+          for (; i < m; i += mr - 1) less(kb, a + i * lda + k0, lda, rows, ldb, sums + i * kDotGroup + j);
         }
         j += nc;
       }
