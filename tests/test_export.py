@@ -98,8 +98,8 @@ def test_exported_training_step(model):
 
 
 FORWARD_OPS = (
-    "linear mm bmm matmul addmm conv2d relu relu_ relu6 relu6_ leaky_relu sigmoid tanh gelu gelu_tanh silu "
-    "avg_pool2d max_pool2d "
+    "linear mm bmm matmul addmm conv2d relu relu_ relu6 relu6_ leaky_relu leaky_relu_ sigmoid tanh gelu gelu_tanh silu "
+    "silu_ avg_pool2d max_pool2d "
     "adaptive_avg_pool2d adaptive_max_pool2d softmax log_softmax batch_norm_eval batch_norm_train cross_entropy "
     "nll_loss"
 )

@@ -107,6 +107,5 @@ TESTED_ELSEWHERE = {
     ),  # test_optim_usage.py
     "fastnn::grads_total_norm",
     "fastnn::scale_grads_",  # test_clip_grad.py
-    "fastnn::relu_",
-    "fastnn::relu6_",  # test_activation.py
+    *(f"fastnn::{name}" for name in ("relu_", "relu6_", "leaky_relu_", "silu_")),  # test_activation.py
 }

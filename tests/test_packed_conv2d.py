@@ -116,6 +116,7 @@ def test_a_changed_weight_is_packed_again():
     other = weight.clone().mul_(0.5)
     assert (kernel(x, other, bias, None, -INF, INF) - product).abs().max() <= 2.0**-17 * scale
 
+
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("how", ["assigned", "loaded", "loaded and assigned", "cast"])
 def test_a_replaced_weight_is_packed_again(how, inference):

@@ -39,7 +39,13 @@ using Act = Activation;
 // ---- what differs between the kinds --------------------------------------------------------------------------------
 
 // kSavesOutput: backward needs the output (so that the input may be overwritten), not the input.
-// aten, aten_backward: torch's own. second(v, g, s): v times d(grad_input)/d(saved), an undefined tensor where zero.
+// kInplace: what backward of the in-place form reads. aten, aten_inplace, aten_backward: torch's own.
+// second(v, g, s): v times d(grad_input)/d(saved), an undefined tensor where zero.
+enum class InplaceSaves {
+  output,
+  copy,    // of the output: where torch keeps the input, the result may be changed afterwards
+  nothing  // the input is needed, and a copy of it would cost what in place saves: torch's own, if a gradient is needed
+};
 template <Act K>
 struct Kind;
 
@@ -48,6 +54,7 @@ struct Kind<Act::relu> {
   static constexpr const char* name = "relu";
   static constexpr bool kSavesOutput = true;
   static constexpr const char* inplace_name = "relu_";
+  static constexpr InplaceSaves kInplace = InplaceSaves::output;
   static Tensor aten(const Tensor& x) { return at::relu(x); }
   static Tensor& aten_inplace(Tensor& x) { return at::relu_(x); }
   static Tensor aten_backward(const Tensor& g, const Tensor& y) { return at::threshold_backward(g, y, 0); }
@@ -57,6 +64,7 @@ template <>
 struct Kind<Act::relu6> {
   static constexpr const char* name = "relu6";
   static constexpr const char* inplace_name = "relu6_";
+  static constexpr InplaceSaves kInplace = InplaceSaves::copy;
   static constexpr bool kSavesOutput = false;
   static Tensor aten(const Tensor& x) { return at::relu6(x); }
   static Tensor& aten_inplace(Tensor& x) { return at::relu6_(x); }
@@ -67,7 +75,10 @@ template <>
 struct Kind<Act::leaky_relu> {
   static constexpr const char* name = "leaky_relu";
   static constexpr bool kSavesOutput = false;
+  static constexpr const char* inplace_name = "leaky_relu_";
+  static constexpr InplaceSaves kInplace = InplaceSaves::output;  // of a slope >= 0
   static Tensor aten(const Tensor& x, double slope) { return at::leaky_relu(x, slope); }
+  static Tensor& aten_inplace(Tensor& x, double slope) { return at::leaky_relu_(x, slope); }
   static Tensor aten_backward(const Tensor& g, const Tensor& x, double slope) {
     return at::leaky_relu_backward(g, x, slope, false);
   }
@@ -119,7 +130,10 @@ template <>
 struct Kind<Act::silu> {
   static constexpr const char* name = "silu";
   static constexpr bool kSavesOutput = false;
+  static constexpr const char* inplace_name = "silu_";
+  static constexpr InplaceSaves kInplace = InplaceSaves::nothing;
   static Tensor aten(const Tensor& x) { return at::silu(x); }
+  static Tensor& aten_inplace(Tensor& x) { return at::silu_(x); }
   static Tensor aten_backward(const Tensor& g, const Tensor& x) { return at::silu_backward(g, x); }
   static Tensor second(const Tensor& v, const Tensor& g, const Tensor& x) {
     const Tensor s = at::sigmoid(x);
@@ -139,9 +153,9 @@ const auto& backward_op() {
       handle<Tensor(const Tensor&, const Tensor&, A...)>((std::string(Kind<K>::name) + "_backward").c_str());
   return op;
 }
-template <Act K>
+template <Act K, class... A>
 const auto& inplace_op() {
-  static const auto op = handle<Tensor&(Tensor&)>(Kind<K>::inplace_name);
+  static const auto op = handle<Tensor&(Tensor&, A...)>(Kind<K>::inplace_name);
   return op;
 }
 
@@ -204,16 +218,16 @@ Tensor backward(const Tensor& grad_output, const Tensor& saved, A... args) {
   return dx;
 }
 
-template <Act K>
-Tensor& inplace(Tensor& self) {
-  if (!native(Kind<K>::inplace_name, {&self}, true)) return Kind<K>::aten_inplace(self);
+template <Act K, class... A>
+Tensor& inplace(Tensor& self, A... args) {
+  if (!native(Kind<K>::inplace_name, {&self}, true)) return Kind<K>::aten_inplace(self, args...);
   if (self.is_contiguous() || self.is_non_overlapping_and_dense()) {
-    ActivationParams p = params(K, self, 0);
+    ActivationParams p = params(K, self, slope_of(args...));
     p.input = p.output = self.mutable_data_ptr();
     launch_forward(Kind<K>::inplace_name, self, p);
     return self;
   }
-  return self.copy_(forward<K>(self));  // copy_ refuses memory that overlaps itself, as torch does
+  return self.copy_(forward<K, A...>(self, args...));  // copy_ refuses memory that overlaps itself, as torch does
 }
 
 // ---- autograd ------------------------------------------------------------------------------------------------------
@@ -259,20 +273,22 @@ struct ActivationBackwardFunction : Function<ActivationBackwardFunction<K, A...>
   }
 };
 
-template <Act K>
-struct InplaceFunction : Function<InplaceFunction<K>> {
-  static Tensor forward(AutogradContext* ctx, Tensor self) {
+template <Act K, class... A>
+struct InplaceFunction : Function<InplaceFunction<K, A...>> {
+  static Tensor forward(AutogradContext* ctx, Tensor self, A... args) {
     at::AutoDispatchBelowADInplaceOrView guard;
     // Function::apply() turns gradients off, and functionalization would note a change that autograd is not to see.
     const at::AutoGradMode as_outside(true);
-    inplace_op<K>().call(self);
+    inplace_op<K, A...>().call(self, args...);
     ctx->mark_dirty({self});  // bumps the version
-    // Where torch keeps the input, the result may be changed afterwards: backward reads a copy.
-    ctx->save_for_backward({Kind<K>::kSavesOutput ? self : self.clone()});
+    ctx->save_for_backward({Kind<K>::kInplace == InplaceSaves::output ? self : self.clone()});
+    save_slope(ctx, args...);
     return self;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return {backward_op<K>().call(grads[0], ctx->get_saved_variables()[0])};
+    const Tensor dx = call_backward<K, A...>(ctx, grads[0], ctx->get_saved_variables()[0]);
+    if constexpr (sizeof...(A) == 0) return {dx};
+    else return {dx, Tensor()};
   }
 };
 
@@ -298,42 +314,46 @@ Tensor backward_autograd(const Tensor& grad_output, const Tensor& saved, A... ar
   return below_autograd(backward_op<K, A...>(), grad_output, saved, args...);
 }
 
-template <Act K>
-Tensor& inplace_autograd(Tensor& self) {
-  if (!native(Kind<K>::inplace_name, {&self}, true)) return Kind<K>::aten_inplace(self);
+template <Act K, class... A>
+Tensor& inplace_autograd(Tensor& self, A... args) {
+  if (!native(Kind<K>::inplace_name, {&self}, true)) return Kind<K>::aten_inplace(self, args...);
   if (needs_grad({&self})) {
+    if (Kind<K>::kInplace == InplaceSaves::nothing || !(slope_of(args...) >= 0)) {
+      note_fallback(Kind<K>::inplace_name, "in place with a gradient");
+      return Kind<K>::aten_inplace(self, args...);
+    }
     torch::autograd::check_inplace(self, true);
-    InplaceFunction<K>::apply(self);
+    InplaceFunction<K, A...>::apply(self, args...);
     return self;
   }
   at::AutoDispatchBelowAutograd guard;
-  return inplace_op<K>().call(self);
+  return inplace_op<K, A...>().call(self, args...);
 }
 
-template <Act K>
-Tensor& inplace_bump(Tensor& self) {
+template <Act K, class... A>
+Tensor& inplace_bump(Tensor& self, A... args) {
   {
     at::AutoDispatchBelowADInplaceOrView guard;
-    inplace_op<K>().call(self);
+    inplace_op<K, A...>().call(self, args...);
   }
   torch::autograd::increment_version(self);
   return self;
 }
 
 // Under functionalization the in-place form is the other one, and a replaced value.
-template <Act K>
-Tensor& inplace_functionalize(Tensor& self) {
+template <Act K, class... A>
+Tensor& inplace_functionalize(Tensor& self, A... args) {
   namespace functional = at::functionalization::impl;
   if (!functional::isFunctionalTensor(self)) {
     at::AutoDispatchSkipFunctionalize guard;
-    return inplace_op<K>().call(self);
+    return inplace_op<K, A...>().call(self, args...);
   }
   functional::sync(self);
   const Tensor value = functional::from_functional_tensor(self);
   Tensor result;
   {
     at::AutoDispatchSkipFunctionalize guard;
-    result = forward_op<K>().call(value);
+    result = forward_op<K, A...>().call(value, args...);
   }
   functional::replace_(self, result);
   functional::commit_update(self);
@@ -348,8 +368,9 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
     m.def((std::string(name) + "(Tensor input) -> Tensor").c_str());
     m.def((std::string(name) + "_backward(Tensor grad_output, Tensor saved) -> Tensor").c_str());
   }
-  m.def("relu_(Tensor(a!) self) -> Tensor(a!)");
-  m.def("relu6_(Tensor(a!) self) -> Tensor(a!)");
+  for (const char* name : {"relu_", "relu6_", "silu_"})
+    m.def((std::string(name) + "(Tensor(a!) self) -> Tensor(a!)").c_str());
+  m.def("leaky_relu_(Tensor(a!) self, float negative_slope) -> Tensor(a!)");
   m.def("leaky_relu(Tensor input, float negative_slope) -> Tensor");
   m.def("leaky_relu_backward(Tensor grad_output, Tensor saved, float negative_slope) -> Tensor");
 }
@@ -376,6 +397,8 @@ void register_kernels(torch::Library& m) {
   impl<Act::silu>(m);
   m.impl("relu_", inplace<Act::relu>);
   m.impl("relu6_", inplace<Act::relu6>);
+  m.impl("leaky_relu_", inplace<Act::leaky_relu, double>);
+  m.impl("silu_", inplace<Act::silu>);
 }
 TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
 TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
@@ -391,14 +414,20 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
   impl_autograd<Act::silu>(m);
   m.impl("relu_", inplace_autograd<Act::relu>);
   m.impl("relu6_", inplace_autograd<Act::relu6>);
+  m.impl("leaky_relu_", inplace_autograd<Act::leaky_relu, double>);
+  m.impl("silu_", inplace_autograd<Act::silu>);
 }
 TORCH_LIBRARY_IMPL(fastnn, ADInplaceOrView, m) {
   m.impl("relu_", inplace_bump<Act::relu>);
   m.impl("relu6_", inplace_bump<Act::relu6>);
+  m.impl("leaky_relu_", inplace_bump<Act::leaky_relu, double>);
+  m.impl("silu_", inplace_bump<Act::silu>);
 }
 TORCH_LIBRARY_IMPL(fastnn, Functionalize, m) {
   m.impl("relu_", inplace_functionalize<Act::relu>);
   m.impl("relu6_", inplace_functionalize<Act::relu6>);
+  m.impl("leaky_relu_", inplace_functionalize<Act::leaky_relu, double>);
+  m.impl("silu_", inplace_functionalize<Act::silu>);
 }
 
 template <Act K, class... A>
@@ -408,11 +437,11 @@ void impl_transformed(torch::Library& m) {
     return Kind<K>::aten(input, args...);
   });
 }
-template <Act K>
+template <Act K, class... A>
 void inplace_transformed(torch::Library& m) {
-  m.impl(Kind<K>::inplace_name, [](Tensor& self) -> Tensor& {
+  m.impl(Kind<K>::inplace_name, [](Tensor& self, A... args) -> Tensor& {
     note_fallback(Kind<K>::inplace_name, kTransform);
-    return Kind<K>::aten_inplace(self);
+    return Kind<K>::aten_inplace(self, args...);
   });
 }
 TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
@@ -426,6 +455,8 @@ TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
   impl_transformed<Act::silu>(m);
   inplace_transformed<Act::relu>(m);
   inplace_transformed<Act::relu6>(m);
+  inplace_transformed<Act::leaky_relu, double>(m);
+  inplace_transformed<Act::silu>(m);
 }
 
 template <Act K>
@@ -433,11 +464,11 @@ void bind_one(pybind11::module_& m) {
   def(m, Kind<K>::name, [](const Tensor& input) { return forward_op<K>().call(input); });
 }
 
-template <Act K>
+template <Act K, class... A>
 void bind_inplace(pybind11::module_& m) {
-  def(m, Kind<K>::inplace_name, [](const Tensor& input) {
+  def(m, Kind<K>::inplace_name, [](const Tensor& input, A... args) {
     Tensor self = input;
-    return inplace_op<K>().call(self);
+    return inplace_op<K, A...>().call(self, args...);
   });
 }
 
@@ -446,6 +477,8 @@ void bind(pybind11::module_& m) {
   bind_one<Act::relu6>(m);
   bind_inplace<Act::relu>(m);
   bind_inplace<Act::relu6>(m);
+  bind_inplace<Act::leaky_relu, double>(m);
+  bind_inplace<Act::silu>(m);
   bind_one<Act::sigmoid>(m);
   bind_one<Act::tanh>(m);
   bind_one<Act::gelu>(m);

@@ -34,7 +34,8 @@ def _decomposition(name):
 _SAME = {
     "linear": F.linear, "mm": torch.mm, "bmm": torch.bmm, "matmul": torch.matmul, "addmm": torch.addmm,
     "conv2d": F.conv2d, "relu": torch.relu, "relu_": torch.relu_, "relu6": F.relu6, "relu6_": torch._C._nn.relu6_,
-    "leaky_relu": F.leaky_relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": F.gelu, "silu": F.silu,
+    "leaky_relu": F.leaky_relu, "leaky_relu_": torch._C._nn.leaky_relu_, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
+    "gelu": F.gelu, "silu": F.silu, "silu_": torch._C._nn.silu_,
     "avg_pool2d": F.avg_pool2d, "softmax": torch.softmax, "log_softmax": torch.log_softmax,
     "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
 }  # fmt: skip

@@ -16,5 +16,5 @@ for _name in ("relu", "relu6", "leaky_relu", "sigmoid", "tanh", "gelu", "gelu_ta
     torch.library.register_fake(f"fastnn::{_name}_backward", _backward)
 
 
-for _name in ("relu_", "relu6_"):
-    torch.library.register_fake(f"fastnn::{_name}", lambda self: self)
+for _name in ("relu_", "relu6_", "leaky_relu_", "silu_"):
+    torch.library.register_fake(f"fastnn::{_name}", lambda self, *args: self)

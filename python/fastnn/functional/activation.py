@@ -11,10 +11,12 @@ _relu_ = op("relu_")
 _relu6 = op("relu6")
 _relu6_ = op("relu6_")
 _leaky_relu = op("leaky_relu")
+_leaky_relu_ = op("leaky_relu_")
 _sigmoid = op("sigmoid")
 _tanh = op("tanh")
 _gelu = {"none": op("gelu"), "tanh": op("gelu_tanh")}
 _silu = op("silu")
+_silu_ = op("silu_")
 
 
 def relu(input, inplace=False):
@@ -57,7 +59,7 @@ def leaky_relu(input, negative_slope=0.01, inplace=False):
     Args:
         input: as in relu.
         negative_slope: the factor below zero, a number.
-        inplace: torch's own kernel then runs.
+        inplace: as in relu; torch's own kernel runs where a gradient is needed and the slope is negative.
 
     Returns:
         A tensor of the input's shape and strides.
@@ -66,10 +68,8 @@ def leaky_relu(input, negative_slope=0.01, inplace=False):
     """
     if has_torch_function_unary(input):
         return overridden(leaky_relu, F.leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace)
-    if inplace:
-        return aten(F.leaky_relu, input, negative_slope, inplace)
     try:
-        return _leaky_relu(input, negative_slope)
+        return _leaky_relu_(input, negative_slope) if inplace else _leaky_relu(input, negative_slope)
     except TypeError:
         return aten(F.leaky_relu, input, negative_slope, inplace)
 
@@ -121,7 +121,7 @@ def silu(input, inplace=False):
 
     Args:
         input: as in relu.
-        inplace: torch's own kernel then runs.
+        inplace: as in relu; torch's own kernel runs where a gradient is needed, which must copy the input.
 
     Returns:
         A tensor of the input's shape and strides.
@@ -130,9 +130,7 @@ def silu(input, inplace=False):
     """
     if has_torch_function_unary(input):
         return overridden(silu, F.silu, (input,), input, inplace=inplace)
-    if inplace:
-        return aten(F.silu, input, inplace)
     try:
-        return _silu(input)
+        return _silu_(input) if inplace else _silu(input)
     except TypeError:
         return aten(F.silu, input, inplace)
