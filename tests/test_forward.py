@@ -59,9 +59,9 @@ def test_stride_zero_gradient(case, device):
 
 @by_device
 @by_name
-def test_same_bits_twice(case, device, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # where cuDNN does the work
-    first, second = (run(case.fast, case, torch.float32, device=device) for _ in range(2))
+def test_same_bits_twice(case, device):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):  # where cuDNN does the work
+        first, second = (run(case.fast, case, torch.float32, device=device) for _ in range(2))
     for a, b in zip([*first[0], *first[1]], [*second[0], *second[1]], strict=True):
         assert a is b is None or torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
 
