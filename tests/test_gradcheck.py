@@ -1,4 +1,4 @@
-"""First and second derivatives of every case by finite differences in float64."""
+"""First and second derivatives of every case by finite differences in float64, and what they are functions of."""
 
 import pytest
 import torch
@@ -40,3 +40,27 @@ def test_gradcheck(case, device):
 def test_gradgradcheck(case, device):
     function, inputs = as_function(case, device)
     assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def gradients_and_theirs(function, case, v_grad):
+    """Which gradients made with create_graph require one, and the gradients of those."""
+    args, kwargs = case.build(torch.float64)
+    out = function(*args, **kwargs)
+    out = out[0] if isinstance(out, tuple) else out
+    inputs, v = differentiable(args, kwargs), torch.ones_like(out, requires_grad=v_grad)
+    once = torch.autograd.grad(out, inputs, v, create_graph=True, allow_unused=True)
+    live = [g for g in once if g is not None and g.requires_grad]
+    sources = [*inputs, *([v] if v_grad else [])]
+    twice = [torch.autograd.grad(g.square().sum(), sources, allow_unused=True, retain_graph=True) for g in live]
+    return [g is not None and g.requires_grad for g in once], [t for row in twice for t in row]
+
+
+@pytest.mark.parametrize("v_grad", [False, True], ids=["constant", "variable"])
+@pytest.mark.parametrize("case", [c for c in SMALL if differentiable(*c.build(torch.float64))], ids=lambda c: c.name)
+def test_gradients_require_gradients_as_torchs_do(case, v_grad):
+    """A derivative of zero is zero wherever torch's is, not an error."""
+    ours, theirs = (gradients_and_theirs(f, case, v_grad) for f in (case.fast, case.reference))
+    assert ours[0] == theirs[0]
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        if b is not None:
+            torch.testing.assert_close(a, b, equal_nan=True)

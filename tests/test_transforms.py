@@ -96,11 +96,25 @@ def test_calls_under_a_transform_are_counted(pair):
     assert fastnn.fallbacks()["linear", "forward-mode differentiation"] == 1
 
 
-def test_a_tangent_of_the_output_gradient_raises(pair):
-    leaf = x.clone().requires_grad_()
-    out = pair[1](leaf)
+@pytest.mark.parametrize("case", [c for c in SMALL if differentiable(*c.build(torch.float64))], ids=lambda c: c.name)
+def test_a_tangent_of_the_output_gradient(case):
+    """Gradients are linear in the output's: its tangent goes through them. torch has no formula for silu's."""
+    args, kwargs = case.build(torch.float64)
+    out = case.fast(*args, **kwargs)
+    out = out[0] if isinstance(out, tuple) else out
+    inputs, generator = differentiable(args, kwargs), torch.Generator().manual_seed(6)
+    v, tangent = (torch.randn(out.shape, generator=generator, dtype=out.dtype) for _ in range(2))
+    expected = [torch.autograd.grad(out, inputs, seed, allow_unused=True, retain_graph=True) for seed in (v, tangent)]
+    with fwAD.dual_level():
+        got = torch.autograd.grad(out, inputs, fwAD.make_dual(v, tangent), allow_unused=True)
+        got = [(None, None) if g is None else fwAD.unpack_dual(g) for g in got]
+    torch.testing.assert_close(list(zip(*got, strict=True)), expected, equal_nan=True)
+
+
+def test_a_dual_number_into_a_backward_op_raises():
+    g, y = torch.ones(2, 3), torch.full((2, 3), 1 / 3)
     with fwAD.dual_level(), pytest.raises(RuntimeError, match="jvp is not implemented"):
-        torch.autograd.grad(out, leaf, fwAD.make_dual(torch.ones_like(out), torch.ones_like(out)))
+        torch.ops.fastnn.softmax_backward(fwAD.make_dual(g, g), y, 1)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
@@ -149,5 +163,9 @@ def test_batched_gradients_of_every_case(case):
         v = torch.ones_like(out, requires_grad=True)
         once = [g for g in torch.autograd.grad(out, inputs, v, create_graph=True, allow_unused=True) if g is not None]
         seeds = list(map(batch_for, once))
-        results.append((first, torch.autograd.grad(once, v, seeds, is_grads_batched=True, allow_unused=True)))
+        second = torch.autograd.grad(once, v, seeds, is_grads_batched=True, allow_unused=True, retain_graph=True)
+        live = torch.autograd.grad(
+            out, inputs, batch_for(out), create_graph=True, is_grads_batched=True, allow_unused=True
+        )
+        results.append((first, second, [g is not None and g.requires_grad for g in live]))
     torch.testing.assert_close(*results, equal_nan=True)

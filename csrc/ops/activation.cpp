@@ -18,6 +18,7 @@
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/tanh_backward.h>
 #include <ATen/ops/threshold_backward.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
@@ -40,7 +41,7 @@ using Act = Activation;
 
 // kSavesOutput: backward needs the output (so that the input may be overwritten), not the input.
 // kInplace: what backward of the in-place form reads. aten, aten_inplace, aten_backward: torch's own.
-// second(v, g, s): v times d(grad_input)/d(saved), an undefined tensor where zero.
+// second(v, g, s): v times d(grad_input)/d(saved).
 enum class InplaceSaves {
   output,
   copy,    // of the output: where torch keeps the input, the result may be changed afterwards
@@ -58,7 +59,7 @@ struct Kind<Act::relu> {
   static Tensor aten(const Tensor& x) { return at::relu(x); }
   static Tensor& aten_inplace(Tensor& x) { return at::relu_(x); }
   static Tensor aten_backward(const Tensor& g, const Tensor& y) { return at::threshold_backward(g, y, 0); }
-  static Tensor second(const Tensor&, const Tensor&, const Tensor&) { return {}; }
+  static Tensor second(const Tensor& v, const Tensor&, const Tensor&) { return at::zeros_like(v); }
 };
 template <>
 struct Kind<Act::relu6> {
@@ -69,7 +70,7 @@ struct Kind<Act::relu6> {
   static Tensor aten(const Tensor& x) { return at::relu6(x); }
   static Tensor& aten_inplace(Tensor& x) { return at::relu6_(x); }
   static Tensor aten_backward(const Tensor& g, const Tensor& y) { return at::hardtanh_backward(g, y, 0, 6); }
-  static Tensor second(const Tensor&, const Tensor&, const Tensor&) { return {}; }
+  static Tensor second(const Tensor& v, const Tensor&, const Tensor&) { return at::zeros_like(v); }
 };
 template <>
 struct Kind<Act::leaky_relu> {
@@ -82,7 +83,7 @@ struct Kind<Act::leaky_relu> {
   static Tensor aten_backward(const Tensor& g, const Tensor& x, double slope) {
     return at::leaky_relu_backward(g, x, slope, false);
   }
-  static Tensor second(const Tensor&, const Tensor&, const Tensor&) { return {}; }
+  static Tensor second(const Tensor& v, const Tensor&, const Tensor&) { return at::zeros_like(v); }
 };
 template <>
 struct Kind<Act::sigmoid> {

@@ -40,7 +40,7 @@ const char* why_not_native(const Tensor& t, bool has_cuda_kernels) {
     default: return "dtype";
   }
   if (t.is_neg() || t.is_nested()) return "lazy negation or nested tensor";
-  if (t.unsafeGetTensorImpl()->_fw_grad(0, t).defined()) return "forward-mode differentiation";
+  if (has_tangent(t)) return "forward-mode differentiation";
   return nullptr;
 }
 
@@ -127,7 +127,7 @@ bool needs_grad(std::initializer_list<const Tensor*> inputs) {
   for (const Tensor* t : inputs) {
     if (!t->defined()) continue;
     if (t->requires_grad() && at::GradMode::is_enabled()) return true;
-    if (t->unsafeGetTensorImpl()->_fw_grad(0, *t).defined()) return true;
+    if (has_tangent(*t)) return true;
   }
   return false;
 }

@@ -73,8 +73,12 @@ c10::TypedOperatorHandle<Signature> handle(const char* name) {
       .typed<Signature>();
 }
 
+// True for a dual number of forward-mode differentiation.
+inline bool has_tangent(const Tensor& t) { return t.unsafeGetTensorImpl()->_fw_grad(0, t).defined(); }
+
 // True when autograd has to record a node for a call with these inputs. Forward-mode tangents count: forward ops with
-// one run on aten (see native()), and the node of a backward op raises instead of dropping the tangent in silence.
+// one run on aten (see native()), a node takes care of those of its output's gradient, and a backward op called with
+// one raises instead of dropping the tangent in silence.
 bool needs_grad(std::initializer_list<const Tensor*> inputs);
 
 inline const Tensor& or_undefined(const OptTensor& t) {

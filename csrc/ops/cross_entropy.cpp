@@ -189,7 +189,7 @@ struct CrossEntropyGrad {
     if (const Tensor& ahead = s.tensors[4];
         ahead.defined() && plain(g) && plain(ahead) && !at::GradMode::is_enabled()) {
       const double scale = g.item().toDouble();
-      if (torch::autograd::get_current_graph_task_keep_graph()) return {ahead.mul(scale), Tensor()};
+      if (s.again || torch::autograd::get_current_graph_task_keep_graph()) return {ahead.mul(scale), Tensor()};
       if (scale != 1) ahead.mul_(scale);
       return {ahead, Tensor()};
     }

@@ -22,13 +22,19 @@ struct Saved {
   const Tensor* tensors;
   c10::ArrayRef<c10::IValue> data;
   uint64_t wanted;
+  bool again = false;  // another call reads the same tensors
 
   bool wants(size_t input) const { return wanted >> input & 1; }
   OptTensor optional(size_t i) const { return tensors[i].defined() ? OptTensor(tensors[i]) : std::nullopt; }
 };
 
+// The gradient of `input`, fresh from a backward op, made a function of it as torch's are also where it is none:
+// a second derivative then is zero, not an error. Nothing of the input is kept for it.
+void depend_on(const Tensor& gradient, const torch::autograd::Edge& input);
+
 // F: kName; kTensors, how many are saved; backward(Saved, gradient of the one differentiable output), a gradient for
-// every recorded input.
+// every recorded input; names_input(that gradient), where it is there: whether torch's first gradient is a function of
+// the first input although no value of it enters.
 template <class F>
 struct GradNode final : torch::autograd::Node {
   std::array<torch::autograd::SavedVariable, F::kTensors> saved;
@@ -52,7 +58,12 @@ struct GradNode final : torch::autograd::Node {
       TORCH_CHECK(!released, torch::autograd::ERR_BACKWARD_TWICE);
       for (size_t i = 0; i < F::kTensors; ++i) tensors[i] = saved[i].unpack(getptr());
     }
-    return F::backward(Saved{tensors.data(), data, wanted()}, grads[0]);
+    const Saved all{tensors.data(), data, wanted()};
+    variable_list results = has_tangent(grads[0]) ? with_tangents(all, grads[0]) : F::backward(all, grads[0]);
+    if constexpr (requires { F::names_input(grads[0]); }) {
+      if (at::GradMode::is_enabled() && F::names_input(grads[0])) depend_on(results[0], next_edge(0));
+    }
+    return results;
   }
 
   // Compiled autograd takes the node's state apart and calls `functional` while its graph runs.
@@ -90,6 +101,16 @@ struct GradNode final : torch::autograd::Node {
 
  private:
   bool released = false;
+
+  // Every gradient is linear in that of the output, and what is saved has no tangents: such a call was torch's.
+  static variable_list with_tangents(Saved all, const Tensor& grad) {
+    all.again = true;
+    variable_list results = F::backward(all, grad._fw_primal(0));
+    const variable_list tangents = F::backward(all, grad._fw_grad(0));
+    for (size_t i = 0; i < results.size(); ++i)
+      if (results[i].defined()) results[i]._set_fw_grad(tangents[i], 0, false);
+    return results;
+  }
 
   uint64_t wanted() const {
     uint64_t bits = 0;

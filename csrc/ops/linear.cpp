@@ -137,6 +137,7 @@ struct LinearBackwardFunction : Function<LinearBackwardFunction> {
     variable_list outputs;  // only defined tensors may leave
     for (const Tensor& t : {x, w, b})
       if (t.defined()) outputs.push_back(t);
+    if (b.defined() && !grad_output.requires_grad()) ctx->mark_non_differentiable({b});
     return outputs;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -175,7 +176,8 @@ Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTens
 }
 
 Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& weight, Mask mask) {
-  if (needs_grad({&grad_output, &input, &weight})) {
+  const Tensor none;  // what the wanted gradients are functions of
+  if (needs_grad({&grad_output, mask[1] ? &input : &none, mask[0] ? &weight : &none})) {
     const variable_list g = LinearBackwardFunction::apply(grad_output, input, weight, mask);
     Tensor out[3];
     for (int i = 0, next = 0; i < 3; ++i)

@@ -4,6 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/nll_loss_nd.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -124,9 +125,12 @@ struct NllLossBackwardFunction : Function<NllLossBackwardFunction> {
     const auto saved = ctx->get_saved_variables();
     const OptTensor weight = saved[1].defined() ? OptTensor(saved[1]) : OptTensor();
     const auto& v = grads[0];
-    Tensor grad = std::get<0>(forward_op().call(v, saved[0], weight, ctx->saved_data["reduction"].toInt(),
-                                                ctx->saved_data["ignore_index"].toInt()));
-    return {grad, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    Tensor grad_g, grad_input;
+    if (ctx->needs_input_grad(0))
+      grad_g = std::get<0>(forward_op().call(v, saved[0], weight, ctx->saved_data["reduction"].toInt(),
+                                             ctx->saved_data["ignore_index"].toInt()));
+    if (ctx->needs_input_grad(1)) grad_input = at::zeros_like(v);
+    return {grad_g, grad_input, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -150,7 +154,7 @@ Results forward_autograd(const Tensor& input, const Tensor& target, const OptTen
 
 Tensor backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& target, const OptTensor& weight,
                          const Tensor& total_weight, int64_t reduction, int64_t ignore_index) {
-  if (needs_grad({&grad_output})) {
+  if (needs_grad({&grad_output, &input})) {
     return NllLossBackwardFunction::apply(grad_output, input, target, weight, total_weight, reduction, ignore_index);
   }
   return below_autograd(backward_op(), grad_output, input, target, weight, total_weight, reduction, ignore_index);

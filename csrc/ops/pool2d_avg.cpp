@@ -133,6 +133,7 @@ void save_windows(AutogradContext* ctx, IntArrayRef kernel, IntArrayRef stride, 
 struct AvgGrad {
   static constexpr const char* kName = "avg_pool2d";
   static constexpr size_t kTensors = 0;
+  static bool names_input(const Tensor&) { return true; }
   static variable_list backward(const Saved& s, const Tensor& g) {
     const c10::SymInt size[] = {s.data[0].toSymInt(), s.data[1].toSymInt()};
     int64_t v[8];  // kernel, stride, padding, ceil_mode, count_include_pad
@@ -168,6 +169,7 @@ struct AvgBackwardFunction : Function<AvgBackwardFunction> {
 struct AdaptiveAvgGrad {
   static constexpr const char* kName = "adaptive_avg_pool2d";
   static constexpr size_t kTensors = 0;
+  static bool names_input(const Tensor& g) { return g.sym_size(-1) != 1 || g.sym_size(-2) != 1; }  // else a mean
   static variable_list backward(const Saved& s, const Tensor& g) {
     const c10::SymInt size[] = {s.data[0].toSymInt(), s.data[1].toSymInt()};
     return {adaptive_backward_op().call(g, size, s.data[2].toBool())};
