@@ -202,6 +202,23 @@ def test_fused_derivatives(with_residual, training):
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@by_layout
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gradients_pass_exactly_where_the_output_is_positive(dtype, training, isa, layout):
+    """Far from zero and in coarse steps, so that outputs fall on and around zero; the last channel is constant."""
+    fastnn._C.set_isa(isa)
+    x = (images(6, 7, 9, 11, layout=layout) * 3).round() / 4 + 1000
+    x[:, -1] = 1000
+    x, b = x.to(dtype).requires_grad_(), torch.zeros(7, dtype=dtype, requires_grad=True)
+    mean, var = torch.full((7,), 1000.25, dtype=dtype), torch.ones(7, dtype=dtype)
+    y = fastnn.functional.batch_norm_relu(x, mean, var, torch.linspace(-1, 2, 7, dtype=dtype), b, training=training)
+    g = torch.randint(-3, 4, x.shape).to(dtype)  # their sums are exact
+    (grad,) = torch.autograd.grad(y, b, g)
+    assert torch.equal(grad, torch.where(y > 0, g, 0).sum((0, 2, 3)))
+
+
 def test_fused_modules():
     x, r = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
     plain = torch.nn.BatchNorm2d(3)

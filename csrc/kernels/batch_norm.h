@@ -24,6 +24,9 @@ struct BatchNormParams {
   void* running_var;
   void* mean;  // [channels] of the accumulation type: forward writes, backward reads
   void* invstd;
+  // [2][channels] of the accumulation type: scale and offset of y = (x - mean) * scale + offset. Where there, forward
+  // writes them, and backward may compute the ReLU's mask from x, which it reads anyway, instead of reading result.
+  void* affine;
   void* workspace;  // batch_norm_workspace() bytes, 16-byte aligned
   int64_t batch;
   int64_t channels;

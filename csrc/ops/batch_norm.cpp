@@ -19,16 +19,16 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
-using Three = std::tuple<Tensor, Tensor, Tensor>;         // output, mean, invstd
+using Two = std::tuple<Tensor, Tensor>;                   // output, statistics
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // gradients of input, weight, bias, residual
 using Mask = std::array<bool, 4>;                         // which of them are needed
 
-using TrainSignature = Three(const Tensor&, const OptTensor&, const OptTensor&, const OptTensor&, const OptTensor&,
-                             double, double, const OptTensor&, bool);
-using EvalSignature = Three(const Tensor&, const OptTensor&, const OptTensor&, const Tensor&, const Tensor&, double,
-                            const OptTensor&, bool);
-using BackwardSignature = Four(const Tensor&, const Tensor&, const OptTensor&, const Tensor&, const Tensor&,
-                               const OptTensor&, bool, Mask);
+using TrainSignature = Two(const Tensor&, const OptTensor&, const OptTensor&, const OptTensor&, const OptTensor&,
+                           double, double, const OptTensor&, bool);
+using EvalSignature = Two(const Tensor&, const OptTensor&, const OptTensor&, const Tensor&, const Tensor&, double,
+                          const OptTensor&, bool);
+using BackwardSignature = Four(const Tensor&, const Tensor&, const OptTensor&, const Tensor&, const OptTensor&, bool,
+                               Mask);
 
 const auto& train_op() {
   static const auto op = handle<TrainSignature>("batch_norm_train");
@@ -81,13 +81,12 @@ bool native_arguments(const Arguments& a) {
   return false;
 }
 
-Three aten_forward(const Arguments& a) {
+Two aten_forward(const Arguments& a) {
   Tensor y = at::batch_norm(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.training, a.momentum, a.eps,
                             /*cudnn_enabled=*/true);
   if (a.residual.defined()) y = at::add(y, a.residual);
   if (a.relu) y = at::relu(y);
-  const auto options = a.input.options().dtype(acc_type(a.input));
-  return {y, at::empty({0}, options), at::empty({0}, options)};
+  return {y, at::empty({0, 0}, a.input.options().dtype(acc_type(a.input)))};
 }
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
@@ -97,6 +96,21 @@ const void* data_or_null(const Tensor& t) { return t.defined() ? t.const_data_pt
 void* mutable_or_null(const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
 
 at::MemoryFormat format_of(const Tensor& input) { return input.suggest_memory_format(); }
+
+// The statistics, one row each: mean and invstd; scale and offset of the output too where backward takes the ReLU's
+// mask from them (fake kernels count the same rows). 16-bit outputs are rounded: only they themselves have the mask.
+constexpr int64_t kMoments = 2, kMomentsAndAffine = 4;
+int64_t statistics_rows(const Arguments& a) {
+  return a.relu && !a.residual.defined() && a.input.is_cpu() && !is_16_bit(a.input) ? kMomentsAndAffine : kMoments;
+}
+void set_statistics(BatchNormParams& p, const Tensor& statistics) {
+  const auto row = [&](int64_t i) {
+    return static_cast<char*>(statistics.mutable_data_ptr()) + i * p.channels * statistics.element_size();
+  };
+  p.mean = row(0);
+  p.invstd = row(1);
+  if (statistics.size(0) == kMomentsAndAffine) p.affine = row(2);
+}
 
 // Sizes as the tensor lies in memory: [batch, channels, inner], or rows of channels with inner == 1.
 BatchNormParams shape_params(const Tensor& x, const Tensor& param) {
@@ -123,16 +137,15 @@ Tensor workspace(BatchNormParams& p, const Tensor& x) {
   return w;
 }
 
-Three forward(const Arguments& a) {
+Two forward(const Arguments& a) {
   const Tensor x = a.input.contiguous(format_of(a.input));
   const Tensor r = a.residual.defined() ? a.residual.contiguous(format_of(a.input)) : a.residual;
   const Tensor w = contiguous_or_undefined(a.weight), b = contiguous_or_undefined(a.bias);
   const Tensor running_mean = contiguous_or_undefined(a.running_mean);
   const Tensor running_var = contiguous_or_undefined(a.running_var);
   Tensor y = fresh_like(x);
-  const auto options = x.options().dtype(acc_type(x));
-  Tensor mean = at::empty({x.size(1)}, options), invstd = at::empty({x.size(1)}, options);
-  if (x.numel() == 0) return {y, mean.zero_(), invstd.zero_()};
+  Tensor statistics = at::empty({statistics_rows(a), x.size(1)}, x.options().dtype(acc_type(x)));
+  if (x.numel() == 0) return {y, statistics.zero_()};
   BatchNormParams p = shape_params(x, w.defined() ? w : b.defined() ? b : running_mean);
   p.input = x.const_data_ptr();
   p.residual = data_or_null(r);
@@ -141,8 +154,7 @@ Three forward(const Arguments& a) {
   p.bias = data_or_null(b);
   p.running_mean = mutable_or_null(running_mean);
   p.running_var = mutable_or_null(running_var);
-  p.mean = mean.mutable_data_ptr();
-  p.invstd = invstd.mutable_data_ptr();
+  set_statistics(p, statistics);
   p.momentum = a.momentum;
   p.eps = a.eps;
   p.training = a.training;
@@ -155,11 +167,11 @@ Three forward(const Arguments& a) {
     if (!running_mean.is_same(a.running_mean)) a.running_mean.copy_(running_mean);
     if (!running_var.is_same(a.running_var)) a.running_var.copy_(running_var);
   }
-  return {y, mean, invstd};
+  return {y, statistics};
 }
 
-Three train(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
-            const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
+Two train(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
+          const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
   const Arguments a{input,
                     or_undefined(weight),
                     or_undefined(bias),
@@ -173,8 +185,8 @@ Three train(const Tensor& input, const OptTensor& weight, const OptTensor& bias,
   return native_arguments(a) ? forward(a) : aten_forward(a);
 }
 
-Three evaluate(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const Tensor& running_mean,
-               const Tensor& running_var, double eps, const OptTensor& residual, bool relu) {
+Two evaluate(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const Tensor& running_mean,
+             const Tensor& running_var, double eps, const OptTensor& residual, bool relu) {
   const Arguments a{input,
                     or_undefined(weight),
                     or_undefined(bias),
@@ -188,13 +200,13 @@ Three evaluate(const Tensor& input, const OptTensor& weight, const OptTensor& bi
   return native_arguments(a) ? forward(a) : aten_forward(a);
 }
 
-Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& weight, const Tensor& mean,
-              const Tensor& invstd, const OptTensor& result, bool training, Mask mask) {
+Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& weight, const Tensor& statistics,
+              const OptTensor& result, bool training, Mask mask) {
   const Tensor& weight_given = or_undefined(weight);
-  TORCH_CHECK(input.dim() >= 2 && input.size(1) > 0 && grad_output.sizes() == input.sizes() &&
-                  mean.numel() == input.size(1) && invstd.numel() == input.size(1) &&
-                  mean.scalar_type() == acc_type(input) && invstd.scalar_type() == acc_type(input) &&
-                  mean.is_contiguous() && invstd.is_contiguous() &&
+  TORCH_CHECK(input.dim() >= 2 && input.size(1) > 0 && grad_output.sizes() == input.sizes() && statistics.dim() == 2 &&
+                  statistics.size(1) == input.size(1) &&
+                  (statistics.size(0) == kMoments || statistics.size(0) == kMomentsAndAffine) &&
+                  statistics.scalar_type() == acc_type(input) && statistics.is_contiguous() &&
                   (!weight_given.defined() || weight_given.numel() == input.size(1)) &&
                   (!result.has_value() || !result->defined() || result->sizes() == input.sizes()),
               "fastnn::batch_norm_backward: arguments that batch_norm did not save");
@@ -204,7 +216,7 @@ Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& w
   const Tensor x = input.contiguous(format), g = grad_output.contiguous(format);
   const Tensor y = result.has_value() && result->defined() ? result->contiguous(format) : Tensor();
   const Tensor w = contiguous_or_undefined(weight_given);
-  const auto params = (w.defined() ? w : mean).options();
+  const auto params = (w.defined() ? w : statistics).options();
   const auto none = [&] { return at::empty({0}, x.options()); };
   Tensor dx = mask[0] ? fresh_like(x) : none();
   Tensor dw = mask[1] ? at::empty({x.size(1)}, params) : none(), db = mask[2] ? at::empty({x.size(1)}, params) : none();
@@ -214,13 +226,12 @@ Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& w
     if (mask[2]) db.zero_();
     return {dx, dw, db, dr};
   }
-  BatchNormParams p = shape_params(x, w.defined() ? w : mean);
+  BatchNormParams p = shape_params(x, w.defined() ? w : statistics);
   p.input = x.const_data_ptr();
   p.grad_output = g.const_data_ptr();
   p.result = data_or_null(y);
   p.weight = data_or_null(w);
-  p.mean = mean.mutable_data_ptr();
-  p.invstd = invstd.mutable_data_ptr();
+  set_statistics(p, statistics);
   if (mask[0]) p.grad_input = dx.mutable_data_ptr();
   if (mask[1]) p.grad_weight = dw.mutable_data_ptr();
   if (mask[2]) p.grad_bias = db.mutable_data_ptr();
@@ -237,11 +248,11 @@ Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& w
 
 struct BatchNormGrad {
   static constexpr const char* kName = "batch_norm";
-  static constexpr size_t kTensors = 5;
+  static constexpr size_t kTensors = 4;
   static variable_list backward(const Saved& s, const Tensor& g) {
     const Mask mask{s.wants(0), s.wants(1), s.wants(2), s.wants(3)};
-    const auto [dx, dw, db, dr] = backward_op().call(g, s.tensors[0], s.optional(1), s.tensors[2], s.tensors[3],
-                                                     s.optional(4), s.data[0].toBool(), mask);
+    const auto [dx, dw, db, dr] =
+        backward_op().call(g, s.tensors[0], s.optional(1), s.tensors[2], s.optional(3), s.data[0].toBool(), mask);
     const auto wanted = [&](const Tensor& t, size_t i) { return mask[i] ? t : Tensor(); };
     return {wanted(dx, 0), wanted(dw, 1), wanted(db, 2), wanted(dr, 3)};
   }
@@ -251,19 +262,19 @@ struct BatchNormGrad {
 // behind the ReLU: dx = w invstd P(g), dw = sum g z, db = sum g, dr = g. Below, v are the cotangents of those four.
 struct BatchNormBackwardFunction : Function<BatchNormBackwardFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
-                               const OptTensor& weight, const Tensor& mean, const Tensor& invstd,
-                               const OptTensor& result, bool training, Mask mask) {
+                               const OptTensor& weight, const Tensor& statistics, const OptTensor& result,
+                               bool training, Mask mask) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({grad_output, input, or_undefined(weight), mean, invstd, or_undefined(result)});
+    ctx->save_for_backward({grad_output, input, or_undefined(weight), statistics, or_undefined(result)});
     ctx->saved_data["training"] = training;
     ctx->saved_data["mask"] = c10::List<bool>({mask[0], mask[1], mask[2], mask[3]});
     ctx->set_materialize_grads(false);
-    auto [dx, dw, db, dr] = backward_op().call(grad_output, input, weight, mean, invstd, result, training, mask);
+    auto [dx, dw, db, dr] = backward_op().call(grad_output, input, weight, statistics, result, training, mask);
     return {dx, dw, db, dr};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& v) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &grad_output = saved[0], &input = saved[1], &weight = saved[2], &result = saved[5];
+    const Tensor &grad_output = saved[0], &input = saved[1], &weight = saved[2], &result = saved[4];
     const bool training = ctx->saved_data["training"].toBool();
     const auto mask = ctx->saved_data["mask"].toBoolList();
     const auto wanted = [&](size_t i) { return mask[i] && v[i].defined(); };
@@ -277,7 +288,7 @@ struct BatchNormBackwardFunction : Function<BatchNormBackwardFunction> {
     const Tensor stopped = result.defined() ? result <= 0 : Tensor();
     const Tensor g = stopped.defined() ? grad_output.to(acc).masked_fill(stopped, 0) : grad_output.to(acc);
     // In training mean and invstd are functions of the input: their derivatives are inside P.
-    const Tensor s = wide(saved[4]), z = (input.to(acc) - wide(saved[3])) * s;
+    const Tensor s = wide(saved[3][1]), z = (input.to(acc) - wide(saved[3][0])) * s;
     const Tensor ws = weight.defined() ? wide(weight) * s : s;
     const auto project = [&](const Tensor& t) { return training ? t - mean(t) - z * mean(t * z) : t; };
     Tensor grad_g, grad_x, grad_w;
@@ -296,7 +307,7 @@ struct BatchNormBackwardFunction : Function<BatchNormBackwardFunction> {
     if (wanted(2)) add(grad_g, wide(v[2]).expand_as(input));
     if (wanted(3)) add(grad_g, v[3].to(acc));
     if (grad_g.defined() && stopped.defined()) grad_g = grad_g.masked_fill(stopped, 0);
-    variable_list out(8);
+    variable_list out(7);
     if (grad_g.defined() && ctx->needs_input_grad(0)) out[0] = grad_g.to(grad_output.scalar_type());
     if (grad_x.defined() && ctx->needs_input_grad(1)) out[1] = grad_x.to(input.scalar_type());
     if (grad_w.defined() && ctx->needs_input_grad(2)) out[2] = grad_w.reshape({-1}).to(weight.scalar_type());
@@ -304,10 +315,10 @@ struct BatchNormBackwardFunction : Function<BatchNormBackwardFunction> {
   }
 };
 
-Three forward_autograd(const Arguments& a) {
+Two forward_autograd(const Arguments& a) {
   if (!native_arguments(a)) return aten_forward(a);
   const bool differentiable = needs_grad({&a.input, &a.weight, &a.bias, &a.residual});
-  Three out;
+  Two out;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     out = a.training
@@ -316,36 +327,35 @@ Three forward_autograd(const Arguments& a) {
               : eval_op().call(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.eps, a.residual, a.relu);
   }
   if (differentiable) {
-    const auto& [y, mean, invstd] = out;
+    const auto& [y, statistics] = out;
     const auto node = record<BatchNormGrad>({a.training}, a.input, a.weight, a.bias, a.residual);
     attach(y, node);
     node->keep(0, a.input);
     node->keep(1, a.weight);
-    node->keep(2, mean);
-    node->keep(3, invstd);
-    if (a.relu) node->keep(4, y, true);
+    node->keep(2, statistics);
+    if (a.relu) node->keep(3, y, true);
   }
   return out;
 }
 
-Three train_autograd(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
-                     const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
+Two train_autograd(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
+                   const OptTensor& running_var, double momentum, double eps, const OptTensor& residual, bool relu) {
   return forward_autograd({input, or_undefined(weight), or_undefined(bias), or_undefined(running_mean),
                            or_undefined(running_var), or_undefined(residual), true, relu, momentum, eps});
 }
-Three eval_autograd(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const Tensor& running_mean,
-                    const Tensor& running_var, double eps, const OptTensor& residual, bool relu) {
+Two eval_autograd(const Tensor& input, const OptTensor& weight, const OptTensor& bias, const Tensor& running_mean,
+                  const Tensor& running_var, double eps, const OptTensor& residual, bool relu) {
   return forward_autograd({input, or_undefined(weight), or_undefined(bias), running_mean, running_var,
                            or_undefined(residual), false, relu, 0, eps});
 }
 
-Four backward_autograd(const Tensor& grad_output, const Tensor& input, const OptTensor& weight, const Tensor& mean,
-                       const Tensor& invstd, const OptTensor& result, bool training, Mask mask) {
+Four backward_autograd(const Tensor& grad_output, const Tensor& input, const OptTensor& weight,
+                       const Tensor& statistics, const OptTensor& result, bool training, Mask mask) {
   if (needs_grad({&grad_output, &input, &or_undefined(weight)})) {
-    const auto out = BatchNormBackwardFunction::apply(grad_output, input, weight, mean, invstd, result, training, mask);
+    const auto out = BatchNormBackwardFunction::apply(grad_output, input, weight, statistics, result, training, mask);
     return {out[0], out[1], out[2], out[3]};
   }
-  return below_autograd(backward_op(), grad_output, input, weight, mean, invstd, result, training, mask);
+  return below_autograd(backward_op(), grad_output, input, weight, statistics, result, training, mask);
 }
 
 // ---- registration --------------------------------------------------------------------------------------------------
@@ -353,12 +363,12 @@ Four backward_autograd(const Tensor& grad_output, const Tensor& input, const Opt
 TORCH_LIBRARY_FRAGMENT(fastnn, m) {
   m.def(
       "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-      "float momentum, float eps, Tensor? residual, bool relu) -> (Tensor output, Tensor mean, Tensor invstd)");
+      "float momentum, float eps, Tensor? residual, bool relu) -> (Tensor output, Tensor statistics)");
   m.def(
       "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, float eps, "
-      "Tensor? residual, bool relu) -> (Tensor output, Tensor mean, Tensor invstd)");
+      "Tensor? residual, bool relu) -> (Tensor output, Tensor statistics)");
   m.def(
-      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor mean, Tensor invstd, "
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor statistics, "
       "Tensor? result, bool training, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 

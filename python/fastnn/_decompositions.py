@@ -60,7 +60,7 @@ def _adaptive_max_pool2d(input, output_size):
 
 def _after_norm(y, residual, relu):
     y = y if residual is None else y + residual
-    return (torch.relu(y) if relu else y), y.new_empty(_NOTHING), y.new_empty(_NOTHING)
+    return (torch.relu(y) if relu else y), y.new_empty(_NOTHING)
 
 
 @_decomposition("batch_norm_eval")

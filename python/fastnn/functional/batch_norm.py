@@ -67,7 +67,8 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
 
 
 def batch_norm_relu(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-05):
-    """relu(batch_norm(...)) in the same passes over memory; backward takes the ReLU's mask from the sign of the output.
+    """relu(batch_norm(...)) in the same passes over memory; backward takes the ReLU's mask from the sign of the output,
+    which it computes again where that is less to read.
 
     Args, returns and errors as batch_norm. Source: torch.nn.functional.batch_norm and relu.
     """

@@ -9,14 +9,14 @@ namespace {
 // the gradient behind the ReLU. Evaluation: slope, offset 0.
 template <class A>
 struct Coefficients {
-  A mean, scale, slope, offset;
+  A scale, slope, offset;
 };
 
 // The parameters' gradients and the coefficients of `count` channels from `first` on. P: the parameters' type.
 template <class P, class A>
 FASTNN_INLINE void finish_channels_of(const BatchNormParams& p, int64_t first, int64_t count, const double* sum,
                                       const double* dot, Coefficients<A>* out) {
-  const A *mean = static_cast<const A*>(p.mean) + first, *invstd = static_cast<const A*>(p.invstd) + first;
+  const A* invstd = static_cast<const A*>(p.invstd) + first;
   const P* weight = p.weight ? static_cast<const P*>(p.weight) + first : nullptr;
   P* grad_weight = p.grad_weight ? static_cast<P*>(p.grad_weight) + first : nullptr;
   P* grad_bias = p.grad_bias ? static_cast<P*>(p.grad_bias) + first : nullptr;
@@ -25,7 +25,7 @@ FASTNN_INLINE void finish_channels_of(const BatchNormParams& p, int64_t first, i
     const double scale = invstd[c] * (weight ? double(to_acc(weight[c])) : 1), normalised = invstd[c] * dot[c];
     if (grad_weight) grad_weight[c] = from_acc<P>(acc_t<P>(normalised));
     if (grad_bias) grad_bias[c] = from_acc<P>(acc_t<P>(sum[c]));
-    out[c] = {mean[c], A(scale), A(scale * share * invstd[c] * normalised), A(scale * share * sum[c])};
+    out[c] = {A(scale), A(scale * share * invstd[c] * normalised), A(scale * share * sum[c])};
   }
 }
 template <class S, class A = acc_t<S>>
@@ -39,58 +39,91 @@ bool needs_sums(const BatchNormParams& p) { return p.grad_weight || p.grad_bias 
 
 // ---- one vector ----------------------------------------------------------------------------------------------------
 
+// What the ReLU let pass: no ReLU, y is read, or y is computed again, as forward did. Not in rows of channels, where
+// that takes two more vectors of coefficients for every one of x (256x512: 1.17 of the time).
+enum class Mask { none, read, computed };
+template <bool kPlanes, class F>
+FASTNN_INLINE void with_mask(const BatchNormParams& p, const F& f) {
+  if (!p.result) return f(Mask::none);
+  if constexpr (kPlanes)
+    if (p.affine) return f(Mask::computed);
+  f(Mask::read);
+}
+
+// y = (x - mean) * scale + offset.
+template <class V>
+struct Affine {
+  V mean, scale, offset;
+};
+
+template <class V>
+FASTNN_INLINE Affine<V> only_mean(V mean) {
+  return {mean, V::zero(), V::zero()};
+}
+template <class A, class V = Vec<A>>
+FASTNN_INLINE Affine<V> affine_of(const BatchNormParams& p, Mask mask, int64_t c) {
+  const V mean = V::set1(static_cast<const A*>(p.mean)[c]);
+  if (mask != Mask::computed) return only_mean(mean);
+  const A* affine = static_cast<const A*>(p.affine) + c;
+  return {mean, V::set1(affine[0]), V::set1(affine[p.channels])};
+}
+
 // The gradient that arrives behind the ReLU; y <= 0 stops it.
-template <class S>
-FASTNN_INLINE Vec<acc_t<S>> load_gradient(const S* g, const S* y, int lanes) {
-  using V = Vec<acc_t<S>>;
+template <class S, class V>
+FASTNN_INLINE V load_gradient(Mask mask, const S* g, const S* x, const S* y, int lanes, const Affine<V>& k) {
   const V v{in_register(load_lanes(g, lanes).v)};
-  if (!y) return v;
-  return {load_lanes(y, lanes).v <= 0 ? V::zero().v : v.v};
+  if (mask == Mask::none) return v;
+  const V result = mask == Mask::read ? load_lanes(y, lanes) : fma(load_lanes(x, lanes) - k.mean, k.scale, k.offset);
+  return {result.v <= 0 ? V::zero().v : v.v};
 }
 
 // What is written, as constants inside the loops.
 struct Outputs {
-  bool relu, statistics, input, residual;
+  Mask mask;
+  bool statistics, input, residual;
 };
-template <class F>
+template <bool kPlanes, class F>
 FASTNN_INLINE void with_outputs(const BatchNormParams& p, const F& f) {
-  const bool relu = p.result, input = p.grad_input, residual = p.grad_residual;
+  const bool input = p.grad_input, residual = p.grad_residual;
   if (!input && !residual) return;
-  if (!relu && input && !residual)
-    return p.training ? f(Outputs{false, true, true, false}) : f(Outputs{false, false, true, false});
-  if (relu && input && !residual)
-    return p.training ? f(Outputs{true, true, true, false}) : f(Outputs{true, false, true, false});
-  if (relu && input && p.training) return f(Outputs{true, true, true, true});
-  f(Outputs{relu, p.training, input, residual});
+  with_mask<kPlanes>(p, [&](Mask mask) __attribute__((always_inline)) {
+    if (input && !residual)
+      return p.training ? f(Outputs{mask, true, true, false}) : f(Outputs{mask, false, true, false});
+    if (mask == Mask::read && input && p.training) return f(Outputs{mask, true, true, true});
+    f(Outputs{mask, p.training, input, residual});
+  });
 }
 
 template <bool kStream, class S, class V>
-FASTNN_INLINE void write_lanes(const Outputs& o, const S* g, const S* x, const S* y, S* dx, S* dr, int lanes, V mean,
-                               V scale, V slope, V offset) {
-  const V v = load_gradient(g, o.relu ? y : nullptr, lanes);
+FASTNN_INLINE void write_lanes(const Outputs& o, const S* g, const S* x, const S* y, S* dx, S* dr, int lanes,
+                               const Affine<V>& forward, V scale, V slope, V offset) {
+  const V v = load_gradient(o.mask, g, x, y, lanes, forward);
   if (o.residual) store_lanes(v, dr, lanes);
   if (!o.input) return;
   if (!o.statistics) return store_lanes<kStream>(v * scale, dx, lanes);
-  store_lanes<kStream>(V{v.v * scale.v - offset.v - (load_lanes(x, lanes) - mean).v * slope.v}, dx, lanes);
+  store_lanes<kStream>(V{v.v * scale.v - offset.v - (load_lanes(x, lanes) - forward.mean).v * slope.v}, dx, lanes);
 }
 
 // ---- [batch, channels, inner] --------------------------------------------------------------------------------------
 
-// Adds a row of each of `count` neighbouring channels to their sums: short rows, `begin` elements into their tensors
-// and `inner` elements apart.
+// Adds a row of each of `count` neighbouring channels from `first` on to their sums: short rows, the first one `begin`
+// elements into the tensors.
 template <class S, class V = Vec<acc_t<S>>>
-FASTNN_INLINE void add_short_rows(const S* g, const S* x, const S* y, int64_t begin, int64_t length, int64_t inner,
-                                  int64_t count, const acc_t<S>* means, V* totals, V* dots) {
-  for (int64_t c = 0; c < count; ++c) {
+FASTNN_INLINE void add_short_rows(const BatchNormParams& p, Mask mask, int64_t begin, int64_t length, int64_t first,
+                                  int64_t count, V* totals, V* dots) {
+  const S *g = static_cast<const S*>(p.grad_output), *x = static_cast<const S*>(p.input);
+  const S* y = static_cast<const S*>(p.result);
+  const int64_t inner = p.inner;
+  for (int64_t c = 0; c < count; ++c, begin += inner) {
     V s = totals[c], d = dots[c];
-    const V mean = V::set1(means[c]);
+    const auto k = affine_of<acc_t<S>>(p, mask, first + c);
     for_short<V::N>(begin, length, [&](int64_t i, int lanes) __attribute__((always_inline)) {
-      const V v = load_gradient(g + i, y ? y + i : nullptr, lanes);
+      const int64_t at = begin + i;
+      const V v = load_gradient(mask, g + at, x + at, y + at, lanes, k);
       s = s + v;
-      d = fma(v, load_lanes(x + i, lanes) - mean, d);
+      d = fma(v, load_lanes(x + at, lanes) - k.mean, d);
     });
     totals[c] = s, dots[c] = d;
-    begin += inner, g += inner, x += inner, y += y ? inner : 0;
   }
 }
 
@@ -103,8 +136,7 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
   const int64_t inner = p.inner, stride = p.channels * inner, start = first * inner;
   const S *x = static_cast<const S*>(p.input), *g = static_cast<const S*>(p.grad_output);
   const S* y = static_cast<const S*>(p.result);
-  const A* means = static_cast<const A*>(p.mean) + first;
-  const auto sums = [&](bool relu) __attribute__((always_inline)) {
+  with_mask<true>(p, [&](Mask mask) __attribute__((always_inline)) {
     for_blocks(p.batch, inner, stride, [&](int64_t at, int64_t rows, int64_t length) __attribute__((always_inline)) {
       V totals[kGroup], dots[kGroup];
       for (int64_t c = 0; c < count; ++c) totals[c] = dots[c] = V::zero();
@@ -112,16 +144,17 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
       for (int64_t r = 0; r < rows; ++r) {
         int64_t row = start + at + r * stride;
         if (brief) {
-          add_short_rows(g + row, x + row, relu ? y + row : nullptr, row, length, inner, count, means, totals, dots);
+          add_short_rows<S>(p, mask, row, length, first, count, totals, dots);
           continue;
         }
         for (int64_t c = 0; c < count; ++c, row += inner) {
-          const V mean = V::set1(means[c]);
+          const auto k = affine_of<A>(p, mask, first + c);
           V s[4] = {V::zero(), V::zero(), V::zero(), V::zero()}, d[4] = {s[0], s[0], s[0], s[0]};
-          for_lanes<V::N>(row, length, [&](int64_t i, int lanes, int k) __attribute__((always_inline)) {
-            const V v = load_gradient(g + row + i, relu ? y + row + i : nullptr, lanes);
-            s[k] = s[k] + v;
-            d[k] = fma(v, load_lanes(x + row + i, lanes) - mean, d[k]);
+          for_lanes<V::N>(row, length, [&](int64_t i, int lanes, int a) __attribute__((always_inline)) {
+            const int64_t j = row + i;
+            const V v = load_gradient(mask, g + j, x + j, y + j, lanes, k);
+            s[a] = s[a] + v;
+            d[a] = fma(v, load_lanes(x + j, lanes) - k.mean, d[a]);
           });
           totals[c] = totals[c] + join_four(s);
           dots[c] = dots[c] + join_four(d);
@@ -130,31 +163,32 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
       sum_lanes(p, totals, count, [&](int64_t c, double v) { sum[c] += v; });
       sum_lanes(p, dots, count, [&](int64_t c, double v) { dot[c] += v; });
     });
-  };
-  if (y) sums(true);
-  else sums(false);
+  });
 }
 
-// The gradients of one image's planes of `count` channels, the first one `at` elements into the tensor.
+// The gradients of one image's planes of `count` channels from `first` on.
 template <bool kStream, class S>
-FASTNN_INLINE void write_planes(Outputs o, const BatchNormParams& p, int64_t at, int64_t count,
+FASTNN_INLINE void write_planes(Outputs o, const BatchNormParams& p, int64_t image, int64_t first, int64_t count,
                                 const Coefficients<acc_t<S>>* coefficients) {
   using V = Vec<acc_t<S>>;
+  const bool read = o.mask == Mask::read;
+  int64_t at = (image * p.channels + first) * p.inner;
   const S *g = static_cast<const S*>(p.grad_output) + at, *x = static_cast<const S*>(p.input) + at;
-  const S* y = static_cast<const S*>(p.result) + (o.relu ? at : 0);
+  const S* y = static_cast<const S*>(p.result) + (read ? at : 0);
   S* dx = static_cast<S*>(p.grad_input) + (o.input ? at : 0);
   S* dr = static_cast<S*>(p.grad_residual) + (o.residual ? at : 0);
   const int64_t inner = p.inner;
   for (int64_t c = 0; c < count; ++c) {
     const Coefficients<acc_t<S>>& k = coefficients[c];
-    const V mean = V::set1(k.mean), scale = V::set1(k.scale), slope = V::set1(k.slope), offset = V::set1(k.offset);
+    const auto forward = affine_of<acc_t<S>>(p, o.mask, first + c);
+    const V scale = V::set1(k.scale), slope = V::set1(k.slope), offset = V::set1(k.offset);
     const auto write = [&](int64_t i, int lanes, int = 0) __attribute__((always_inline)) {
-      write_lanes<kStream>(o, g + i, x + i, y + i, dx + i, dr + i, lanes, mean, scale, slope, offset);
+      write_lanes<kStream>(o, g + i, x + i, y + i, dx + i, dr + i, lanes, forward, scale, slope, offset);
     };
     if (is_short<V::N>(inner)) for_short<V::N>(at, inner, write);
     else for_lanes<V::N>(at, inner, write);
     at += inner, g += inner, x += inner;
-    if (o.relu) y += inner;
+    if (read) y += inner;
     if (o.input) dx += inner;
     if (o.residual) dr += inner;
   }
@@ -172,11 +206,10 @@ void backward_planes(const BatchNormParams& p) {
       for (int64_t c = 0; c < count; ++c) sum[c] = dot[c] = 0;
       if (needs_sums(p)) channel_sums<S>(p, first, count, sum, dot);
       finish_channels<S>(p, first, count, sum, dot, k);
-      with_outputs(p, [&](Outputs o) __attribute__((always_inline)) {
+      with_outputs<true>(p, [&](Outputs o) __attribute__((always_inline)) {
         for (int64_t n = p.batch - 1; n >= 0; --n) {  // the planes read last are still in the cache
-          const int64_t at = (n * p.channels + first) * p.inner;
-          if (stream) write_planes<true, S>(o, p, at, count, k);
-          else write_planes<false, S>(o, p, at, count, k);
+          if (stream) write_planes<true, S>(o, p, n, first, count, k);
+          else write_planes<false, S>(o, p, n, first, count, k);
         }
       });
     }
@@ -196,14 +229,14 @@ void chunk_sums(const BatchNormParams& p, int64_t begin, int64_t rows, acc_t<S>*
   const S* x = static_cast<const S*>(p.input) + begin * channels;
   const S* y = p.result ? static_cast<const S*>(p.result) + begin * channels : nullptr;
   const A* means = static_cast<const A*>(p.mean);
-  const auto sums = [&](bool relu) __attribute__((always_inline)) {
+  with_mask<false>(p, [&](Mask mask) __attribute__((always_inline)) {
     for_tiles<V::N>(channels, [&]<int T, int U>(int64_t c, int lanes) __attribute__((always_inline)) {
       V both[2][T], mean[T];
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) mean[t] = load_lanes(means + c + t * V::N, lanes);
-      accumulate_rows<2, T, U>(rows, both, [&](int64_t r, int t, const auto& add) {
+      accumulate_rows<2, T, U>(rows, both, [&](int64_t r, int t, const auto& add) __attribute__((always_inline)) {
         const int64_t at = r * channels + c + t * V::N;
-        const V v = load_gradient(g + at, relu ? y + at : nullptr, lanes);
+        const V v = load_gradient(mask, g + at, x + at, y + at, lanes, only_mean(mean[t]));
         add(0, v);
         add(1, v * (load_lanes(x + at, lanes) - mean[t]));
       });
@@ -213,9 +246,7 @@ void chunk_sums(const BatchNormParams& p, int64_t begin, int64_t rows, acc_t<S>*
         store_lanes(both[1][t], out + channels + c + t * V::N, lanes);
       }
     });
-  };
-  if (y) sums(true);
-  else sums(false);
+  });
 }
 
 template <class S>
@@ -226,17 +257,17 @@ void write_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
   const A* mean = static_cast<const A*>(p.mean);
   const A* scale = static_cast<const A*>(p.workspace);
   const A *slope = scale + channels, *offset = slope + channels;
-  with_outputs(p, [&](Outputs o) __attribute__((always_inline)) {
+  with_outputs<false>(p, [&](Outputs o) __attribute__((always_inline)) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t at = row * channels;
       const S *g = static_cast<const S*>(p.grad_output) + at, *x = static_cast<const S*>(p.input) + at;
-      const S* y = static_cast<const S*>(p.result) + (o.relu ? at : 0);
+      const S* y = static_cast<const S*>(p.result) + (o.mask == Mask::read ? at : 0);
       S* dx = static_cast<S*>(p.grad_input) + (o.input ? at : 0);
       S* dr = static_cast<S*>(p.grad_residual) + (o.residual ? at : 0);
       for_lanes<V::N>(0, channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
         const V none = V::zero();
         write_lanes<false>(o, g + c, x + c, y + c, dx + c, dr + c, lanes,
-                           o.statistics ? load_lanes(mean + c, lanes) : none, load_lanes(scale + c, lanes),
+                           only_mean(o.statistics ? load_lanes(mean + c, lanes) : none), load_lanes(scale + c, lanes),
                            o.statistics ? load_lanes(slope + c, lanes) : none,
                            o.statistics ? load_lanes(offset + c, lanes) : none);
       });

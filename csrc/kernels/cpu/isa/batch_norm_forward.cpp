@@ -19,6 +19,15 @@ FASTNN_INLINE Coefficients<A> coefficients(double mean, double invstd, double we
   return {shift, A(scale), A(bias - (mean - double(shift)) * scale)};
 }
 
+// Where backward takes the ReLU's mask from them.
+template <class A>
+FASTNN_INLINE void keep_affine(const BatchNormParams& p, int64_t c, Coefficients<A> k) {
+  if (!p.affine) return;
+  A* const affine = static_cast<A*>(p.affine);
+  affine[c] = k.scale;
+  affine[p.channels + c] = k.offset;
+}
+
 // Stores what backward needs and moves the running statistics of `count` channels from `first` on; calls keep(channel,
 // coefficients). P: the parameters' type.
 template <class P, class A, class F>
@@ -39,8 +48,10 @@ FASTNN_INLINE void finish_channels_of(const BatchNormParams& p, int64_t first, i
     invstds[c] = A(invstd);
     if (running_mean) blend(running_mean[c], mean[c]);
     if (running_var) blend(running_var[c], m2[c] / (elements - 1));
-    keep(first + c,
-         coefficients<A>(mean[c], invstd, weight ? double(to_acc(weight[c])) : 1, bias ? double(to_acc(bias[c])) : 0));
+    const Coefficients<A> k =
+        coefficients<A>(mean[c], invstd, weight ? double(to_acc(weight[c])) : 1, bias ? double(to_acc(bias[c])) : 0);
+    keep_affine(p, first + c, k);
+    keep(first + c, k);
   }
 }
 template <class S, class F>
@@ -320,9 +331,10 @@ void evaluate(const BatchNormParams& p) {
     const double invstd = 1 / __builtin_sqrt(read_param(p.running_var, p.param_dtype, c, 1) + p.eps);
     static_cast<A*>(p.mean)[c] = A(mean);
     static_cast<A*>(p.invstd)[c] = A(invstd);
-    store_coefficients(p, c,
-                       coefficients<A>(mean, invstd, read_param(p.weight, p.param_dtype, c, 1),
-                                       read_param(p.bias, p.param_dtype, c, 0)));
+    const auto k = coefficients<A>(mean, invstd, read_param(p.weight, p.param_dtype, c, 1),
+                                   read_param(p.bias, p.param_dtype, c, 0));
+    keep_affine(p, c, k);
+    store_coefficients(p, c, k);
   }
   if (p.inner == 1) return sweep_rows<S>(p);
   const A* w = static_cast<const A*>(p.workspace);
