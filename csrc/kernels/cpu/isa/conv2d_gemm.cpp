@@ -176,8 +176,8 @@ void forward_columns(const ConvProblem& d, int64_t workers, char* workspace) {
   const auto panel = [&](float*, int nr, int64_t k0, int64_t, int64_t n0, int) {
     return GemmPanel<float>{packed + n0 * w.taps + k0 * nr, nr};
   };
-  // A pointwise layer's pixels are the rows of a matrix already: read in place.
-  if (is_pointwise(d) && (d.n == 1 || d.xn == d.q * d.xw)) {
+  // A pointwise layer's pixels are the rows of a matrix already: read in place, unless all rows share their sets of L1.
+  if (is_pointwise(d) && (d.n == 1 || d.xn == d.q * d.xw) && d.xw % 1024 != 0) {
     const float* x = static_cast<const float*>(d.x);
     gemm_blocked<float>(
         plan, workspace + w.bytes(), [&](int64_t m0, int64_t k0) { return GemmRows<float>{x + m0 * d.xw + k0, d.xw}; },

@@ -32,14 +32,6 @@
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
-#if defined(__AVX512F__)
-constexpr int kGemmMaxMr = 14;  // 14 x 2 accumulators, 2 vectors of B, 1-2 broadcasts: 32 registers
-#elif defined(__AVX2__)
-constexpr int kGemmMaxMr = 6;
-#else
-constexpr int kGemmMaxMr = 5;  // no FMA: a product needs a register too
-#endif
-
 template <class A, int MR, int NV>
 struct GemmTile {
   Vec<A> v[MR][NV];
@@ -207,7 +199,7 @@ inline GemmPlan gemm_plan(int64_t m, int64_t n, int64_t k, int threads, bool acc
   p.workers = max64(1, min64(min64(threads, 48), m * n / 64 * k / (kGemmThreadFma / 64)));
   int64_t m_blocks = max64(1, ceil_div(m, max_mc)), n_blocks = 1;
   if (p.workers > 1 && m_blocks * p.splits % p.workers) {
-    if (n_panels >= panels || n_panels >= 4 * p.workers) n_blocks = min64(n_panels, p.workers);
+    if (n >= m) n_blocks = min64(n_panels, p.workers);
     else m_blocks = min64(panels, round_up(m_blocks, p.workers));
   }
   p.mc = p.tm = ceil_div(ceil_div(max64(m, 1), m_blocks), p.mr) * p.mr;

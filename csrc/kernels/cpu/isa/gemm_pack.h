@@ -6,6 +6,14 @@
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
+#if defined(__AVX512F__)
+constexpr int kGemmMaxMr = 14;  // 14 x 2 accumulators, 2 vectors of B, 1-2 broadcasts: 32 registers
+#elif defined(__AVX2__)
+constexpr int kGemmMaxMr = 6;
+#else
+constexpr int kGemmMaxMr = 5;  // no FMA: a product needs a register too
+#endif
+
 // N vectors of N lanes, transposed by log2 N rounds of interleaving r[i] with r[i + N / 2].
 template <class A>
 FASTNN_INLINE void transpose_square(Vec<A>* r) {
@@ -46,6 +54,34 @@ FASTNN_INLINE Vec<A> load_lanes(const S* p, int64_t lanes) {
   return lanes >= Vec<A>::N ? Vec<A>::load(p) : Vec<A>::load_n(p, lanes > 0 ? lanes : 0);
 }
 
+// Up to N lanes whose k lies side by side: N x N blocks, transposed. `room` <= N is how much of a row may be written.
+template <class S, class A = acc_t<S>>
+FASTNN_INLINE void gemm_pack_lanes(A* dst, int width, const S* src, int64_t lane_stride, int lanes, int room,
+                                   int64_t k) {
+  constexpr int N = Vec<A>::N;
+  Vec<A> r[N];
+  for (int64_t p = 0; p + N <= k; p += N, src += N, dst += N * width) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) r[i] = i < lanes ? Vec<A>::load(src + i * lane_stride) : Vec<A>::zero();
+    transpose_square<A>(r);
+    if (room >= N) {
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) r[i].store(dst + i * width);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) r[i].store_n(dst + i * width, room);
+    }
+  }
+  const int rest = int(k % N);
+  if (!rest) return;
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) r[i] = i < lanes ? load_lanes(src + i * lane_stride, rest) : Vec<A>::zero();
+  transpose_square<A>(r);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i)
+    if (i < rest) r[i].store_n(dst + i * width, min64(room, width));
+}
+
 // dst[p * width + l] = src[l * lane_stride + p * k_stride] for l < lanes, 0 for lanes <= l < width (width <= 2 N).
 // May write up to N elements past dst[k * width]: pack panels in ascending order and leave that slack at the end.
 template <class S, class A = acc_t<S>>
@@ -71,40 +107,18 @@ void gemm_pack_panel(A* dst, int width, const S* src, int64_t lane_stride, int64
       for (int l = 0; l < width; ++l) dst[l] = l < lanes ? to_acc(src[l * lane_stride + p * k_stride]) : A(0);
     return;
   }
-  // k lies side by side: transpose N x N blocks. The second block of lanes would overwrite the first one's next row
-  // when width is not a multiple of N, so each k block writes its rows in order.
-  for (int64_t p = 0; p < k; p += N) {
-    const int rows = int(min64(N, k - p));
-    for (int l = 0; l < width; l += N) {
-      Vec<A> r[N];
-      const S* from = src + l * lane_stride + p;
-      if (rows == N && lanes - l >= N) {
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) r[i] = Vec<A>::load(from + i * lane_stride);
-      } else {
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) r[i] = l + i < lanes ? load_lanes(from + i * lane_stride, rows) : Vec<A>::zero();
-      }
-      transpose_square<A>(r);
-      A* to = dst + p * width + l;
-      if (rows == N) {
-        if (l + N <= width || l == 0) {
-#pragma GCC unroll 16
-          for (int i = 0; i < N; ++i) r[i].store(to + i * width);
-        } else {
-#pragma GCC unroll 16
-          for (int i = 0; i < N; ++i) r[i].store_n(to + i * width, width - l);
-        }
-      } else {
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i)
-          if (i < rows) {
-            if (l + N <= width) r[i].store(to + i * width);
-            else r[i].store_n(to + i * width, width - l);
-          }
-      }
-    }
+  // N lanes at a time: rows a power of two apart share a few sets of L1, where twice as many would push each other's
+  // next lines out (32 rows of 4096 bytes: 29 and 46 GB/s).
+  if (lanes == width && width == kGemmMaxMr && kGemmMaxMr <= N)
+    return gemm_pack_lanes<S>(dst, kGemmMaxMr, src, lane_stride, kGemmMaxMr, N, k);
+  if (lanes == width && width == 2 * N) {
+    gemm_pack_lanes<S>(dst, 2 * N, src, lane_stride, N, N, k);
+    gemm_pack_lanes<S>(dst + N, 2 * N, src + N * lane_stride, lane_stride, N, N, k);
+    return;
   }
+  for (int l = 0; l < width; l += N)
+    gemm_pack_lanes<S>(dst + l, width, src + l * lane_stride, lane_stride, int(min64(N, lanes - l)),
+                       l == 0 ? N : int(min64(N, width - l)), k);
 }
 
 // All panels of a block of rows whose lanes lie side by side: panel j of `width` <=
