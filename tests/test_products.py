@@ -78,3 +78,17 @@ def test_bias_gradients(isa, rows):
             for gradient in (g, g.t().contiguous().t()):
                 (ours,) = torch.autograd.grad(y, bias, gradient, retain_graph=True)
                 assert close(ours, g.double().sum(0), rows, dtype), (rows, columns, dtype)
+
+
+@pytest.mark.parametrize("rows", [300, 1200, 40000])
+def test_bias_gradients_of_one_row_repeated(isa, rows):
+    """Rounding errors of equal terms add up: our sum is as near as torch's."""
+    for columns in (1, 5, 88, 183):
+        g, weight = torch.randn(columns).expand(rows, columns), torch.zeros(columns, 2)
+        errors = []
+        for linear in (F.linear, torch.nn.functional.linear):
+            bias = torch.zeros(columns, requires_grad=True)
+            (ours,) = torch.autograd.grad(linear(torch.zeros(rows, 2), weight, bias), bias, g)
+            errors.append((ours - g.double().sum(0)).abs().max().item())
+        floor = 4 * torch.finfo(torch.float32).eps * rows * g.abs().max().item()
+        assert errors[0] <= 2 * errors[1] + floor, (rows, columns)

@@ -224,19 +224,42 @@ const char* gemm_algorithm(const GemmParams& params) {
 
 namespace {
 
-constexpr int kSumVectors = 8;     // sums side by side: enough to hide the latency of an addition
-constexpr int64_t kSumRows = 256;  // sums of sums of this many rows bound the rounding error of long columns
+constexpr int kSumVectors = 8;  // sums side by side: enough to hide the latency of an addition
+constexpr int kSumRows = 32;    // rows that one sum takes before it goes into a cascade
+
+// Sums of 16 sums of 16 sums ...: the rounding error of a long column grows with its logarithm.
+template <class V, int NV>
+struct Cascade {
+  static constexpr int kLevels = 6, kBits = 4;
+  V level[kLevels][NV] = {};
+  int64_t taken = 0;
+
+  void take(const V (&part)[NV]) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) level[0][j] = level[0][j] + part[j];
+    ++taken;
+    for (int l = 0; l + 1 < kLevels && taken % (int64_t(1) << kBits * (l + 1)) == 0; ++l) {
+      for (int j = 0; j < NV; ++j) {
+        level[l + 1][j] = level[l + 1][j] + level[l][j];
+        level[l][j] = V{};
+      }
+    }
+  }
+  V total(int j) const {
+    V sum = level[0][j];
+    for (int l = 1; l < kLevels; ++l) sum = sum + level[l][j];
+    return sum;
+  }
+};
 
 // y[0, columns) = the sums of the rows of x, for columns <= NV vectors that lie side by side.
 template <class S, int NV>
 void sum_columns(const S* x, int64_t rows, int64_t stride, int64_t columns, S* y) {
   using V = Vec<acc_t<S>>;
   constexpr int U = kSumVectors / NV;
-  V sum[NV];
-#pragma GCC unroll 8
-  for (int j = 0; j < NV; ++j) sum[j] = V::zero();
-  for (int64_t r0 = 0; r0 < rows; r0 += kSumRows) {
-    const int64_t r1 = min64(r0 + kSumRows, rows);
+  Cascade<V, NV> sums;
+  for (int64_t r0 = 0; r0 < rows; r0 += kSumRows * U) {
+    const int64_t r1 = min64(r0 + kSumRows * U, rows);
     V part[U][NV];
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u)
@@ -254,12 +277,13 @@ void sum_columns(const S* x, int64_t rows, int64_t stride, int64_t columns, S* y
       for (int u = 0; u < U; ++u) add(r + u, u);
     for (; r < r1; ++r) add(r, 0);
 #pragma GCC unroll 8
-    for (int u = 0; u < U; ++u)
+    for (int u = 1; u < U; ++u)
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) sum[j] = sum[j] + part[u][j];
+      for (int j = 0; j < NV; ++j) part[0][j] = part[0][j] + part[u][j];
+    sums.take(part[0]);
   }
 #pragma GCC unroll 8
-  for (int j = 0; j < NV; ++j) sum[j].store_n(y + j * V::N, min64(V::N, columns - j * V::N));
+  for (int j = 0; j < NV; ++j) sums.total(j).store_n(y + j * V::N, min64(V::N, columns - j * V::N));
 }
 
 template <class S, int NV = kSumVectors>
@@ -290,14 +314,14 @@ Status column_sum(const ColumnSumParams& p) {
                      }
                      for (int64_t j = 0; j < columns; ++j) {
                        const S* const column = x + (c + j) * p.x_stride_column;
-                       A sum = 0;
+                       Cascade<A, 1> sums;
                        for (int64_t r0 = 0; r0 < p.rows; r0 += kSumRows) {
-                         A part = 0;
+                         A part[1] = {};
                          for (int64_t r = r0; r < min64(r0 + kSumRows, p.rows); ++r)
-                           part += to_acc(column[r * p.x_stride_row]);
-                         sum += part;
+                           part[0] += to_acc(column[r * p.x_stride_row]);
+                         sums.take(part);
                        }
-                       y[c + j] = from_acc<S>(sum);
+                       y[c + j] = from_acc<S>(sums.total(0));
                      }
                    }
                  });
