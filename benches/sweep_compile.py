@@ -1,16 +1,17 @@
-"""A training step of whole networks under torch.compile: python benches/sweep_compile.py [name] [--size N].
+"""A training step of whole networks under torch.compile: python benches/sweep_compile.py [name ...] [--size N]
+[--threads N] [--json benches/results/compile-1.json].
 
 Four ways side by side: torch.nn and fastnn, each eager and compiled with fullgraph=True. Loss and gradients of compiled
 fastnn are compared with eager fastnn before anything is timed, and twenty steps must not compile again.
 """
 
-import argparse
 import copy
 import sys
 import time
 from pathlib import Path
 
 import torch
+from sweep import parser, write_rows
 from torch import nn
 
 import fastnn
@@ -47,7 +48,8 @@ def stepper(model, forward, x, y):
     return step
 
 
-def sweep(name, size):
+def sweep(name, size, seconds):
+    """The rows of one network: each way's times against eager torch.nn's."""
     build, shape = MODELS[name]
     torch.manual_seed(0)
     plain = build()
@@ -62,22 +64,28 @@ def sweep(name, size):
     found = steps[1](), [p.grad.clone() for p in fast.parameters()]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     steps[0]()
-    seconds = time.perf_counter() - start
+    compiling = time.perf_counter() - start
     with torch._dynamo.config.patch(error_on_recompile=True):
         for _ in range(20):
             steps[1]()
-    for label, one in (("fastnn", eager_fast), ("torch compiled", steps[0]), ("fastnn compiled", steps[1])):
-        result = compare(one, eager_torch)
-        print(f"{name:13} {label:16} {result}", flush=True)
-    print(f"{name:13} compiled twice in {seconds:.0f} s; no recompilation in 20 steps", flush=True)
+    rows = []
+    for way, one in (("fastnn", eager_fast), ("torch compiled", steps[0]), ("fastnn compiled", steps[1])):
+        result = compare(one, eager_torch, seconds=seconds)
+        rows.append({"model": name, "shape": shape(size), "way": way, **vars(result)})
+        print(f"{name:13} {way:16} {result}", flush=True)
+    print(f"{name:13} compiled twice in {compiling:.0f} s; no recompilation in 20 steps", flush=True)
+    return rows
+
+
+def main():
+    arguments = parser(__doc__, 2, "network and way")
+    arguments.add_argument("names", nargs="*", default=list(MODELS))
+    arguments.add_argument("--size", type=int, default=112)
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = [row for name in options.names for row in sweep(name, options.size, options.seconds)]
+    write_rows(options.json, rows, threads=options.threads)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(MODELS))
-    parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    for name in arguments.names:
-        sweep(name, arguments.size)
+    main()
