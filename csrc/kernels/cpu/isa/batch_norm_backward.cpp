@@ -177,13 +177,18 @@ FASTNN_INLINE void write_planes(Outputs o, const BatchNormParams& p, int64_t ima
   const S* y = static_cast<const S*>(p.result) + (read ? at : 0);
   S* dx = static_cast<S*>(p.grad_input) + (o.input ? at : 0);
   S* dr = static_cast<S*>(p.grad_residual) + (o.residual ? at : 0);
-  const int64_t inner = p.inner;
+  const int64_t inner = p.inner, ahead = fetched_ahead(p);
   for (int64_t c = 0; c < count; ++c) {
     const Coefficients<acc_t<S>>& k = coefficients[c];
     const auto forward = affine_of<acc_t<S>>(p, o.mask, first + c);
     const V scale = V::set1(k.scale), slope = V::set1(k.slope), offset = V::set1(k.offset);
     const auto write = [&](int64_t i, int lanes, int = 0) __attribute__((always_inline)) {
       write_lanes<kStream>(o, g + i, x + i, y + i, dx + i, dr + i, lanes, forward, scale, slope, offset);
+      if (ahead) {
+        __builtin_prefetch(x + i + ahead);
+        __builtin_prefetch(g + i + ahead);
+        if (o.input && !kStream) __builtin_prefetch(dx + i + ahead, 1);
+      }
     };
     if (is_short<V::N>(inner)) for_short<V::N>(at, inner, write);
     else for_lanes<V::N>(at, inner, write);

@@ -87,12 +87,16 @@ FASTNN_INLINE void normalise_planes_to(const BatchNormParams& p, int64_t at, int
   const S* x = static_cast<const S*>(p.input) + at;
   const S* r = static_cast<const S*>(p.residual) + (add ? at : 0);
   S* y = static_cast<S*>(p.output) + at;
-  const int64_t inner = p.inner;
+  const int64_t inner = p.inner, ahead = p.training ? fetched_ahead(p) : 0;
   for (int64_t c = 0; c < count; ++c) {
     const Coefficients<acc_t<S>>& k = coefficients[c];
     const V shift = V::set1(k.shift), scale = V::set1(k.scale), offset = V::set1(k.offset);
     const auto write = [&](int64_t i, int lanes, int = 0) __attribute__((always_inline)) {
       write_lanes<kStream>(x + i, add ? r + i : nullptr, y + i, lanes, relu, shift, scale, offset);
+      if (ahead) {
+        __builtin_prefetch(x + i + ahead);
+        if (!kStream) __builtin_prefetch(y + i + ahead, 1);
+      }
     };
     if (is_short<V::N>(inner)) for_short<V::N>(at, inner, write);
     else for_lanes<V::N>(at, inner, write);
