@@ -159,6 +159,7 @@ struct GemmPlan {
   int64_t m, n, k;
   int mr;           // rows of a register tile, 1..kGemmMaxMr: the one that wastes least on m
   int64_t tm, tn;   // rows and columns of a task
+  int64_t step_n;   // columns from task to task: the last of a row takes half a panel more, if n leaves one
   int64_t mc;       // rows of A packed at a time; if fewer than tm, panels of B are packed for the first and kept
   int64_t kc;       // K of one chunk
   int64_t splits;   // partial sums a deep and small problem is cut into
@@ -166,6 +167,7 @@ struct GemmPlan {
   int64_t workers;
   int64_t a_elements, b_elements, c_elements;  // workspace of one worker
   int64_t workspace_bytes;
+  int64_t n_blocks() const { return max64(1, n / step_n + (n % step_n > tn - step_n)); }
 };
 
 constexpr int64_t kGemmPanelBytes = 36 << 10;   // a panel of B, most of a 48 KB L1
@@ -212,8 +214,10 @@ inline GemmPlan gemm_plan(int64_t m, int64_t n, int64_t k, int threads, bool acc
     n_blocks = ceil_div(n_panels, min64(kept, ceil_div(n_panels, n_blocks)));
     p.tm *= together;
   }
-  p.tn = ceil_div(n_panels, n_blocks) * kNr;
-  p.workers = max64(1, min64(p.workers, ceil_div(m, p.tm) * ceil_div(n, p.tn) * p.splits));
+  const int64_t half = n > kNr && n % kNr <= N ? n % kNr : 0, whole = max64(1, ceil_div(n - half, kNr));
+  p.step_n = ceil_div(whole, min64(n_blocks, whole)) * kNr;
+  p.tn = p.step_n + (half ? kNr : 0);
+  p.workers = max64(1, min64(p.workers, ceil_div(m, p.tm) * p.n_blocks() * p.splits));
 
   constexpr int64_t kLine = 64 / sizeof(A);
   p.a_elements = round_up(min64(p.mc, round_up(m, p.mr)) * p.kc + N, kLine);
@@ -352,7 +356,7 @@ void gemm_flush(const A* c, int64_t ld, int64_t count, int64_t step, int64_t m0,
 template <class A, class PackA, class PackB, class Store>
 void gemm_blocked(const GemmPlan& plan, void* workspace, const PackA& pack_a, const PackB& pack_b, const Store& store) {
   if (plan.m == 0 || plan.n == 0) return;
-  const int64_t m_blocks = ceil_div(plan.m, plan.tm), n_blocks = ceil_div(plan.n, plan.tn);
+  const int64_t m_blocks = ceil_div(plan.m, plan.tm), n_blocks = plan.n_blocks();
   const int64_t tasks = m_blocks * n_blocks * plan.splits;
   const int64_t per_worker = plan.a_elements + plan.b_elements + plan.c_elements;
   const int64_t ld = round_up(plan.n, Vec<A>::N);
@@ -365,8 +369,8 @@ void gemm_blocked(const GemmPlan& plan, void* workspace, const PackA& pack_a, co
       A* c_block = b_panel + plan.b_elements;
       for (int64_t task = tasks * w / plan.workers; task < tasks * (w + 1) / plan.workers; ++task) {
         const int64_t split = task % plan.splits, block = task / plan.splits;
-        const int64_t m0 = block / n_blocks * plan.tm, n0 = block % n_blocks * plan.tn;
-        const int64_t m1 = min64(m0 + plan.tm, plan.m), n1 = min64(n0 + plan.tn, plan.n);
+        const int64_t m0 = block / n_blocks * plan.tm, m1 = min64(m0 + plan.tm, plan.m), column = block % n_blocks;
+        const int64_t n0 = column * plan.step_n, n1 = column == n_blocks - 1 ? plan.n : n0 + plan.step_n;
         const int64_t k0 = split * plan.split_k, k1 = min64(k0 + plan.split_k, plan.k);
         if (plan.splits > 1) {
           const GemmBuffer<A> buffer{partial + split * plan.m * ld, ld, 0, 0};
