@@ -53,6 +53,31 @@ def test_random_products(isa, dtype):
     assert seen == {"dot", "rows", "outer", "in place", "packed"}
 
 
+def test_bits_do_not_depend_on_threads(isa):
+    """Shapes that threads cut in the middle of a tile, of a pair of rows or of a panel of columns."""
+    pick, threads = random.Random(2).choice, torch.get_num_threads()
+    shapes = [(1025, 1, 96, torch.float32), (1025, 1, 40, torch.float64), (384, 300, 392, torch.float32)]
+    for _ in range(100):
+        shapes.append(
+            (
+                pick((64, 98, 127, 200, 513, 1025)),
+                pick((1, 2, 3, 33, 300, 600)),
+                pick((*SIDES, 392, 513)),
+                pick((torch.float32, torch.float64, torch.bfloat16)),
+            )
+        )
+    try:
+        for m, k, n, dtype in shapes:
+            x, weight, bias = matrix(pick, m, k, dtype), matrix(pick, n, k, dtype), torch.randn(n, dtype=dtype)
+            results = []
+            for count in (1, 2, 3, 5):
+                torch.set_num_threads(count)
+                results.append(F.linear(x, weight, bias))
+            assert all(torch.equal(results[0], other) for other in results[1:]), (m, k, n, dtype)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 10, 24])
 def test_layers_of_few_outputs_are_dot_products(n):
     x, weight = torch.randn(100, 256), torch.randn(n, 256)

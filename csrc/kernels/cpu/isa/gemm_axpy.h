@@ -142,9 +142,9 @@ FASTNN_INLINE void outer_rows(int64_t i, int64_t n0, int64_t n, const S* a, int6
     }
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {
-      V v = x[r][0] * y[0];
+      V v = V::zero();  // not x * y: with one term the compiler would merge that with a bias, but not for every R
 #pragma GCC unroll 8
-      for (int p = 1; p < K; ++p) v = fma(x[r][p], y[p], v);
+      for (int p = 0; p < K; ++p) v = fma(x[r][p], y[p], v);
       if (plain) {
         store.store(biased ? v + bias : v, store.c + (i + r) * store.c_m + n0 + j, lanes);
       } else {
