@@ -40,7 +40,7 @@ bool needs_sums(const BatchNormParams& p) { return p.grad_weight || p.grad_bias 
 // ---- one vector ----------------------------------------------------------------------------------------------------
 
 // What the ReLU let pass: no ReLU, y is read, or y is computed again, as forward did. Not in rows of channels, where
-// that takes two more vectors of coefficients for every one of x (256x512: 1.17 of the time).
+// that takes two more vectors of coefficients for every one of x.
 enum class Mask { none, read, computed };
 template <bool kPlanes, class F>
 FASTNN_INLINE void with_mask(const BatchNormParams& p, const F& f) {
