@@ -78,6 +78,20 @@ def test_bits_do_not_depend_on_threads(isa):
         torch.set_num_threads(threads)
 
 
+def test_workspaces_are_bounded_for_every_number_of_threads(isa):
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3, 48, 200):
+            torch.set_num_threads(count)
+            for dtype in (torch.float32, torch.float64, torch.bfloat16):
+                for m, k, n in ((8192, 8192, 8192), (100, 10**6, 100), (10**6, 64, 512), (600, 3000, 700)):
+                    a, b = torch.empty(m, k, dtype=dtype), torch.empty(k, n, dtype=dtype)
+                    for batch in (1, 1000):
+                        assert 0 <= fastnn._C.gemm_workspace(a, b, batch) <= 32 * 2**20
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 10, 24])
 def test_layers_of_few_outputs_are_dot_products(n):
     x, weight = torch.randn(100, 256), torch.randn(n, 256)

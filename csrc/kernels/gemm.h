@@ -32,8 +32,10 @@ struct ColumnSumParams {
   DType dtype;
 };
 
+constexpr int64_t kGemmMaxWorkspace = 32 << 20;  // bytes
+
 namespace cpu {
-// Bytes gemm() needs; a function of the sizes, the strides and the number of threads.
+// Bytes gemm() needs, kGemmMaxWorkspace at most; a function of the sizes, the strides and the number of threads.
 int64_t gemm_workspace(const GemmParams& p);
 Status gemm(const GemmParams& p);
 // What gemm() would run, for reports: "dot", "rows", "outer", "in place" or "packed".

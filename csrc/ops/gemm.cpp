@@ -370,6 +370,11 @@ void bind(pybind11::module_& m) {
   m.def("gemm_algorithm", [](const Tensor& a, const Tensor& b) {
     return std::string(cpu::gemm_algorithm(Product{matrix_of(a), matrix_of(b), nullptr, dtype_of(a)}.params()));
   });
+  m.def("gemm_workspace", [](const Tensor& a, const Tensor& b, int64_t batch) {
+    GemmParams p = Product{matrix_of(a), matrix_of(b), nullptr, dtype_of(a)}.params();
+    p.batch = batch;
+    return cpu::gemm_workspace(p);
+  });
 }
 const Bindings bindings(bind);
 

@@ -61,16 +61,33 @@ bool in_pairs() {
   return false;
 }
 
+// As many threads as the bound on the workspace has room for.
 template <class S>
-GemmPlan plan_for(const GemmParams& p, int threads) {
+GemmPlan plan_for(const GemmParams& p, int threads, int64_t beside = 1) {
   // A short k makes writing C the work: few rows at a time, so that their pages stay in the TLB.
   const int64_t max_tm = p.k <= 64 ? 4 * kGemmMaxMr : p.m;
   const int64_t k = in_pairs<S>() ? ceil_div(p.k, 2) : p.k;
-  return gemm_plan<acc_t<S>>(p.m, p.n, k, threads, GemmStore<S>::kAccumulates, max_tm);
+  for (;; --threads) {
+    const GemmPlan plan = gemm_plan<acc_t<S>>(p.m, p.n, k, threads, GemmStore<S>::kAccumulates, max_tm, beside);
+    if (plan.workspace_bytes <= kGemmMaxWorkspace || threads <= 1) return plan;
+  }
 }
 
 // Many small products: one worker per matrix. Few or large ones: all workers on one matrix after the other.
 bool parallel_over_batch(const GemmParams& p) { return p.batch >= 2 * num_threads() || p.m * p.n <= 64 * 64; }
+
+// One worker per matrix: a plan of one thread, and how many of them have room.
+struct Side {
+  GemmPlan plan;
+  int64_t workers, bytes;  // of a worker
+};
+template <class S>
+Side side_by_side(const GemmParams& p) {
+  const int64_t workers = min64(num_threads(), p.batch);
+  const GemmPlan plan = plan_for<S>(p, 1, workers);
+  const int64_t bytes = round_up(plan.workspace_bytes, 64);
+  return {plan, max64(1, min64(workers, kGemmMaxWorkspace / max64(1, bytes))), bytes};
+}
 
 template <class S>
 struct Matrices {
@@ -170,12 +187,11 @@ void run(const GemmParams& p) {
     for (int64_t i = 0; i < p.batch; ++i) multiply<S>(p, plan, in_place, i, p.workspace);
     return;
   }
-  const GemmPlan plan = plan_for<S>(p, 1);
-  const int64_t workers = min64(num_threads(), p.batch);
-  parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+  const Side side = side_by_side<S>(p);
+  parallel_for(0, side.workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t w = begin; w < end; ++w)
-      for (int64_t i = p.batch * w / workers; i < p.batch * (w + 1) / workers; ++i)
-        multiply<S>(p, plan, in_place, i, static_cast<char*>(p.workspace) + w * round_up(plan.workspace_bytes, 64));
+      for (int64_t i = p.batch * w / side.workers; i < p.batch * (w + 1) / side.workers; ++i)
+        multiply<S>(p, side.plan, in_place, i, static_cast<char*>(p.workspace) + w * side.bytes);
   });
 }
 
@@ -188,8 +204,12 @@ int64_t gemm_workspace(const GemmParams& params) {
     using S = typename decltype(tag)::type;
     const Algorithm algorithm = choose<S>(p);
     if (algorithm != Algorithm::in_place && algorithm != Algorithm::packed) return Status::ok;
-    if (!parallel_over_batch(p)) bytes = plan_for<S>(p, num_threads()).workspace_bytes;
-    else bytes = round_up(plan_for<S>(p, 1).workspace_bytes, 64) * min64(num_threads(), p.batch);
+    if (!parallel_over_batch(p)) {
+      bytes = plan_for<S>(p, num_threads()).workspace_bytes;
+    } else {
+      const Side side = side_by_side<S>(p);
+      bytes = side.bytes * side.workers;
+    }
     return Status::ok;
   });
   return bytes;

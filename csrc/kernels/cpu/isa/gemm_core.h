@@ -175,9 +175,10 @@ constexpr int64_t kGemmBlockBytes = 544 << 10;  // a block of A, half of a 1 MB 
 constexpr int64_t kGemmKeptBytes = 4 << 20;     // panels of B kept for the next block of A, by all workers
 constexpr int64_t kGemmThreadFma = 1 << 18;     // below this a thread costs more than it brings
 
-// `accumulates`: the store's kAccumulates. `max_rows`: rows of a task at most.
+// `accumulates`: the store's kAccumulates. `max_rows`: rows of a task at most. `beside`: plans that run at a time.
 template <class A>
-inline GemmPlan gemm_plan(int64_t m, int64_t n, int64_t k, int threads, bool accumulates, int64_t max_rows = 1 << 30) {
+inline GemmPlan gemm_plan(int64_t m, int64_t n, int64_t k, int threads, bool accumulates, int64_t max_rows = 1 << 30,
+                          int64_t beside = 1) {
   constexpr int64_t N = Vec<A>::N, kNr = 2 * N;
   GemmPlan p{};
   p.m = m, p.n = n, p.k = k;
@@ -206,8 +207,8 @@ inline GemmPlan gemm_plan(int64_t m, int64_t n, int64_t k, int threads, bool acc
   }
   p.mc = p.tm = ceil_div(ceil_div(max64(m, 1), m_blocks), p.mr) * p.mr;
   m_blocks = ceil_div(m, p.mc);
-  const int64_t together = n_blocks > 1 ? m_blocks : ceil_div(m_blocks, p.workers);     // blocks of A of a worker
-  const int64_t kept = kGemmKeptBytes / (p.workers * p.kc * kNr * int64_t(sizeof(A)));  // panels
+  const int64_t together = n_blocks > 1 ? m_blocks : ceil_div(m_blocks, p.workers);  // blocks of A of a worker
+  const int64_t kept = kGemmKeptBytes / (beside * p.workers * p.kc * kNr * int64_t(sizeof(A)));  // panels
   if (buffered) {
     n_blocks = max64(n_blocks, ceil_div(n, 512));
   } else if (together > 1 && p.splits == 1 && kept >= min64(8, n_panels)) {
