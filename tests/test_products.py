@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from compare import assert_same_bits_for_every_thread_count
 
 import fastnn
 from fastnn import functional as F
@@ -55,41 +56,24 @@ def test_random_products(isa, dtype):
 
 def test_bits_do_not_depend_on_threads(isa):
     """Shapes that threads cut in the middle of a tile, of a pair of rows or of a panel of columns."""
-    pick, threads = random.Random(2).choice, torch.get_num_threads()
+    pick = random.Random(2).choice
     shapes = [(1025, 1, 96, torch.float32), (1025, 1, 40, torch.float64), (384, 300, 392, torch.float32)]
     for _ in range(100):
-        shapes.append(
-            (
-                pick((64, 98, 127, 200, 513, 1025)),
-                pick((1, 2, 3, 33, 300, 600)),
-                pick((*SIDES, 392, 513)),
-                pick((torch.float32, torch.float64, torch.bfloat16)),
-            )
-        )
-    try:
-        for m, k, n, dtype in shapes:
-            x, weight, bias = matrix(pick, m, k, dtype), matrix(pick, n, k, dtype), torch.randn(n, dtype=dtype)
-            results = []
-            for count in (1, 2, 3, 5):
-                torch.set_num_threads(count)
-                results.append(F.linear(x, weight, bias))
-            assert all(torch.equal(results[0], other) for other in results[1:]), (m, k, n, dtype)
-    finally:
-        torch.set_num_threads(threads)
+        m, k, n = pick((64, 98, 127, 200, 513, 1025)), pick((1, 2, 3, 33, 300, 600)), pick((*SIDES, 392, 513))
+        shapes.append((m, k, n, pick((torch.float32, torch.float64, torch.bfloat16))))
+    for m, k, n, dtype in shapes:
+        layer = matrix(pick, m, k, dtype), matrix(pick, n, k, dtype), torch.randn(n, dtype=dtype)
+        assert_same_bits_for_every_thread_count(lambda layer=layer: [F.linear(*layer)], counts=(1, 2, 3, 5))
 
 
 def test_workspaces_are_bounded_for_every_number_of_threads(isa):
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 3, 48, 200):
-            torch.set_num_threads(count)
-            for dtype in (torch.float32, torch.float64, torch.bfloat16):
-                for m, k, n in ((8192, 8192, 8192), (100, 10**6, 100), (10**6, 64, 512), (600, 3000, 700)):
-                    a, b = torch.empty(m, k, dtype=dtype), torch.empty(k, n, dtype=dtype)
-                    for batch in (1, 1000):
-                        assert 0 <= fastnn._C.gemm_workspace(a, b, batch) <= 32 * 2**20
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 3, 48, 200):
+        torch.set_num_threads(count)  # conftest.py restores it
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            for m, k, n in ((8192, 8192, 8192), (100, 10**6, 100), (10**6, 64, 512), (600, 3000, 700)):
+                a, b = torch.empty(m, k, dtype=dtype), torch.empty(k, n, dtype=dtype)
+                for batch in (1, 1000):
+                    assert 0 <= fastnn._C.gemm_workspace(a, b, batch) <= 32 * 2**20
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 10, 24])
