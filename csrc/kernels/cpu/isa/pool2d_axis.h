@@ -87,6 +87,9 @@ struct Constant {
 FASTNN_INLINE Axis axis_h(const Pool2dParams& p) { return {p.h, p.adaptive}; }
 FASTNN_INLINE Axis axis_w(const Pool2dParams& p) { return {p.w, p.adaptive}; }
 
+// From a window's first tap to behind its last.
+FASTNN_INLINE int64_t reach_of(const PoolAxis& a) { return (a.kernel - 1) * a.dilation + 1; }
+
 FASTNN_INLINE bool windows_overlap(const Pool2dParams& p) {
   return p.adaptive || (p.h.kernel - 1) * p.h.dilation >= p.h.stride || (p.w.kernel - 1) * p.w.dilation >= p.w.stride;
 }

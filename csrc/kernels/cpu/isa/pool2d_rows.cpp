@@ -128,7 +128,7 @@ void taps_block(const Pool2dParams& p, const Axis& h, const Tile& t, const S* x,
                 int64_t end, const typename IntLane<acc_t<S>>::type* first_tap, acc_t<S>* buffer) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  const int64_t top = max64(0, h.first(begin)), bottom = min64(h.in, h.first(end - 1) + reach(h));
+  const int64_t top = max64(0, h.first(begin)), bottom = min64(h.in, h.first(end - 1) + reach_of(h));
   const int64_t ahead = outside_caches(p) ? p.w.in : 0;
   for (int64_t row = top; row < bottom; ++row) {
     prefetch_behind(x + row * p.w.in, ahead);
@@ -171,7 +171,7 @@ template <int kStride, int kKernel, class S, class O>
 void taps_forward(const Pool2dParams& p) {
   using A = acc_t<S>;
   const Axis h = axis_h(p), w = axis_w(p);
-  const int64_t outputs = tile_outputs(p, reach(h));
+  const int64_t outputs = tile_outputs(p, reach_of(h));
   const S* x = static_cast<const S*>(p.input);
   S* y = static_cast<S*>(p.output);
   O* taps = static_cast<O*>(p.offsets);
@@ -183,7 +183,7 @@ void taps_forward(const Pool2dParams& p) {
       const Tile t = tile_at(w, column, outputs);
       for (int64_t q = 0; q < t.end - t.begin; ++q) first_tap[q] = w.begin(t.begin + q);
       fill(first_tap + (t.end - t.begin), Vec<A>::N, typename IntLane<A>::type(0));
-      const int64_t rows = (kBuffer / t.pitch - reach(h)) / h.stride + 1;
+      const int64_t rows = (kBuffer / t.pitch - reach_of(h)) / h.stride + 1;
       for (int64_t r = range_begin, end; r < range_end; r = end) {
         const int64_t plane = r / h.out, first = plane * h.out;
         end = min64(min64(r + rows, range_end), first + h.out);
@@ -218,7 +218,7 @@ void for_blocks(const Pool2dParams& p, const MakeBlock& make_block) {
 }  // namespace
 
 bool fits_rows(const Pool2dParams& p) {
-  return !p.adaptive && tile_outputs(p, p.offsets ? reach(p.h) : 1) >= min64(p.w.out, 32);
+  return !p.adaptive && tile_outputs(p, p.offsets ? reach_of(p.h) : 1) >= min64(p.w.out, 32);
 }
 
 Status max_pool2d_forward_rows(const Pool2dParams& p) {

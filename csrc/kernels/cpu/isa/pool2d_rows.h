@@ -18,11 +18,9 @@ struct Tile {
   int64_t pitch;     // of a buffer row
 };
 
-FASTNN_INLINE int64_t reach(const PoolAxis& a) { return (a.kernel - 1) * a.dilation + 1; }
-
 // How many outputs a tile has when `rows` rows of it share the buffer; less than 1 when they do not fit.
 FASTNN_INLINE int64_t tile_outputs(const Pool2dParams& p, int64_t rows) {
-  const int64_t room = kBuffer / rows - reach(p.w);
+  const int64_t room = kBuffer / rows - reach_of(p.w);
   return room < 0 ? 0 : min64(min64(room / p.w.stride + 1, kTileOut), p.w.out);
 }
 FASTNN_INLINE Tile tile_at(const Axis& w, int64_t begin, int64_t outputs) {
@@ -30,7 +28,7 @@ FASTNN_INLINE Tile tile_at(const Axis& w, int64_t begin, int64_t outputs) {
   t.begin = begin;
   t.end = min64(w.out, begin + outputs);
   const int64_t first = begin * w.stride - w.padding;
-  t.pitch = (t.end - t.begin - 1) * w.stride + reach(w);
+  t.pitch = (t.end - t.begin - 1) * w.stride + reach_of(w);
   t.left = min64(max64(0, -first), t.pitch);
   t.from = max64(0, first);
   t.to = max64(t.from, min64(w.in, first + t.pitch));
@@ -48,17 +46,10 @@ FASTNN_INLINE Vec<A> load_strided(const A* p, int64_t stride, int count) {
   using V = Vec<A>;
   if constexpr (kStride == 1) return V::load(p);
   else if constexpr (kStride == 2) return evens(V::load(p), V::load(p + V::N));
-#if defined(__AVX512F__)
-  if constexpr (__is_same(A, float)) {  // 3 in MaxPool2d(3): 2 shuffles instead of 16 scalar loads
-    if (stride == 3) {
-      i32v from_ab, from_c;
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) from_ab[i] = 3 * i, from_c[i] = 3 * i - 32;
-      const __m512 ab = _mm512_permutex2var_ps(V::load(p).v, (__m512i)from_ab, V::load(p + 16).v);
-      return {_mm512_mask_permutexvar_ps(ab, 0xf800, (__m512i)from_c, V::load(p + 32).v)};
-    }
+  if (stride == 3) {  // as in MaxPool2d(3): 2 shuffles instead of a scalar load for each lane
+    const V ab = pick_lanes<[](int i, int n) { return 3 * i < 2 * n ? 3 * i : 0; }>(V::load(p), V::load(p + V::N));
+    return pick_lanes<[](int i, int n) { return 3 * i < 2 * n ? i : 3 * i - n; }>(ab, V::load(p + 2 * V::N));
   }
-#endif
   A lanes[V::N] = {};
   for (int i = 0; i < count; ++i) lanes[i] = p[i * stride];
   return V::load(lanes);

@@ -169,7 +169,7 @@ FASTNN_INLINE int64_t tile_columns(const Pool2dParams& p, const Lags& lags, int6
   return min64(kBuffer / rows - lags.behind - lags.ahead - 64, ceil_div(p.w.in, p.w.stride));
 }
 // Most output rows that cover one input row.
-FASTNN_INLINE int64_t covering_rows(const PoolAxis& h) { return (reach(h) - 1) / h.stride + 1; }
+FASTNN_INLINE int64_t covering_rows(const PoolAxis& h) { return (reach_of(h) - 1) / h.stride + 1; }
 
 // Calls f(plane, first input row, last, tile of q, window, buffers) for blocks whose windows fit the buffer.
 template <class A, class F>

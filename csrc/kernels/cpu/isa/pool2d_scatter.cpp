@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // input elements per thread at least
 constexpr int64_t kLongest = 1024;   // outputs of a row, or of a small plane
-constexpr int64_t kPlane = 1 << 14;  // elements of the plane in which 16-bit gradients are added up
+constexpr int64_t kPlane = 1 << 14;  // elements of the plane, or of its rows, in which 16-bit gradients are added up
+constexpr int64_t kSparse = 32;      // inputs for each output from which on only the sums themselves are converted
 
 // memset begins too slowly for planes of a few hundred elements.
 template <class S>
@@ -27,9 +28,9 @@ FASTNN_INLINE void clear(S* p, int64_t n) {
 struct Corners {
   int64_t rows, count;
   int64_t at[kLongest];
-  explicit Corners(const Pool2dParams& p) {
+  Corners(const Pool2dParams& p, bool by_rows) {
     const Axis h = axis_h(p), w = axis_w(p);
-    const bool few = h.out * w.out <= kLongest;
+    const bool few = !by_rows && h.out * w.out <= kLongest;
     rows = few ? 1 : h.out, count = few ? h.out * w.out : w.out;
     int64_t i = 0;
     for (int64_t oh = 0; oh < (few ? h.out : 1); ++oh)
@@ -51,20 +52,68 @@ FASTNN_INLINE void scatter_planes(const Axis& h, int64_t width, const Corners& c
         const int64_t at = corner + distance(taps[k * plane_out + i]);
         if (__builtin_expect(uint64_t(at) >= uint64_t(plane_in), 0)) continue;
         if constexpr (!kOverlap) sums[k * plane_in + at] = g[k * plane_out + i];
-        else if constexpr (__is_same(S, A)) sums[k * plane_in + at] += g[k * plane_out + i];
         else sums[k * plane_in + at] += to_acc(g[k * plane_out + i]);
       }
     }
   }
 }
 
+// The same for a plane of 16-bit gradients and few outputs: `sums`, all zero before and after, is read where they are.
+template <class S, class A, class O>
+FASTNN_INLINE void scatter_sparse(const Axis& h, int64_t width, const Corners& corners, const Distances<O>& distance,
+                                  const S* g, const O* taps, A* sums, S* dx) {
+  const int64_t plane_in = h.in * width, count = corners.count;
+  const auto each = [&](const auto& f) __attribute__((always_inline)) {
+    for (int64_t row = 0; row < corners.rows; ++row) {
+      const int64_t top = corners.rows > 1 ? h.first(row) * width : 0;
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t at = top + corners.at[i] + distance(taps[row * count + i]);
+        if (__builtin_expect(uint64_t(at) < uint64_t(plane_in), 1)) f(at, row * count + i);
+      }
+    }
+  };
+  each([&](int64_t at, int64_t i) __attribute__((always_inline)) { sums[at] += to_acc(g[i]); });
+  each([&](int64_t at, int64_t) __attribute__((always_inline)) { dx[at] = from_acc<S>(sums[at]); });
+  each([&](int64_t at, int64_t) __attribute__((always_inline)) { sums[at] = 0; });
+}
+
+// The same for a plane that is larger than the buffer: it slides downwards, and what no later window reaches is stored.
+template <class S, class O>
+void scatter_sliding(const Axis& h, int64_t width, const Corners& corners, const Distances<O>& distance, const S* g,
+                     const O* taps, acc_t<S>* sums, S* dx) {
+  using V = Vec<acc_t<S>>;
+  const int64_t reach = reach_of(h), rows = kPlane / width;
+  int64_t base = 0;  // the first row in the buffer
+  const auto store_until = [&](int64_t end) {
+    while (base < end) {
+      const int64_t done = min64(rows, end - base), n = done * width, kept = rows * width - n;
+      for_vectors<V::N>(
+          n, [&](int64_t i, int lanes) { store_some(load_some(sums + i, lanes), dx + base * width + i, lanes); });
+      __builtin_memmove(sums, sums + n, uint64_t(kept) * sizeof(*sums));
+      __builtin_memset(sums + kept, 0, uint64_t(n) * sizeof(*sums));
+      base += done;
+    }
+  };
+  __builtin_memset(sums, 0, uint64_t(rows * width) * sizeof(*sums));
+  for (int64_t oh = 0; oh < h.out; ++oh, g += corners.count, taps += corners.count) {
+    const int64_t first = h.first(oh);
+    if (min64(h.in, first + reach) > base + rows) store_until(first);
+    const int64_t top = (first - base) * width, size = min64(rows, h.in - base) * width;
+    for (int64_t i = 0; i < corners.count; ++i) {
+      const int64_t at = top + corners.at[i] + distance(taps[i]);
+      if (__builtin_expect(uint64_t(at) < uint64_t(size), 1)) sums[at] += to_acc(g[i]);
+    }
+  }
+  store_until(h.in);
+}
+
+// Straight into the gradient.
 template <bool kOverlap, class S, class O>
 void scatter(const Pool2dParams& p) {
-  using A = acc_t<S>;
   const Axis h = axis_h(p);
   const int64_t plane_in = h.in * p.w.in, plane_out = h.out * p.w.out;
   const Distances<O> distance(p, 1);
-  const Corners corners(p);
+  const Corners corners(p, false);
   parallel_for(0, p.batch * p.channels, max64(1, kGrain / plane_in), [&](int64_t begin, int64_t end) {
     int64_t plane = begin;
     const auto planes = [&](auto count) __attribute__((always_inline)) {
@@ -72,35 +121,63 @@ void scatter(const Pool2dParams& p) {
       const S* g = static_cast<const S*>(p.grad_output) + plane * plane_out;
       const O* taps = static_cast<const O*>(p.offsets) + plane * plane_out;
       S* dx = static_cast<S*>(p.grad_input) + plane * plane_in;
-      if constexpr (kOverlap && !__is_same(S, A)) {
-        A sums[kPlane];
-        __builtin_memset(sums, 0, uint64_t(plane_in) * sizeof(A));
-        scatter_planes<kCount, true>(h, p.w.in, corners, distance, g, taps, sums);
-        for_vectors<Vec<A>::N>(plane_in,
-                               [&](int64_t i, int lanes) { store_some(load_some(sums + i, lanes), dx + i, lanes); });
-      } else {
-        clear(dx, kCount * plane_in);
-        scatter_planes<kCount, kOverlap>(h, p.w.in, corners, distance, g, taps, dx);
-      }
+      clear(dx, kCount * plane_in);
+      scatter_planes<kCount, kOverlap>(h, p.w.in, corners, distance, g, taps, dx);
       plane += kCount;
     };
-    if constexpr (__is_same(S, A) || !kOverlap)
-      while (plane + 4 <= end) planes(Constant<4>{});
+    while (plane + 4 <= end) planes(Constant<4>{});
     while (plane < end) planes(Constant<1>{});
+  });
+}
+
+// 16-bit gradients of overlapping windows, added up in a buffer.
+template <class S, class O>
+void scatter_summed(const Pool2dParams& p) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const Axis h = axis_h(p);
+  const int64_t plane_in = h.in * p.w.in, plane_out = h.out * p.w.out;
+  const bool slides = plane_in > kPlane, sparse = !slides && plane_out * kSparse < plane_in;
+  const Distances<O> distance(p, 1);
+  const Corners corners(p, slides);
+  parallel_for(0, p.batch * p.channels, max64(1, kGrain / plane_in), [&](int64_t begin, int64_t end) {
+    A sums[kPlane];
+    if (sparse) clear(sums, plane_in);
+    const S* g = static_cast<const S*>(p.grad_output) + begin * plane_out;
+    const O* taps = static_cast<const O*>(p.offsets) + begin * plane_out;
+    S* dx = static_cast<S*>(p.grad_input) + begin * plane_in;
+    for (int64_t plane = begin, count = 1; plane < end; plane += count) {
+      count = !sparse && 4 * plane_in <= kPlane && plane + 4 <= end ? 4 : 1;
+      const int64_t n = count * plane_in;
+      if (slides) {
+        scatter_sliding(h, p.w.in, corners, distance, g, taps, sums, dx);
+      } else if (sparse) {
+        clear(dx, n);
+        scatter_sparse(h, p.w.in, corners, distance, g, taps, sums, dx);
+      } else {
+        clear(sums, n);
+        if (count == 4) scatter_planes<4, true>(h, p.w.in, corners, distance, g, taps, sums);
+        else scatter_planes<1, true>(h, p.w.in, corners, distance, g, taps, sums);
+        for_vectors<V::N>(n, [&](int64_t i, int lanes) { store_some(load_some(sums + i, lanes), dx + i, lanes); });
+      }
+      g += count * plane_out, taps += count * plane_out, dx += n;
+    }
   });
 }
 
 template <class S, class O>
 void scatter(const Pool2dParams& p) {
-  if (windows_overlap(p)) scatter<true, S, O>(p);
-  else scatter<false, S, O>(p);
+  if (!windows_overlap(p)) return scatter<false, S, O>(p);
+  if constexpr (__is_same(S, acc_t<S>)) scatter<true, S, O>(p);
+  else scatter_summed<S, O>(p);
 }
 
 }  // namespace
 
 bool fits_scatter(const Pool2dParams& p) {
   if (p.w.out > kLongest) return false;
-  return p.dtype == DType::f32 || p.dtype == DType::f64 || !windows_overlap(p) || p.h.in * p.w.in <= kPlane;
+  return p.dtype == DType::f32 || p.dtype == DType::f64 || !windows_overlap(p) || p.h.in * p.w.in <= kPlane ||
+         reach_of(p.h) * p.w.in <= kPlane;
 }
 
 Status max_pool2d_backward_scatter(const Pool2dParams& p) {
