@@ -27,12 +27,10 @@ def test_matches_torch(case, dtype, device):
 @pytest.mark.parametrize("case", [c for c in ALL if c.has_4d], ids=lambda c: c.name)
 @by_device
 def test_channels_last(case, device):
-    (outputs, _, arguments), _ = compare(case, torch.float32, "channels_last", device)
-    if arguments[0].is_contiguous():
-        return  # empty, or one channel or pixel: the input is in both formats at once
-    for o in outputs:
-        if o.dim() == 4 and o.numel() > 0:
-            assert o.is_contiguous(memory_format=torch.channels_last)
+    (outputs, _, _), (expected, _, _) = compare(case, torch.float32, "channels_last", device)
+    for o, e in zip(outputs, expected, strict=True):
+        for format in (torch.contiguous_format, torch.channels_last) if o.numel() else ():
+            assert o.is_contiguous(memory_format=format) == e.is_contiguous(memory_format=format)
 
 
 @by_device

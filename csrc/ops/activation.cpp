@@ -170,9 +170,14 @@ Tensor gapless(const Tensor& t) {
   return t.is_contiguous() || t.is_non_overlapping_and_dense() ? t : fresh_like(t).copy_(t);
 }
 
+// torch's relu6 copies strides of dimensions of size 1 too, which say nothing; the others do not.
+std::optional<at::MemoryFormat> strides_of_result(Act kind) {
+  return kind == Act::relu6 ? std::optional(at::MemoryFormat::Preserve) : std::nullopt;
+}
+
 bool same_order(const Tensor& a, const Tensor& b) {
-  if (a.is_contiguous() && b.is_contiguous()) return a.sizes() == b.sizes();
-  return a.sizes() == b.sizes() && a.strides() == b.strides();
+  const auto format = format_as_it_lies(a);
+  return a.sizes() == b.sizes() && (format ? b.is_contiguous(*format) : a.strides() == b.strides());
 }
 
 ActivationParams params(Act kind, const Tensor& t, double slope) {
@@ -194,7 +199,7 @@ template <Act K, class... A>
 Tensor forward(const Tensor& input, A... args) {
   if (!native(Kind<K>::name, {&input}, true)) return Kind<K>::aten(input, args...);
   const Tensor x = gapless(input);
-  Tensor y = fresh_like(x);
+  Tensor y = !x.is_same(input) ? x : fresh_like(x, strides_of_result(K));
   ActivationParams p = params(K, x, slope_of(args...));
   p.input = x.const_data_ptr();
   p.output = y.mutable_data_ptr();

@@ -95,7 +95,9 @@ Tensor contiguous_or_undefined(const Tensor& t) { return t.defined() ? t.contigu
 const void* data_or_null(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 void* mutable_or_null(const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
 
-at::MemoryFormat format_of(const Tensor& input) { return input.suggest_memory_format(); }
+at::MemoryFormat format_of(const Tensor& input) {
+  return format_as_it_lies(input).value_or(input.suggest_memory_format());
+}
 
 // The statistics, one row each: mean and invstd; scale and offset of the output too where backward takes the ReLU's
 // mask from them (fake kernels count the same rows). 16-bit outputs are rounded: only they themselves have the mask.
@@ -138,12 +140,13 @@ Tensor workspace(BatchNormParams& p, const Tensor& x) {
 }
 
 Two forward(const Arguments& a) {
-  const Tensor x = a.input.contiguous(format_of(a.input));
-  const Tensor r = a.residual.defined() ? a.residual.contiguous(format_of(a.input)) : a.residual;
+  const at::MemoryFormat format = format_of(a.input);
+  const Tensor x = a.input.contiguous(format);
+  const Tensor r = a.residual.defined() ? a.residual.contiguous(format) : a.residual;
   const Tensor w = contiguous_or_undefined(a.weight), b = contiguous_or_undefined(a.bias);
   const Tensor running_mean = contiguous_or_undefined(a.running_mean);
   const Tensor running_var = contiguous_or_undefined(a.running_var);
-  Tensor y = fresh_like(x);
+  Tensor y = fresh_like(x, format);
   Tensor statistics = at::empty({statistics_rows(a), x.size(1)}, x.options().dtype(acc_type(x)));
   if (x.numel() == 0) return {y, statistics.zero_()};
   BatchNormParams p = shape_params(x, w.defined() ? w : b.defined() ? b : running_mean);
@@ -218,9 +221,9 @@ Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& w
   const Tensor w = contiguous_or_undefined(weight_given);
   const auto params = (w.defined() ? w : statistics).options();
   const auto none = [&] { return at::empty({0}, x.options()); };
-  Tensor dx = mask[0] ? fresh_like(x) : none();
+  Tensor dx = mask[0] ? fresh_like(x, format) : none();
   Tensor dw = mask[1] ? at::empty({x.size(1)}, params) : none(), db = mask[2] ? at::empty({x.size(1)}, params) : none();
-  Tensor dr = !mask[3] ? none() : y.defined() ? fresh_like(x) : g.clone();
+  Tensor dr = !mask[3] ? none() : y.defined() ? fresh_like(x, format) : g.clone();
   if (x.numel() == 0) {
     if (mask[1]) dw.zero_();
     if (mask[2]) db.zero_();

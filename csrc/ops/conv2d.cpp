@@ -101,6 +101,12 @@ void set_strides(Conv2dParams& p, const Tensor& x, const Tensor& w, IntArrayRef 
   p.output_stride_n = y[0], p.output_stride_k = y[1], p.output_stride_p = y[2], p.output_stride_q = y[3];
 }
 
+// The format of images in and out: channels_last where the input or the weight is, as in torch.
+at::MemoryFormat format_of(const Tensor& input, const Tensor& weight) {
+  const at::MemoryFormat format = dense_format(input);
+  return format == at::MemoryFormat::Contiguous ? dense_format(weight) : format;
+}
+
 // The strides of an output that is not allocated yet: it may become torch's own.
 std::array<int64_t, 4> output_strides(const Conv2dParams& p, at::MemoryFormat format) {
   const int64_t plane = p.P * p.Q;
@@ -171,8 +177,8 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias,
   if (!shape || !native(kName, {&input, &weight, &or_undefined(bias)}, true))
     return aten_forward(input, weight, bias, stride, padding, dilation, groups);
   Conv2dParams& p = *shape;
-  const Tensor x = dense(input);
-  const at::MemoryFormat format = dense_format(x);
+  const at::MemoryFormat format = format_of(input, weight);
+  const Tensor x = input.contiguous(format);
   const auto output = [&] { return fresh({p.N, p.K, p.P, p.Q}, x.options().memory_format(format)); };
   if (p.N == 0) return output();
   p.dtype = dtype_of(x);
@@ -199,14 +205,14 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
       !native(kBackwardName, {&grad_output, &input, &weight}, true))
     return aten_backward(grad_output, input, weight, stride, padding, dilation, groups, mask);
   Conv2dParams& p = *shape;
-  const Tensor x = dense(input);
-  const at::MemoryFormat format = dense_format(x);
+  const at::MemoryFormat format = format_of(input, weight);
+  const Tensor x = input.contiguous(format);
   const Tensor g = grad_output.contiguous(format);
   p.dtype = dtype_of(x);
   Grads grads;
   auto& [grad_input, grad_weight, grad_bias] = grads;
   if (p.N == 0) {
-    if (mask[0]) grad_input = fresh_like(x);
+    if (mask[0]) grad_input = fresh_like(x, format);
     if (mask[1]) grad_weight = at::zeros_like(weight, dense_format(weight));
     if (mask[2]) grad_bias = at::zeros({p.K}, x.options());
     return grads;
@@ -439,9 +445,10 @@ std::string algorithm(const Tensor& input, const Tensor& weight, std::vector<int
   auto p = shape_params(input, weight, std::nullopt, stride, padding, dilation, groups);
   if (!p || why_not_native(input) || why_not_native(weight) || p->N == 0) return "aten";
   TORCH_CHECK(pass == "forward" || pass == "grad_input" || pass == "grad_weight", "unknown pass: ", pass);
-  const Tensor x = dense(input);
+  const at::MemoryFormat format = format_of(input, weight);
+  const Tensor x = input.contiguous(format);
   p->dtype = dtype_of(x);
-  set_strides(*p, x, weight, output_strides(*p, dense_format(x)));
+  set_strides(*p, x, weight, output_strides(*p, format));
   choose(*p,
          pass == "forward"      ? Conv2dPass::forward
          : pass == "grad_input" ? Conv2dPass::grad_input
@@ -474,8 +481,8 @@ OptTensor conv2d_epilogue(const Tensor& input, const Tensor& weight, const OptTe
   if (!shape || !native(kName, {&input, &weight, &or_undefined(bias), &added}, true)) return std::nullopt;
   Conv2dParams& p = *shape;
   if (p.N == 0 || (added.defined() && added.sizes() != IntArrayRef({p.N, p.K, p.P, p.Q}))) return std::nullopt;
-  const Tensor x = dense(input);
-  const at::MemoryFormat format = dense_format(x);
+  const at::MemoryFormat format = format_of(input, weight);
+  const Tensor x = input.contiguous(format);
   const Epilogue e{nullptr, nullptr, low > -INFINITY || high < INFINITY, low, high};
   p.dtype = dtype_of(x);
   p.tf32 = allows_tf32(CudaFamily::conv2d);

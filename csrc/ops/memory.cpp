@@ -128,6 +128,12 @@ constexpr c10::DispatchKeySet kCpu(c10::DispatchKey::CPU);
 
 }  // namespace
 
+std::optional<at::MemoryFormat> format_as_it_lies(const at::Tensor& t) {
+  for (auto format : {at::MemoryFormat::Contiguous, at::MemoryFormat::ChannelsLast, at::MemoryFormat::ChannelsLast3d})
+    if (t.is_contiguous(format)) return format;
+  return std::nullopt;
+}
+
 at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
   if (auto* allocator = allocator_for(options.device(), c10::multiply_integers(sizes), options.dtype()))
     return at::detail::empty_generic(sizes, allocator, kCpu, c10::typeMetaToScalarType(options.dtype()),
@@ -136,6 +142,7 @@ at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
 }
 
 at::Tensor fresh_like(const at::Tensor& t, std::optional<at::MemoryFormat> format) {
+  if (!format) format = format_as_it_lies(t);
   if (auto* allocator = allocator_for(t.device(), t.numel(), t.dtype())) {
     if (format && *format != at::MemoryFormat::Preserve)
       return at::detail::empty_generic(t.sizes(), allocator, kCpu, t.scalar_type(), format);

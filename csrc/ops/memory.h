@@ -8,7 +8,12 @@
 
 namespace fastnn::ops {
 
-// at::empty and at::empty_like, for results that a kernel writes whole.
+// The memory format in which t has no gaps, if any: what its strides suggest (suggest_memory_format) can be another one
+// where a dimension of size 1 has a stride of its own.
+std::optional<at::MemoryFormat> format_as_it_lies(const at::Tensor& t);
+
+// at::empty and at::empty_like, for results that a kernel writes whole. Without a format the result lies as t does, and
+// strides of dimensions of size 1, which say nothing, become the usual ones, as in torch's pointwise operators.
 at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options);
 at::Tensor fresh_like(const at::Tensor& t, std::optional<at::MemoryFormat> format = std::nullopt);
 

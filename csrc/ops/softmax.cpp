@@ -47,18 +47,16 @@ bool valid_dim(const Tensor& t, int64_t dim) {
   return dim >= -rank && dim < rank;
 }
 
-// [outer, classes, inner] of a dense tensor as it lies in memory: a channels_last tensor is seen as [N, H, W, C].
+// [outer, classes, inner] of a contiguous tensor.
 SoftmaxParams shape_params(const Tensor& t, int64_t dim) {
   SoftmaxParams p{};
   p.outer = p.classes = p.inner = 1;
   p.dtype = dtype_of(t);
   if (t.dim() == 0) return p;
   dim = dim < 0 ? dim + t.dim() : dim;
-  const Tensor memory = t.is_contiguous() ? t : t.permute({0, 2, 3, 1});
-  if (!t.is_contiguous()) dim = dim == 0 ? 0 : dim == 1 ? 3 : dim - 1;
-  for (int64_t i = 0; i < dim; ++i) p.outer *= memory.size(i);
-  p.classes = memory.size(dim);
-  for (int64_t i = dim + 1; i < memory.dim(); ++i) p.inner *= memory.size(i);
+  for (int64_t i = 0; i < dim; ++i) p.outer *= t.size(i);
+  p.classes = t.size(dim);
+  for (int64_t i = dim + 1; i < t.dim(); ++i) p.inner *= t.size(i);
   return p;
 }
 
@@ -67,7 +65,7 @@ SoftmaxParams shape_params(const Tensor& t, int64_t dim) {
 template <bool kLog>
 Tensor forward(const Tensor& input, int64_t dim) {
   if (!valid_dim(input, dim) || !native(kName<kLog>, {&input}, true)) return aten_forward<kLog>(input, dim);
-  const Tensor x = dense(input);
+  const Tensor x = input.contiguous();  // as torch's result is, of channels_last tensors too
   Tensor y = fresh_like(x);
   if (x.numel() == 0) return y;
   SoftmaxParams p = shape_params(x, dim);
@@ -85,8 +83,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& result, int64_t dim) {
     return kLog ? at::_log_softmax_backward_data(grad_output, result, dim, result.scalar_type())
                 : at::_softmax_backward_data(grad_output, result, dim, result.scalar_type());
   }
-  const Tensor y = dense(result);
-  const Tensor g = grad_output.contiguous(dense_format(y));
+  const Tensor y = result.contiguous(), g = grad_output.contiguous();
   Tensor dx = fresh_like(y);
   if (y.numel() == 0) return dx;
   SoftmaxParams p = shape_params(y, dim);

@@ -1,4 +1,4 @@
-"""The memory-format rule of csrc/ops/common.cpp, for fake tensors."""
+"""The memory-format rules of csrc/ops, for fake tensors."""
 
 import torch
 
@@ -11,3 +11,14 @@ def dense_format(t):
 def empty_dense(t):
     """An uninitialised tensor like `t` in its dense format."""
     return torch.empty_like(t, memory_format=dense_format(t))
+
+
+def format_as_it_lies(t):
+    """The format in which `t` has no gaps, or None: csrc/ops/memory.cpp's rule."""
+    formats = torch.contiguous_format, torch.channels_last, torch.channels_last_3d
+    return next((f for f in formats if t.is_contiguous(memory_format=f)), None)
+
+
+def empty_as_it_lies(t):
+    """An uninitialised tensor like `t`, as fresh_like() makes it."""
+    return torch.empty_like(t, memory_format=format_as_it_lies(t) or torch.preserve_format)

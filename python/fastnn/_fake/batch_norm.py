@@ -2,9 +2,11 @@
 
 import torch
 
+from fastnn._fake._common import format_as_it_lies
+
 
 def _empty(input):
-    format = torch._prims_common.suggest_memory_format(input)
+    format = format_as_it_lies(input) or torch._prims_common.suggest_memory_format(input)
     return torch.empty_like(input, memory_format=format)
 
 

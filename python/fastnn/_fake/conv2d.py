@@ -5,6 +5,11 @@ import torch
 from fastnn._fake._common import dense_format, empty_dense
 
 
+def _format(input, weight):
+    format = dense_format(input)
+    return dense_format(weight) if format == torch.contiguous_format else format
+
+
 @torch.library.register_fake("fastnn::conv2d")
 def _forward(input, weight, bias, stride, padding, dilation, groups):
     if input.dim() == 3:
@@ -15,13 +20,13 @@ def _forward(input, weight, bias, stride, padding, dilation, groups):
         for i in range(2)
     ]
     shape = (input.size(0), weight.size(0), *size)
-    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=dense_format(input))
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=_format(input, weight))
 
 
 @torch.library.register_fake("fastnn::conv2d_backward")
 def _backward(grad_output, input, weight, stride, padding, dilation, groups, output_mask):
     return (
-        empty_dense(input) if output_mask[0] else None,
+        torch.empty_like(input, memory_format=_format(input, weight)) if output_mask[0] else None,
         empty_dense(weight) if output_mask[1] else None,
         grad_output.new_empty(weight.size(0)) if output_mask[2] else None,
     )

@@ -20,7 +20,8 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         groups: input and output channels are split into this many independent groups.
 
     Returns:
-        [N, K, P, Q] (or [K, P, Q]) in the input's memory format, P = (H + 2 pad - dilation (R - 1) - 1) // stride + 1.
+        [N, K, P, Q] (or [K, P, Q]) in channels_last where the input or the weight is,
+        P = (H + 2 pad - dilation (R - 1) - 1) // stride + 1.
 
     Raises what torch.nn.functional.conv2d raises. Source: torch.nn.functional.conv2d.
     """

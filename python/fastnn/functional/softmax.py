@@ -18,7 +18,7 @@ def softmax(input, dim=None, _stacklevel=3, dtype=None):
         dtype: cast the input to this dtype first.
 
     Returns:
-        A tensor of the input's shape, in its memory format.
+        A contiguous tensor of the input's shape, as torch's is.
 
     Raises what torch.nn.functional.softmax raises. Source: torch.nn.functional.softmax.
     """
