@@ -1,6 +1,7 @@
 """What batch norm promises beyond the cases: large means, running statistics, modules, fused forms, mixed dtypes."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -310,3 +311,28 @@ def test_planes_past_the_caches(isa, training):
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     for a, b in zip(torch.autograd.grad(y, [x, w], g), torch.autograd.grad(expected, [x, w], g), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("relu", [False, True])
+def test_infinite_channels_stay_alone(dtype, relu, isa):
+    """Neighbouring channels of small planes share vectors."""
+    fastnn._C.set_isa(isa)
+    norm = fastnn.functional.batch_norm_relu if relu else fastnn.functional.batch_norm
+    x, g = images(3, 37, 7, 7, dtype=dtype), images(3, 37, 7, 7, dtype=dtype)
+    bad_x, bad_g = x.clone(), g.clone()
+    bad_x[:, [0, 5, 36]], bad_g[:, [9, 20]] = math.inf, math.nan
+
+    def gradients(x, g):
+        x, w = x.clone().requires_grad_(), torch.ones(37, dtype=dtype, requires_grad=True)
+        b = torch.zeros(37, dtype=dtype, requires_grad=True)
+        y = norm(x, torch.zeros(37, dtype=dtype), torch.ones(37, dtype=dtype), w, b, training=True)
+        return torch.autograd.grad(y, [x, w, b], g)
+
+    good = [c for c in range(37) if c not in (0, 5, 9, 20, 36)]
+    (dx, *rest), (bad_dx, *bad_rest) = gradients(x, g), gradients(bad_x, bad_g)
+    assert torch.equal(dx[:, good], bad_dx[:, good])
+    assert bad_dx[:, [9, 20]].isnan().any() and not bad_dx[:, good].isnan().any()
+    for a, b in zip(rest, bad_rest, strict=True):
+        assert torch.equal(a[good], b[good])

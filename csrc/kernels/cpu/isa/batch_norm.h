@@ -29,6 +29,39 @@ FASTNN_INLINE void write_param(void* p, DType dtype, int64_t i, double value) {
   }
 }
 
+// Neighbouring values as float64: D is double for one of them or f64v for kDoubles.
+constexpr int kDoubles = sizeof(f64v) / sizeof(double);
+using f32_half = float __attribute__((vector_size(kVecBytes / 2)));
+template <class D, class S>
+FASTNN_INLINE D load_doubles(const S* p) {
+  D v;
+  if constexpr (sizeof(D) == sizeof(double)) {
+    v = double(to_acc(*p));
+  } else if constexpr (__is_same(S, double)) {
+    __builtin_memcpy(&v, p, sizeof(v));
+  } else {
+    f32_half narrow;
+    if constexpr (__is_same(S, float)) __builtin_memcpy(&narrow, p, sizeof(narrow));
+    else
+      for (int i = 0; i < kDoubles; ++i) narrow[i] = to_acc(p[i]);
+    v = __builtin_convertvector(narrow, D);
+  }
+  return v;
+}
+template <class S, class D>
+FASTNN_INLINE void store_doubles(D v, S* p) {
+  if constexpr (sizeof(D) == sizeof(double)) {
+    *p = from_acc<S>(acc_t<S>(v));
+  } else if constexpr (__is_same(S, double)) {
+    __builtin_memcpy(p, &v, sizeof(v));
+  } else {
+    const f32_half narrow = __builtin_convertvector(v, f32_half);
+    if constexpr (__is_same(S, float)) __builtin_memcpy(p, &narrow, sizeof(narrow));
+    else
+      for (int i = 0; i < kDoubles; ++i) p[i] = from_acc<S>(narrow[i]);
+  }
+}
+
 // ---- one channel of [batch, channels, inner] -----------------------------------------------------------------------
 
 // Elements whose sums stay in the accumulation type; blocks are joined in float64. 16 KB of float32: L1 keeps them.
@@ -70,9 +103,10 @@ FASTNN_INLINE int64_t fetched_ahead(const BatchNormParams& p) {
   return far && 128 <= p.inner && p.inner <= 1024 && together < p.channels ? together * p.inner : 0;
 }
 
-// Whether planes written to `to` are streamed: of more than `elements` they leave the
-// caches anyway. In training (3 << 20) that takes 0.6-0.8 of the time on one thread,
-// 0.8-1 on two; in evaluation two threads are slower with 12 MB, not with 19.
+// Whether planes written to `to` are streamed: of more than `elements` they leave the caches anyway.
+// In training (forward 3 << 20) that takes 0.6-0.8 of the time on one thread, 0.8-1 on two; backward, with
+// a third tensor, 0.67-0.79 on one thread from 3 << 19 on (6 to 12 MB). In evaluation two threads are slower
+// with 12 MB, not with 19.
 FASTNN_INLINE bool streams(const BatchNormParams& p, const void* to, int64_t elements) {
   return kVecBytes == 64 && p.dtype == DType::f32 && p.inner % 16 == 0 && uintptr_t(to) % 64 == 0 &&
          p.batch * p.channels * p.inner > elements;
@@ -121,6 +155,31 @@ FASTNN_INLINE bool is_short(int64_t length) {
   return length < 8 * N;
 }
 
+// Whether the vectors of neighbouring short rows are whole ones of memory, those between two rows too.
+template <int N>
+FASTNN_INLINE bool is_joined(int64_t length) {
+  return kVecBytes == 64 && 2 * N <= length && is_short<N>(length);
+}
+
+// `count` such rows, one behind the other. Calls row(c, vectors), and vectors(f, between) calls f(offset, lanes) for
+// the vectors of row c alone and between(offset, left) for one whose first `left` lanes end row c, the others beginning
+// the next: 49 vectors for 16 planes of 7x7, which one by one take 72.
+template <int N, class F>
+FASTNN_INLINE void for_joined(int64_t begin, int64_t length, int64_t count, const F& row) {
+  int64_t i = to_whole_vector<N>(begin, length), start = 0;
+  for (int64_t c = 0; c < count; ++c, start += length) {
+    row(c, [&](const auto& f, const auto& between) __attribute__((always_inline)) {
+      if (c == 0 && i) f(0, int(i));
+      for (; i + N <= start + length; i += N) f(i, N);
+      const int64_t left = start + length - i;
+      if (left == 0) return;
+      if (c + 1 < count) between(i, left);
+      else f(i, int(left));
+      i += N;
+    });
+  }
+}
+
 // Calls f(offset, lanes) along a row.
 template <int N, class F>
 FASTNN_INLINE void for_short(int64_t begin, int64_t length, const F& f) {
@@ -143,6 +202,19 @@ FASTNN_INLINE void sum_lanes(const BatchNormParams& p, V (&v)[kGroup], int64_t c
     decltype(reduce_add(v[0])) sums[V::N];
     sum_rows(v + first).store(sums);
     for (int64_t c = first; c < min64(count, first + V::N); ++c) out(c, double(sums[c - first]));
+  }
+}
+
+// Adds the sum of v[c]'s lanes to to[c], c < count; to has kGroup elements, those behind the last may be any.
+template <class V>
+FASTNN_INLINE void add_lanes(const BatchNormParams& p, V (&v)[kGroup], int64_t count, double (&to)[kGroup]) {
+  if (channels_together(p) < 8) return sum_lanes(p, v, count, [&](int64_t c, double sum) { to[c] += sum; });
+  for (int64_t first = 0; first < count; first += V::N) {
+    for (int64_t c = count; c < first + V::N; ++c) v[c] = V::zero();
+    decltype(reduce_add(v[0])) sums[V::N];
+    sum_rows(v + first).store(sums);
+    for (int i = 0; i < V::N; i += kDoubles)
+      store_doubles(load_doubles<f64v>(to + first + i) + load_doubles<f64v>(sums + i), to + first + i);
   }
 }
 

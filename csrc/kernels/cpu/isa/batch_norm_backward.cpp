@@ -5,32 +5,40 @@
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
 
-// grad_input = g * scale - (x - mean) * slope - offset, g being
-// the gradient behind the ReLU. Evaluation: slope, offset 0.
+// grad_input = g * scale - (x - mean) * slope - offset, g being the gradient
+// behind the ReLU. Evaluation: slope, offset 0. One element per channel.
 template <class A>
 struct Coefficients {
-  A scale, slope, offset;
+  A *scale, *slope, *offset;
 };
 
 // The parameters' gradients and the coefficients of `count` channels from `first` on. P: the parameters' type.
 template <class P, class A>
 FASTNN_INLINE void finish_channels_of(const BatchNormParams& p, int64_t first, int64_t count, const double* sum,
-                                      const double* dot, Coefficients<A>* out) {
-  const A* invstd = static_cast<const A*>(p.invstd) + first;
+                                      const double* dot, Coefficients<A> out) {
+  const A* invstds = static_cast<const A*>(p.invstd) + first;
   const P* weight = p.weight ? static_cast<const P*>(p.weight) + first : nullptr;
   P* grad_weight = p.grad_weight ? static_cast<P*>(p.grad_weight) + first : nullptr;
   P* grad_bias = p.grad_bias ? static_cast<P*>(p.grad_bias) + first : nullptr;
   const double share = p.training ? 1 / (double(p.batch) * double(p.inner)) : 0;
-  for (int64_t c = 0; c < count; ++c) {
-    const double scale = invstd[c] * (weight ? double(to_acc(weight[c])) : 1), normalised = invstd[c] * dot[c];
-    if (grad_weight) grad_weight[c] = from_acc<P>(acc_t<P>(normalised));
-    if (grad_bias) grad_bias[c] = from_acc<P>(acc_t<P>(sum[c]));
-    out[c] = {A(scale), A(scale * share * invstd[c] * normalised), A(scale * share * sum[c])};
-  }
+  const auto finish = [&](int64_t c, auto one) __attribute__((always_inline)) {
+    using D = decltype(one);
+    const D sums = load_doubles<D>(sum + c), invstd = load_doubles<D>(invstds + c);
+    const D scale = weight ? invstd * load_doubles<D>(weight + c) : invstd;
+    const D normalised = invstd * load_doubles<D>(dot + c);
+    if (grad_weight) store_doubles(normalised, grad_weight + c);
+    if (grad_bias) store_doubles(sums, grad_bias + c);
+    store_doubles(scale, out.scale + c);
+    store_doubles(scale * share * invstd * normalised, out.slope + c);
+    store_doubles(scale * share * sums, out.offset + c);
+  };
+  int64_t c = 0;
+  for (; c + kDoubles <= count; c += kDoubles) finish(c, f64v{});
+  for (; c < count; ++c) finish(c, 0.0);
 }
 template <class S, class A = acc_t<S>>
 FASTNN_INLINE void finish_channels(const BatchNormParams& p, int64_t first, int64_t count, const double* sum,
-                                   const double* dot, Coefficients<A>* out) {
+                                   const double* dot, Coefficients<A> out) {
   if (p.param_dtype == p.dtype) finish_channels_of<S>(p, first, count, sum, dot, out);
   else finish_channels_of<A>(p, first, count, sum, dot, out);
 }
@@ -66,6 +74,16 @@ FASTNN_INLINE Affine<V> affine_of(const BatchNormParams& p, Mask mask, int64_t c
   if (mask != Mask::computed) return only_mean(mean);
   const A* affine = static_cast<const A*>(p.affine) + c;
   return {mean, V::set1(affine[0]), V::set1(affine[p.channels])};
+}
+
+// The one or the other, lane by lane.
+template <class V>
+FASTNN_INLINE V pick(typename V::Int mask, V a, V b) {
+  return {mask ? a.v : b.v};
+}
+template <class V>
+FASTNN_INLINE Affine<V> pick(typename V::Int mask, const Affine<V>& a, const Affine<V>& b) {
+  return {pick(mask, a.mean, b.mean), pick(mask, a.scale, b.scale), pick(mask, a.offset, b.offset)};
 }
 
 // The gradient that arrives behind the ReLU; y <= 0 stops it.
@@ -127,9 +145,50 @@ FASTNN_INLINE void add_short_rows(const BatchNormParams& p, Mask mask, int64_t b
   }
 }
 
+// The first n lanes where they lie in memory behind those of another row: the same sums wherever a group begins.
+template <class V>
+FASTNN_INLINE V to_end(V v, int n) {
+  typename V::Int lane;
+  for (int l = 0; l < V::N; ++l) lane[l] = (l + n) % V::N;
+  return {__builtin_shuffle(v.v, lane)};
+}
+
+// The same where is_joined().
+template <class S, class V = Vec<acc_t<S>>>
+FASTNN_INLINE void add_joined_rows(const BatchNormParams& p, Mask mask, int64_t begin, int64_t first, int64_t count,
+                                   V* totals, V* dots) {
+  using A = acc_t<S>;
+  const S *g = static_cast<const S*>(p.grad_output) + begin, *x = static_cast<const S*>(p.input) + begin;
+  const S* y = static_cast<const S*>(p.result) + (mask == Mask::read ? begin : 0);
+  for_joined<V::N>(begin, p.inner, count, [&](int64_t c, const auto& vectors) __attribute__((always_inline)) {
+    V s = totals[c], d = dots[c];
+    const auto k = affine_of<A>(p, mask, first + c);
+    vectors(
+        [&](int64_t i, int lanes) __attribute__((always_inline)) {
+          V v = load_gradient(mask, g + i, x + i, y + i, lanes, k), z = load_lanes(x + i, lanes) - k.mean;
+          if (i == 0 && lanes < V::N) v = to_end(v, lanes), z = to_end(z, lanes);
+          s = s + v;
+          d = fma(v, z, d);
+        },
+        [&](int64_t i, int64_t left) __attribute__((always_inline)) {
+          // The other row's lanes are left out, not multiplied by zero: they may be infinite.
+          const auto ends = lanes_below<A>(left);
+          const auto next = affine_of<A>(p, mask, first + c + 1);
+          const V v = load_gradient(mask, g + i, x + i, y + i, V::N, pick(ends, k, next)), z = load_lanes(x + i, V::N);
+          // In registers, for whole stores: the loads of the next row would wait for masked ones.
+          totals[c + 1] = V{in_register(pick(ends, totals[c + 1], totals[c + 1] + v).v)};
+          dots[c + 1] = V{in_register(pick(ends, dots[c + 1], fma(v, z - next.mean, dots[c + 1])).v)};
+          s = pick(ends, s + v, s);
+          d = pick(ends, fma(v, z - k.mean, d), d);
+        });
+    totals[c] = s, dots[c] = d;
+  });
+}
+
 // Adds the sums of `count` neighbouring channels from `first` on.
 template <class S>
-void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double* sum, double* dot) {
+void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double (&sum)[kGroup],
+                  double (&dot)[kGroup]) {
   using A = acc_t<S>;
   using V = Vec<A>;
   // Copies: the compiler must take every store for one to p.
@@ -140,9 +199,13 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
     for_blocks(p.batch, inner, stride, [&](int64_t at, int64_t rows, int64_t length) __attribute__((always_inline)) {
       V totals[kGroup], dots[kGroup];
       for (int64_t c = 0; c < count; ++c) totals[c] = dots[c] = V::zero();
-      const bool brief = is_short<V::N>(length);
+      const bool brief = is_short<V::N>(length), joined = is_joined<V::N>(length);
       for (int64_t r = 0; r < rows; ++r) {
         int64_t row = start + at + r * stride;
+        if (joined) {
+          add_joined_rows<S>(p, mask, row, first, count, totals, dots);
+          continue;
+        }
         if (brief) {
           add_short_rows<S>(p, mask, row, length, first, count, totals, dots);
           continue;
@@ -160,8 +223,8 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
           dots[c] = dots[c] + join_four(d);
         }
       }
-      sum_lanes(p, totals, count, [&](int64_t c, double v) { sum[c] += v; });
-      sum_lanes(p, dots, count, [&](int64_t c, double v) { dot[c] += v; });
+      add_lanes(p, totals, count, sum);
+      add_lanes(p, dots, count, dot);
     });
   });
 }
@@ -169,7 +232,7 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
 // The gradients of one image's planes of `count` channels from `first` on.
 template <bool kStream, class S>
 FASTNN_INLINE void write_planes(Outputs o, const BatchNormParams& p, int64_t image, int64_t first, int64_t count,
-                                const Coefficients<acc_t<S>>* coefficients) {
+                                Coefficients<acc_t<S>> k) {
   using V = Vec<acc_t<S>>;
   const bool read = o.mask == Mask::read;
   int64_t at = (image * p.channels + first) * p.inner;
@@ -178,10 +241,26 @@ FASTNN_INLINE void write_planes(Outputs o, const BatchNormParams& p, int64_t ima
   S* dx = static_cast<S*>(p.grad_input) + (o.input ? at : 0);
   S* dr = static_cast<S*>(p.grad_residual) + (o.residual ? at : 0);
   const int64_t inner = p.inner, ahead = fetched_ahead(p);
+  if (is_joined<V::N>(inner)) {
+    return for_joined<V::N>(at, inner, count, [&](int64_t c, const auto& vectors) __attribute__((always_inline)) {
+      const auto forward = affine_of<acc_t<S>>(p, o.mask, first + c);
+      const V scale = V::set1(k.scale[c]), slope = V::set1(k.slope[c]), offset = V::set1(k.offset[c]);
+      vectors(
+          [&](int64_t i, int lanes) __attribute__((always_inline)) {
+            write_lanes<kStream>(o, g + i, x + i, y + i, dx + i, dr + i, lanes, forward, scale, slope, offset);
+          },
+          [&](int64_t i, int64_t left) __attribute__((always_inline)) {
+            const auto ends = lanes_below<acc_t<S>>(left);
+            const auto next = affine_of<acc_t<S>>(p, o.mask, first + c + 1);
+            write_lanes<kStream>(o, g + i, x + i, y + i, dx + i, dr + i, V::N, pick(ends, forward, next),
+                                 pick(ends, scale, V::set1(k.scale[c + 1])), pick(ends, slope, V::set1(k.slope[c + 1])),
+                                 pick(ends, offset, V::set1(k.offset[c + 1])));
+          });
+    });
+  }
   for (int64_t c = 0; c < count; ++c) {
-    const Coefficients<acc_t<S>>& k = coefficients[c];
     const auto forward = affine_of<acc_t<S>>(p, o.mask, first + c);
-    const V scale = V::set1(k.scale), slope = V::set1(k.slope), offset = V::set1(k.offset);
+    const V scale = V::set1(k.scale[c]), slope = V::set1(k.slope[c]), offset = V::set1(k.offset[c]);
     const auto write = [&](int64_t i, int lanes, int = 0) __attribute__((always_inline)) {
       write_lanes<kStream>(o, g + i, x + i, y + i, dx + i, dr + i, lanes, forward, scale, slope, offset);
       if (ahead) {
@@ -202,13 +281,13 @@ FASTNN_INLINE void write_planes(Outputs o, const BatchNormParams& p, int64_t ima
 template <class S>
 void backward_planes(const BatchNormParams& p) {
   const int64_t grain = ceil_div(kParallelElements, p.batch * p.inner), together = channels_together(p);
-  const bool stream = streams(p, p.grad_input, 3 << 20);
+  const bool stream = streams(p, p.grad_input, 3 << 19);
   parallel_for(0, p.channels, grain, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += together) {
       const int64_t count = min64(together, end - first);
-      double sum[kGroup], dot[kGroup];
-      Coefficients<acc_t<S>> k[kGroup];
-      for (int64_t c = 0; c < count; ++c) sum[c] = dot[c] = 0;
+      double sum[kGroup] = {}, dot[kGroup] = {};
+      acc_t<S> of_channel[3][kGroup];
+      const Coefficients<acc_t<S>> k{of_channel[0], of_channel[1], of_channel[2]};
       if (needs_sums(p)) channel_sums<S>(p, first, count, sum, dot);
       finish_channels<S>(p, first, count, sum, dot, k);
       with_outputs<true>(p, [&](Outputs o) __attribute__((always_inline)) {
@@ -298,12 +377,8 @@ void backward_rows(const BatchNormParams& p) {
       const A *sums = partial + 2 * k * channels + first, *dots = sums + channels;
       for (int64_t i = 0; i < width; ++i) sum[i] += double(sums[i]), dot[i] += double(dots[i]);
     }
-    Coefficients<A> of_channel[kJoined];
-    finish_channels<S>(p, first, width, sum, dot, of_channel);
-    for (int64_t i = 0; i < width; ++i) {
-      A* const at = coefficients + first + i;
-      at[0] = of_channel[i].scale, at[channels] = of_channel[i].slope, at[2 * channels] = of_channel[i].offset;
-    }
+    A* const scale = coefficients + first;
+    finish_channels<S>(p, first, width, sum, dot, Coefficients<A>{scale, scale + channels, scale + 2 * channels});
   });
   if (!p.grad_input && !p.grad_residual) return;
   parallel_for(0, p.batch, ceil_div(kParallelElements, channels),
