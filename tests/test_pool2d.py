@@ -56,11 +56,16 @@ SHAPES = [((3, 5, 8, 8), (2,)), ((2, 3, 24, 24), (2,)), ((2, 3, 13, 37), (3, 2))
           # channels_last: pixels under few windows, those listed for all channels.
           ((2, 33, 9, 12), (3, 2, 1)), ((2, 20, 11, 7), ((2, 4), 1, 0, 2)),
           # 16-bit sums of some rows of a large plane, also with rows under no window; few sums in a small plane.
-          ((1, 2, 200, 170), ((2, 5), (5, 3))), ((1, 3, 140, 130), (4, 3, 2, 3)), ((2, 5, 40, 40), (9, 8))]  # fmt: skip
+          ((1, 2, 200, 170), ((2, 5), (5, 3))), ((1, 3, 140, 130), (4, 3, 2, 3)), ((2, 5, 40, 40), (9, 8)),
+          # channels_last: such sums in a ring of rows, of all channels, of some; a last vector over the one before.
+          ((1, 3, 70, 50), (5, 2, 1, 3)), ((2, 35, 40, 30), (7, 2, 0, 3)), ((1, 21, 30, 64), ((9, 2), (4, 1))),
+          # Long windows: several vectors of a row, several pixels to a vector.
+          ((2, 3, 50, 77), ((9, 40), (9, 37))), ((1, 5, 20, 130), ((3, 64), (2, 66))), ((2, 6, 9, 40), (7, 1, 3))]  # fmt: skip
 ADAPTIVE = [((2, 5, 12, 24), 1), ((2, 5, 12, 24), (3, 5)), ((2, 5, 12, 24), (6, 12)), ((3, 6, 13, 13), 6),
             ((1, 2, 30, 70), (7, 33)),
             ((1, 3, 5, 4), (7, 9)), ((5, 1, 37, 18), (2, 17)), ((1, 2, 18, 17), (1, 1)), ((2, 19, 40, 40), 3),
-            ((2, 3, 50, 50), 3), ((2, 17, 130, 10), (7, 4)), ((3, 13, 5, 6), (8, 7)), ((3, 7, 1, 1), 1)]  # fmt: skip
+            ((2, 3, 50, 50), 3), ((2, 17, 130, 10), (7, 4)), ((3, 13, 5, 6), (8, 7)), ((3, 7, 1, 1), 1),
+            ((2, 3, 41, 90), 2), ((2, 2, 60, 121), (1, 3))]  # fmt: skip
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

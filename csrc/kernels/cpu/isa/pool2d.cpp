@@ -71,7 +71,7 @@ Status max_pool2d_backward(const Pool2dParams& p) {
   if (is_narrow_2x2(p)) return max_pool2d_backward_narrow(p);
   if (fits_max_tiles(p)) return max_pool2d_backward_tiles(p);
   if (fits_same(p)) return max_pool2d_backward_same(p);
-  if (p.channels_last) return max_pool2d_backward_nhwc(p);
+  if (p.channels_last) return fits_gather(p) ? max_pool2d_backward_gather(p) : max_pool2d_backward_nhwc(p);
   if (is_2x2(p) && (prefers_2x2(p) || !fits_scatter(p))) return max_pool2d_backward_2x2(p);
   if (fits_gather(p)) return max_pool2d_backward_gather(p);
   if (fits_scatter(p)) return max_pool2d_backward_scatter(p);

@@ -10,6 +10,37 @@ namespace {
 constexpr int64_t kGrain = 1 << 12;  // window taps per thread at least
 constexpr int64_t kColumns = 1024;   // columns of a gradient row accumulated at a time
 
+// The first maximum of `rows` rows of `columns` >= a vector elements, and its tap when codes start at `code` and rows
+// are `kernel` of them apart. A row's last vector may overlap the one before: no lane meets its taps out of order.
+// False when a NaN was met.
+template <class S, class A = acc_t<S>>
+bool long_max(const S* x, int64_t row_step, int64_t rows, int64_t columns, int64_t kernel, int64_t code, bool taken,
+              A& value, int64_t& tap) {
+  using V = Vec<A>;
+  using Int = typename V::Int;
+  V best = V::set1(kLowest<A>);
+  NanWatch<A> nan;
+  Int lane{};
+#pragma GCC unroll 16
+  for (int l = 0; l < V::N; ++l) lane[l] = l;
+  Taps<A> taps(code);
+  taps.taps -= lane;
+  for (int64_t i = 0; i < rows; ++i, x += row_step, code += kernel)
+    for (int64_t j = 0; j < columns; j += V::N) {
+      const int64_t at = min64(j, columns - V::N);
+      const V v = V::load(x + at);
+      nan.see(v, v);
+      if (taken) taps.update(best, v, code + at);
+      else best = max(v, best);
+    }
+  if (__builtin_expect(nan.any(), 0)) return false;
+  taps.taps += lane;
+  value = best.v[0], tap = taps.taps[0];
+  for (int l = 1; l < V::N; ++l)
+    if (best.v[l] > value || (best.v[l] == value && taps.taps[l] < tap)) value = best.v[l], tap = taps.taps[l];
+  return true;
+}
+
 template <class S, class O>
 void max_row(const Pool2dParams& p, const S* x, S* y, O* offsets, int64_t oh) {
   using A = acc_t<S>;
@@ -19,7 +50,10 @@ void max_row(const Pool2dParams& p, const S* x, S* y, O* offsets, int64_t oh) {
     const int64_t left = w.first(ow), j0 = w.begin(ow), j1 = w.end(ow);
     A best = kLowest<A>;
     int64_t offset = i0 * w.kernel + j0;
-    for (int64_t i = i0; i < i1; ++i)
+    const bool done = w.dilation == 1 && j1 - j0 >= Vec<A>::N &&
+                      long_max(x + (top + i0 * h.dilation) * w.in + left + j0, h.dilation * w.in, i1 - i0, j1 - j0,
+                               w.kernel, offset, offsets != nullptr, best, offset);
+    for (int64_t i = done ? i1 : i0; i < i1; ++i)
       for (int64_t j = j0; j < j1; ++j) {
         const A v = to_acc(x[(top + i * h.dilation) * w.in + left + j * w.dilation]);
         if (v > best || v != v) best = v, offset = i * w.kernel + j;

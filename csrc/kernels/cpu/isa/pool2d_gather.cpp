@@ -13,12 +13,14 @@ constexpr int64_t kFlatTaps = 9;     // more are slower than scattering
 // ---- stride 1, the plane's size kept -------------------------------------------------------------------------------
 
 // Then output o's tap (i, j) is input o + i * width + j - corner all through the tensor: a window has no taps
-// outside its plane, so an offset never points across an edge, and planes and rows need not be told apart.
+// outside its plane, so an offset never points across an edge, and planes and rows need not be told apart. In
+// channels_last distances are counted in pixels.
 template <class S>
 void flat_backward(const Pool2dParams& p) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  const int64_t total = p.batch * p.channels * p.h.in * p.w.in, corner = p.h.padding * p.w.in + p.w.padding;
+  const int64_t pixel = p.channels_last ? p.channels : 1, row = p.w.in * pixel;
+  const int64_t total = p.batch * p.channels * p.h.in * p.w.in, corner = p.h.padding * row + p.w.padding * pixel;
   const S* g = static_cast<const S*>(p.grad_output);
   const uint8_t* taps = static_cast<const uint8_t*>(p.offsets);
   S* dx = static_cast<S*>(p.grad_input);
@@ -27,7 +29,7 @@ void flat_backward(const Pool2dParams& p) {
       A sum = 0;
       for (int64_t i = 0, code = 0; i < p.h.kernel; ++i)
         for (int64_t j = 0; j < p.w.kernel; ++j, ++code) {
-          const int64_t at = x + corner - i * p.w.in - j;
+          const int64_t at = x + corner - i * row - j * pixel;
           if (at >= 0 && at < total && taps[at] == code) sum += to_acc(g[at]);
         }
       dx[x] = from_acc<S>(sum);
@@ -47,11 +49,11 @@ void flat_backward(const Pool2dParams& p) {
 #pragma GCC unroll 4
         for (int k = 0; k < kCount; ++k) sum[k] = V::zero();
         for (int64_t i = 0, code = 0; i < p.h.kernel; ++i) {
-          const int64_t row = x + corner - i * p.w.in;
-          for (int64_t j = 0; j < p.w.kernel; ++j, ++code)
+          int64_t at = x + corner - i * row;
+          for (int64_t j = 0; j < p.w.kernel; ++j, ++code, at -= pixel)
 #pragma GCC unroll 4
             for (int k = 0; k < kCount; ++k)
-              sum[k] = add_where_bytes(sum[k], taps + row - j + k * V::N, code, V::load(g + row - j + k * V::N));
+              sum[k] = add_where_bytes(sum[k], taps + at + k * V::N, code, V::load(g + at + k * V::N));
         }
 #pragma GCC unroll 4
         for (int k = 0; k < kCount; ++k) sum[k].store(dx + x + k * V::N);
@@ -200,6 +202,9 @@ FASTNN_INLINE bool is_3_by_2(const PoolAxis& a) {
 }
 
 bool is_flat(const Pool2dParams& p) {
+  // Whole vectors of channels are rather spread, but for 16-bit ones, whose sums would need a buffer.
+  if (p.channels_last && p.channels % lanes_of(p) == 0 && (p.dtype == DType::f32 || p.dtype == DType::f64))
+    return false;
   return kVecBytes >= 32 && !p.adaptive && !p.wide && p.h.kernel * p.w.kernel <= kFlatTaps && keeps_size(p.h) &&
          keeps_size(p.w);
 }
@@ -209,11 +214,11 @@ bool is_stride2(const Pool2dParams& p) {
 
 }  // namespace
 
-bool fits_gather(const Pool2dParams& p) { return is_flat(p) || is_stride2(p); }
+bool fits_gather(const Pool2dParams& p) { return is_flat(p) || (!p.channels_last && is_stride2(p)); }
 
 Status max_pool2d_backward_gather(const Pool2dParams& p) {
 #if defined(__AVX512F__)
-  if (is_stride2(p)) {
+  if (!is_flat(p)) {
     if (p.w.padding) stride2_backward<true>(p);
     else stride2_backward<false>(p);
     return Status::ok;

@@ -50,7 +50,8 @@ FASTNN_INLINE void max_vectors(const Window& t, int64_t kernel, const S* first, 
   }
 }
 
-// Calls f(vectors, channel, lanes) for the vectors of a pixel's channels, four of them together or what is left.
+// Calls f(vectors, channel, lanes) for the vectors of a pixel's channels, four of them together or what is left: the
+// last one whole, over the one before, where it would else go lane by lane.
 template <int N, class F>
 FASTNN_INLINE void for_channels(int64_t channels, const F& f) {
   int64_t c = 0;
@@ -58,7 +59,44 @@ FASTNN_INLINE void for_channels(int64_t channels, const F& f) {
   if (c + 3 * N <= channels) f(Constant<3>{}, c, N), c += 3 * N;
   else if (c + 2 * N <= channels) f(Constant<2>{}, c, N), c += 2 * N;
   else if (c + N <= channels) f(Constant<1>{}, c, N), c += N;
-  if (c < channels) f(Constant<1>{}, c, int(channels - c));
+  if (c < channels)
+    kVecBytes<64 && channels> N ? f(Constant<1>{}, channels - N, N) : f(Constant<1>{}, c, int(channels - c));
+}
+
+// The same for pixels of at most half a vector: the lanes are all channels of as many neighbouring pixels, in every
+// lane those of one channel. False when a NaN was met.
+template <class S, class O>
+bool max_pixels(const Window& t, int64_t kernel, int64_t channels, const S* first, S* y, O* offsets) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  using Int = typename V::Int;
+  const int64_t pixels = V::N / channels, step = pixels * channels, length = (t.j1 - t.j0) * channels;
+  V best = V::set1(kLowest<A>);
+  NanWatch<A> nan;
+  Int pixel{};
+  for (int l = 0; l < V::N; ++l) pixel[l] = l / int(channels);
+  Taps<A> taps(t.i0 * kernel + t.j0);
+  taps.taps -= pixel;
+  for (int64_t i = t.i0; i < t.i1; ++i, first += t.row_step) {
+    int64_t code = i * kernel + t.j0;
+    for (int64_t at = 0; at < length; at += step, code += pixels) {
+      const V v = length - at >= V::N ? V::load(first + at) : V::load_n(first + at, length - at, kLowest<A>);
+      nan.see(v, v);
+      if (offsets) taps.update(best, v, code);
+      else best = max(v, best);
+    }
+  }
+  if (__builtin_expect(nan.any(), 0)) return false;
+  taps.taps += pixel;
+  for (int64_t c = 0; c < channels; ++c) {
+    A value = best.v[c];
+    auto tap = taps.taps[c];
+    for (int64_t l = c + channels; l < V::N; l += channels)
+      if (best.v[l] > value || (best.v[l] == value && taps.taps[l] < tap)) value = best.v[l], tap = taps.taps[l];
+    y[c] = from_acc<S>(value);
+    if (offsets) offsets[c] = O(tap);
+  }
+  return true;
 }
 
 // Fetches what the window at the same place `rows` further down is the first to read.
@@ -83,12 +121,16 @@ void max_row(const Pool2dParams& p, const Axis& h, const Columns& w, const S* x,
   const int64_t channels = p.channels, row = p.w.in * channels;
   const int64_t i0 = h.begin(oh), i1 = h.end(oh), row_step = h.dilation * row, column_step = p.w.dilation * channels;
   const S* const top = x + h.first(oh) * row + i0 * row_step;
+  constexpr int kLanes = Vec<acc_t<S>>::N;
   const int64_t ahead = rows_ahead<S>(p);
   for (int64_t o = 0; o < w.count; ++o, y += channels) {
     const Window t = {i0, i1, w.begin[o], w.end[o], row_step, column_step};
     const S* const first = top + w.first[o] * channels + t.j0 * t.column_step;
     if (ahead) prefetch_below(p, first, ahead);
-    for_channels<Vec<acc_t<S>>::N>(channels, [&](auto vectors, int64_t c, int lanes) __attribute__((always_inline)) {
+    if (2 * channels <= kLanes && p.w.dilation == 1 && (t.j1 - t.j0) * channels >= 2 * kLanes &&
+        max_pixels(t, p.w.kernel, channels, first, y, offsets ? offsets + o * channels : offsets))
+      continue;
+    for_channels<kLanes>(channels, [&](auto vectors, int64_t c, int lanes) __attribute__((always_inline)) {
       constexpr int kVectors = decltype(vectors)::value;
       max_vectors<kVectors>(t, p.w.kernel, first + c, y + c, offsets ? offsets + o * channels + c : offsets, lanes);
     });

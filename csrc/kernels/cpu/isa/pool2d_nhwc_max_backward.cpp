@@ -10,7 +10,9 @@ namespace {
 constexpr int64_t kShort = 16;       // channels of a short pixel
 constexpr int64_t kClear = 1 << 20;  // elements cleared at a time: less than an image is slower out of the caches
 constexpr int64_t kFew = 16;         // windows over a pixel
-constexpr int64_t kSums = 1 << 14;   // elements of the buffer in which 16-bit gradients are added up
+constexpr int64_t kSums = 1 << 15;   // elements of the buffer in which 16-bit gradients are added up
+constexpr int64_t kSparse = 32;      // inputs for each output from which on only sums where outputs are get converted
+constexpr int64_t kStarts = 2048;    // windows of a row, or their channels
 
 // What becomes of the vectors written: added to what is there, where windows overlap; stored; or, whole and aligned,
 // stored past the caches.
@@ -185,38 +187,133 @@ void backward_in_place(const Pool2dParams& p) {
 
 // ---- 16-bit gradients of overlapping windows ------------------------------------------------------------------------
 
-// Added up in a buffer: some channels of as many rows as fit.
+// Where, in a row of sums, the windows of a row begin: `flat` for each of their channels, which then are one run.
+struct Starts {
+  bool flat;
+  int64_t at[kStarts];
+  Starts(const Axis& w, int64_t channels, bool all) : flat(all && w.out * channels <= kStarts) {
+    const int64_t each = flat ? channels : 1;
+    for (int64_t o = 0; o < w.out; ++o)
+      for (int64_t c = 0; c < each; ++c)
+        at[o * each + c] = w.begin(o) < w.end(o) ? w.first(o) * channels + c : kNowhere;
+  }
+};
+
+// A ring of sums: as many rows as a window reaches, of some channels. `first`, `size` and `base` are elements from the
+// band's first row: a row of windows, the band's end, what lies at the ring's beginning.
+template <class S, class A, class O>
+struct Ring {
+  A* sums;
+  int64_t length, first, size, base;
+
+  FASTNN_VEC_FN void add(int64_t corner, S g) const {
+    uint64_t at = uint64_t(corner - base);
+    at -= uint64_t(length) & -uint64_t(at >= uint64_t(length));  // a branch would be foreseen by nobody
+    if (__builtin_expect(uint64_t(corner) >= uint64_t(size) || at >= uint64_t(length), 0)) return;
+    sums[at] += to_acc(g);
+  }
+  // Not inlined: the loops need the registers.
+  __attribute__((noinline)) void add_row(const Starts& starts, const Distances<O>& distance, const S* g, const O* taps,
+                                         int64_t windows, int64_t count, int64_t pitch) const {
+    const Ring ring = *this;
+    if (starts.flat) {
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < windows * count; ++i) ring.add(ring.first + starts.at[i] + distance(taps[i]), g[i]);
+      return;
+    }
+    for (int64_t o = 0; o < windows; ++o, g += pitch, taps += pitch) {
+      const int64_t corner = ring.first + starts.at[o];
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < count; ++c) ring.add(corner + distance(taps[c]) + c, g[c]);
+    }
+  }
+};
+
+bool fits_ring(const Pool2dParams& p) { return p.w.out <= kStarts && min64(p.h.in, reach_of(p.h)) * p.w.in <= kSums; }
+
+// Added up in a ring of rows, of as many channels as fit; a row is stored when no later window reaches it.
 template <class S, class O>
-void backward_buffered(const Pool2dParams& p) {
+void backward_ring(const Pool2dParams& p) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  const int64_t channels = p.channels, image_in = p.h.in * p.w.in * channels, image_out = p.h.out * p.w.out * channels;
-  // Bands of rows with all channels, whose sums are one run, or all rows of some channels: no window is added up twice.
-  const int64_t inputs = p.h.in * p.w.in, outputs = p.h.out * p.w.out, band_rows = kSums / (p.w.in * channels);
-  const bool whole = band_rows >= p.h.kernel && outputs * p.h.kernel * 6 < inputs * band_rows;
-  const int64_t most = whole ? channels : min64(channels, max64(kSums / inputs, min64(V::N, kSums / p.w.in)));
-  const auto band = [&](int64_t image, int64_t top, int64_t bottom) {
-    A sums[kSums];
+  const Axis h = axis_h(p), w = axis_w(p);
+  const int64_t channels = p.channels, image_in = h.in * w.in * channels, image_out = h.out * w.out * channels;
+  const int64_t rows = min64(h.in, reach_of(h)), room = kSums / (rows * w.in);
+  const int64_t most = min64(channels, room > V::N ? room / V::N * V::N : room);
+  for_row_ranges(p, [&](int64_t begin, int64_t end) {
+    alignas(kVecBytes) A sums[kSums];
     for (int64_t c = 0; c < channels; c += most) {
-      const int64_t count = min64(most, channels - c), rows = kSums / (p.w.in * count);
+      const int64_t count = min64(most, channels - c), row = w.in * count;
       const Distances<O> distance(p, count);
-      for (int64_t row = top; row < bottom; row += rows) {
-        const int64_t end = min64(bottom, row + rows);
+      const Starts starts(w, count, count == channels);
+      __builtin_memset(sums, 0, uint64_t(rows * row) * sizeof(A));
+      for_bands(p, begin, end, [&](int64_t image, int64_t top, int64_t bottom) {
         const S* const g = static_cast<const S*>(p.grad_output) + image * image_out + c;
         const O* const taps = static_cast<const O*>(p.offsets) + image * image_out + c;
-        for_columns(p, false, [&](const Corners& w) {
-          band_backward<Write::kAdd>(p, w, distance, g, taps, sums, row, end, count, 0);
-        });
-        S* const dx = static_cast<S*>(p.grad_input) + image * image_in + row * p.w.in * channels + c;
-        const int64_t pixels = (end - row) * p.w.in, runs = count == channels ? 1 : pixels;
-        for (int64_t run = 0; run < runs; ++run)
-          for_vectors<V::N>(pixels / runs * count, [&](int64_t k, int lanes) {
-            store_some(load_some(sums + run * count + k, lanes), dx + run * channels + k, lanes);
-          });
+        S* const dx = static_cast<S*>(p.grad_input) + image * image_in + c;
+        const int64_t runs = count == channels ? 1 : w.in, run = row / runs;
+        int64_t stored = top, slot = 0;
+        const auto store_until = [&](int64_t to) {
+          for (; stored < to; ++stored) {
+            A* const from = sums + slot * row;
+            if (++slot == rows) slot = 0;
+            for (int64_t x = 0; x < runs; ++x)
+              for_vectors<V::N>(run, [&](int64_t k, int lanes) {
+                store_some(load_some(from + x * run + k, lanes), dx + (stored * w.in + x) * channels + k, lanes);
+              });
+            __builtin_memset(from, 0, uint64_t(row) * sizeof(A));
+          }
+        };
+        for (int64_t oh = h.low(top), high = h.high(bottom - 1); oh < high; ++oh) {
+          const int64_t first = h.first(oh);
+          store_until(min64(bottom, first));
+          if (h.begin(oh) >= h.end(oh)) continue;
+          const Ring<S, A, O> ring{sums, rows * row, (first - top) * row, (bottom - top) * row,
+                                   (stored - top - slot) * row};
+          ring.add_row(starts, distance, g + oh * w.out * channels, taps + oh * w.out * channels, w.out, count,
+                       channels);
+        }
+        store_until(bottom);
+      });
+    }
+  });
+}
+
+// Few outputs: the gradient is cleared, and one channel after the other added up in a plane that is read where its
+// outputs have their maxima, and zero again after that.
+template <class S, class O>
+void backward_sparse(const Pool2dParams& p) {
+  using A = acc_t<S>;
+  const Axis h = axis_h(p), w = axis_w(p);
+  const int64_t channels = p.channels, inputs = h.in * w.in, outputs = h.out * w.out;
+  const Distances<O> distance(p, 1);
+  const Starts starts(w, 1, true);
+  parallel_for(0, p.batch, max64(1, kGrain / (inputs * channels)), [&](int64_t begin, int64_t end) {
+    A sums[kSums];
+    __builtin_memset(sums, 0, uint64_t(inputs) * sizeof(A));
+    for (int64_t image = begin; image < end; ++image) {
+      S* const to = static_cast<S*>(p.grad_input) + image * inputs * channels;
+      __builtin_memset(static_cast<void*>(to), 0, uint64_t(inputs * channels) * sizeof(S));
+      for (int64_t c = 0; c < channels; ++c) {
+        const S* const g = static_cast<const S*>(p.grad_output) + image * outputs * channels + c;
+        const O* const taps = static_cast<const O*>(p.offsets) + image * outputs * channels + c;
+        const auto each = [&](const auto& f) __attribute__((always_inline)) {
+          for (int64_t oh = 0; oh < h.out; ++oh) {
+            if (h.begin(oh) >= h.end(oh)) continue;
+            const int64_t first = h.first(oh) * w.in;
+            for (int64_t ow = 0; ow < w.out; ++ow) {
+              const int64_t o = (oh * w.out + ow) * channels, at = first + starts.at[ow] + distance(taps[o]);
+              if (__builtin_expect(uint64_t(at) < uint64_t(inputs), 1)) f(at, o);
+            }
+          }
+        };
+        each([&](int64_t at, int64_t o) __attribute__((always_inline)) { sums[at] += to_acc(g[o]); });
+        each([&](int64_t at, int64_t)
+                 __attribute__((always_inline)) { to[at * channels + c] = from_acc<S>(sums[at]); });
+        each([&](int64_t at, int64_t) __attribute__((always_inline)) { sums[at] = 0; });
       }
     }
-  };
-  for_row_ranges(p, [&](int64_t begin, int64_t end) { for_bands(p, begin, end, band); });
+  });
 }
 
 // One input pixel at a time, from the few windows that cover it: listed once for all channels.
@@ -298,9 +395,11 @@ template <class S, class O>
 void backward(const Pool2dParams& p) {
   if (sizeof(S) > 2 || !windows_overlap(p)) return backward_in_place<S, O>(p);
   if constexpr (sizeof(S) == 2) {
-    if (prefers_windows<Vec<acc_t<S>>::N>(p)) backward_by_windows<S, O>(p);
-    else if (p.w.in > kSums) backward_by_pixels<S, O>(p);
-    else backward_buffered<S, O>(p);
+    const int64_t inputs = p.h.in * p.w.in;
+    if (p.h.out * p.w.out * kSparse < inputs && inputs <= kSums && p.w.out <= kStarts) backward_sparse<S, O>(p);
+    else if (prefers_windows<Vec<acc_t<S>>::N>(p)) backward_by_windows<S, O>(p);
+    else if (fits_ring(p)) backward_ring<S, O>(p);
+    else backward_by_pixels<S, O>(p);
   }
 }
 

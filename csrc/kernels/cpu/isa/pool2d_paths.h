@@ -59,7 +59,7 @@ Status avg_pool2d_backward_global(const Pool2dParams& p);
 bool fits_same(const Pool2dParams& p);
 Status max_pool2d_backward_same(const Pool2dParams& p);
 
-// Contiguous: stride 1 with the plane's size kept, 3x3 with stride 2.
+// Stride 1 with the plane's size kept and few taps; contiguous: 3x3 with stride 2.
 bool fits_gather(const Pool2dParams& p);
 Status max_pool2d_backward_gather(const Pool2dParams& p);
 
