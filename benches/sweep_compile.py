@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from sweep import parser, write_rows
 from torch import nn
+from torch._inductor.utils import fresh_cache
 
 import fastnn
 from fastnn.bench import compare
@@ -83,7 +84,8 @@ def main():
     arguments.add_argument("--size", type=int, default=112)
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
-    rows = [row for name in options.names for row in sweep(name, options.size, options.seconds)]
+    with fresh_cache():  # what another build compiled is not measured
+        rows = [row for name in options.names for row in sweep(name, options.size, options.seconds)]
     write_rows(options.json, rows, threads=options.threads)
 
 

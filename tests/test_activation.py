@@ -299,3 +299,14 @@ def test_modules_call_the_kernels():
         assert repr(ours) == repr(torchs)
         torch.testing.assert_close(ours(x), torchs(x))
     assert not fastnn.fallbacks()
+
+
+@pytest.mark.parametrize("name", ["ReLU", "ReLU6", "LeakyReLU", "Sigmoid", "Tanh", "GELU", "SiLU"])
+def test_layers_refuse_what_is_no_tensor_as_torchs(name):
+    for value in (None, [1.0], "text"):
+        with pytest.raises(Exception) as theirs:
+            getattr(torch.nn, name)()(value)
+        with pytest.raises(theirs.type) as ours:
+            getattr(fastnn, name)()(value)
+        if name != "ReLU6":  # whose error names the function hardtanh
+            assert str(ours.value) == str(theirs.value)

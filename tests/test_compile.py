@@ -1,5 +1,10 @@
 """torch.compile(fullgraph=True): the results of eager fastnn, forward and backward, and one graph for all steps."""
 
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -138,3 +143,13 @@ def test_autocast_inside_the_graph():
     out = torch.compile(run, fullgraph=True, backend="aot_eager")(x)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out, run(x))
+
+
+def test_caches_tell_builds_apart():
+    """What the user calls the cache stays, fastnn's digest follows, once."""
+    code = "import importlib, torch, fastnn; importlib.reload(fastnn); print(torch.compiler.config.cache_key_tag)"
+    environment = {**os.environ, "TORCH_COMPILE_CACHE_KEY_TAG": "mine"}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert re.fullmatch(r"mine fastnn-[0-9a-f]{16}\n", out)

@@ -5,6 +5,7 @@ from fastnn._load import load as _load
 _C = _load()
 
 from fastnn import _fake, _flops, functional, optim  # noqa: E402
+from fastnn._compile_cache import tag_cache_keys as _tag_cache_keys  # noqa: E402
 from fastnn._decompositions import decompositions  # noqa: E402
 from fastnn._fuse import fuse  # noqa: E402
 from fastnn.autotune import autotune  # noqa: E402
@@ -21,4 +22,5 @@ __all__ = [
     "report", "revert", "set_strict_conv", *_module_names,
 ]  # fmt: skip
 
+_tag_cache_keys()
 del _fake, _flops

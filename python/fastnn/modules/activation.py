@@ -30,14 +30,20 @@ class Sigmoid(torch.nn.Sigmoid):
     """torch.nn.Sigmoid on fastnn's kernels."""
 
     def forward(self, input):
-        return F.sigmoid(input)
+        try:
+            return F.sigmoid(input)
+        except AttributeError:  # of what is no tensor: the layer's error is another than the function's
+            return torch.sigmoid(input)
 
 
 class Tanh(torch.nn.Tanh):
     """torch.nn.Tanh on fastnn's kernels."""
 
     def forward(self, input):
-        return F.tanh(input)
+        try:
+            return F.tanh(input)
+        except AttributeError:  # of what is no tensor: the layer's error is another than the function's
+            return torch.tanh(input)
 
 
 class GELU(torch.nn.GELU):
