@@ -11,6 +11,7 @@ constexpr int64_t kShort = 16;       // channels of a short pixel
 constexpr int64_t kClear = 1 << 20;  // elements cleared at a time: less than an image is slower out of the caches
 constexpr int64_t kFew = 16;         // windows over a pixel
 constexpr int64_t kSums = 1 << 15;   // elements of the buffer in which 16-bit gradients are added up
+constexpr int64_t kPlane = 1 << 16;  // elements of that buffer where outputs are few
 constexpr int64_t kSparse = 32;      // inputs for each output from which on only sums where outputs are get converted
 constexpr int64_t kStarts = 2048;    // windows of a row, or their channels
 
@@ -52,18 +53,17 @@ FASTNN_INLINE void spread_vectors(const Window& t, int64_t kernel, const S* g, c
 
 // Adds (stores where windows do not overlap) g[i] to the sum
 // its tap says. What lies outside the `size` sums is skipped.
-template <Write kWrite, class S, class T>
-FASTNN_INLINE void scatter_one(int64_t at, int64_t size, S g, T* sums) {
+template <Write kWrite, class S>
+FASTNN_INLINE void scatter_one(int64_t at, int64_t size, S g, S* sums) {
   if (__builtin_expect(uint64_t(at) >= uint64_t(size), 0)) return;
   if constexpr (kWrite != Write::kAdd) sums[at] = g;
-  else if constexpr (__is_same(S, T)) sums[at] += g;
-  else sums[at] += to_acc(g);
+  else sums[at] += g;
 }
 
 // `count` elements, `first` and corner[i] from their windows' first tap. Not inlined: its loop needs the registers.
-template <Write kWrite, class S, class T, class O>
+template <Write kWrite, class S, class O>
 __attribute__((noinline)) void scatter_run(const Distances<O>& distance, const int64_t* corner, int64_t first,
-                                           int64_t size, const S* g, const O* taps, T* sums, int64_t count) {
+                                           int64_t size, const S* g, const O* taps, S* sums, int64_t count) {
 #pragma GCC unroll 4
   for (int64_t i = 0; i < count; ++i) scatter_one<kWrite>(first + corner[i] + distance(taps[i]), size, g[i], sums);
 }
@@ -86,9 +86,9 @@ struct Corners : Columns {
 // Channels [0, count) of the input rows [top, bottom) of one image, `pitch` elements
 // a pixel in the gradient and `count` in the sums, which are cleared just before
 // they are needed. The channels before `split` go by vectors. Not inlined, as above.
-template <Write kWrite, class S, class T, class O>
+template <Write kWrite, class S, class O>
 __attribute__((noinline)) void band_backward(const Pool2dParams& p, const Corners& columns,
-                                             const Distances<O>& distance, const S* g, const O* taps, T* sums,
+                                             const Distances<O>& distance, const S* g, const O* taps, S* sums,
                                              int64_t top, int64_t bottom, int64_t count, int64_t split) {
   using V = Vec<acc_t<S>>;
   const Axis h = axis_h(p), w = axis_w(p);
@@ -99,7 +99,7 @@ __attribute__((noinline)) void band_backward(const Pool2dParams& p, const Corner
   const auto clear_until = [&](int64_t end) {
     if (end <= cleared) return;
     end = min64(bottom, max64(end, cleared + kClear / row));
-    __builtin_memset(static_cast<void*>(sums + (cleared - top) * row), 0, uint64_t((end - cleared) * row) * sizeof(T));
+    __builtin_memset(static_cast<void*>(sums + (cleared - top) * row), 0, uint64_t((end - cleared) * row) * sizeof(S));
     cleared = end;
   };
   for (int64_t oh = h.low(top); oh < h.high(bottom - 1); ++oh) {
@@ -118,7 +118,7 @@ __attribute__((noinline)) void band_backward(const Pool2dParams& p, const Corner
       const int64_t j0 = columns.begin[o], j1 = columns.end[o], out = out_row + o * pitch;
       if (j0 >= j1) continue;
       const int64_t window = corner + columns.first[o] * count;
-      if constexpr (__is_same(O, uint8_t) && __is_same(S, T)) {
+      if constexpr (__is_same(O, uint8_t)) {
         const Window t = {i0, i1, j0, j1, h.dilation * row, w.dilation * count};
         S* const to = sums + window + i0 * t.row_step + j0 * t.column_step;
         int64_t c = 0;
@@ -241,12 +241,12 @@ void backward_ring(const Pool2dParams& p) {
   const int64_t rows = min64(h.in, reach_of(h)), room = kSums / (rows * w.in);
   const int64_t most = min64(channels, room > V::N ? room / V::N * V::N : room);
   for_row_ranges(p, [&](int64_t begin, int64_t end) {
-    alignas(kVecBytes) A sums[kSums];
+    alignas(kVecBytes) A sums[kSums + V::N];  // the last vectors are read past their end
     for (int64_t c = 0; c < channels; c += most) {
       const int64_t count = min64(most, channels - c), row = w.in * count;
       const Distances<O> distance(p, count);
       const Starts starts(w, count, count == channels);
-      __builtin_memset(sums, 0, uint64_t(rows * row) * sizeof(A));
+      __builtin_memset(sums, 0, uint64_t(rows * row + V::N) * sizeof(A));
       for_bands(p, begin, end, [&](int64_t image, int64_t top, int64_t bottom) {
         const S* const g = static_cast<const S*>(p.grad_output) + image * image_out + c;
         const O* const taps = static_cast<const O*>(p.offsets) + image * image_out + c;
@@ -259,7 +259,7 @@ void backward_ring(const Pool2dParams& p) {
             if (++slot == rows) slot = 0;
             for (int64_t x = 0; x < runs; ++x)
               for_vectors<V::N>(run, [&](int64_t k, int lanes) {
-                store_some(load_some(from + x * run + k, lanes), dx + (stored * w.in + x) * channels + k, lanes);
+                store_some(V::load(from + x * run + k), dx + (stored * w.in + x) * channels + k, lanes);
               });
             __builtin_memset(from, 0, uint64_t(row) * sizeof(A));
           }
@@ -279,7 +279,7 @@ void backward_ring(const Pool2dParams& p) {
   });
 }
 
-// Few outputs: the gradient is cleared, and one channel after the other added up in a plane that is read where its
+// Few outputs: the gradient is cleared, and some channels after the others added up in a plane that is read where its
 // outputs have their maxima, and zero again after that.
 template <class S, class O>
 void backward_sparse(const Pool2dParams& p) {
@@ -288,29 +288,32 @@ void backward_sparse(const Pool2dParams& p) {
   const int64_t channels = p.channels, inputs = h.in * w.in, outputs = h.out * w.out;
   const Distances<O> distance(p, 1);
   const Starts starts(w, 1, true);
+  const int64_t most = min64(kPlane / inputs, min64(channels, 32));
   parallel_for(0, p.batch, max64(1, kGrain / (inputs * channels)), [&](int64_t begin, int64_t end) {
-    A sums[kSums];
-    __builtin_memset(sums, 0, uint64_t(inputs) * sizeof(A));
+    A sums[kPlane];
+    __builtin_memset(sums, 0, uint64_t(inputs * most) * sizeof(A));
     for (int64_t image = begin; image < end; ++image) {
-      S* const to = static_cast<S*>(p.grad_input) + image * inputs * channels;
-      __builtin_memset(static_cast<void*>(to), 0, uint64_t(inputs * channels) * sizeof(S));
-      for (int64_t c = 0; c < channels; ++c) {
-        const S* const g = static_cast<const S*>(p.grad_output) + image * outputs * channels + c;
-        const O* const taps = static_cast<const O*>(p.offsets) + image * outputs * channels + c;
+      const S* const g = static_cast<const S*>(p.grad_output) + image * outputs * channels;
+      const O* const taps = static_cast<const O*>(p.offsets) + image * outputs * channels;
+      S* const dx = static_cast<S*>(p.grad_input) + image * inputs * channels;
+      __builtin_memset(static_cast<void*>(dx), 0, uint64_t(inputs * channels) * sizeof(S));
+      for (int64_t from = 0; from < channels; from += most) {
+        const int64_t to = min64(channels, from + most);
         const auto each = [&](const auto& f) __attribute__((always_inline)) {
           for (int64_t oh = 0; oh < h.out; ++oh) {
             if (h.begin(oh) >= h.end(oh)) continue;
             const int64_t first = h.first(oh) * w.in;
-            for (int64_t ow = 0; ow < w.out; ++ow) {
-              const int64_t o = (oh * w.out + ow) * channels, at = first + starts.at[ow] + distance(taps[o]);
-              if (__builtin_expect(uint64_t(at) < uint64_t(inputs), 1)) f(at, o);
-            }
+            for (int64_t ow = 0; ow < w.out; ++ow)
+              for (int64_t c = from, o = (oh * w.out + ow) * channels; c < to; ++c) {
+                const int64_t at = first + starts.at[ow] + distance(taps[o + c]);
+                if (__builtin_expect(uint64_t(at) < uint64_t(inputs), 1))
+                  f(sums[at * most + c - from], at * channels + c, o + c);
+              }
           }
         };
-        each([&](int64_t at, int64_t o) __attribute__((always_inline)) { sums[at] += to_acc(g[o]); });
-        each([&](int64_t at, int64_t)
-                 __attribute__((always_inline)) { to[at * channels + c] = from_acc<S>(sums[at]); });
-        each([&](int64_t at, int64_t) __attribute__((always_inline)) { sums[at] = 0; });
+        each([&](A& sum, int64_t, int64_t o) __attribute__((always_inline)) { sum += to_acc(g[o]); });
+        each([&](A& sum, int64_t at, int64_t) __attribute__((always_inline)) { dx[at] = from_acc<S>(sum); });
+        each([&](A& sum, int64_t, int64_t) __attribute__((always_inline)) { sum = 0; });
       }
     }
   });
@@ -396,7 +399,7 @@ void backward(const Pool2dParams& p) {
   if (sizeof(S) > 2 || !windows_overlap(p)) return backward_in_place<S, O>(p);
   if constexpr (sizeof(S) == 2) {
     const int64_t inputs = p.h.in * p.w.in;
-    if (p.h.out * p.w.out * kSparse < inputs && inputs <= kSums && p.w.out <= kStarts) backward_sparse<S, O>(p);
+    if (p.h.out * p.w.out * kSparse < inputs && inputs <= kPlane && p.w.out <= kStarts) backward_sparse<S, O>(p);
     else if (prefers_windows<Vec<acc_t<S>>::N>(p)) backward_by_windows<S, O>(p);
     else if (fits_ring(p)) backward_ring<S, O>(p);
     else backward_by_pixels<S, O>(p);
