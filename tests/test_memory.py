@@ -1,5 +1,6 @@
 """Large results on the CPU: blocks of fastnn's own in huge pages, of which freed ones are kept within a bound."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -135,3 +136,28 @@ def test_the_variable_leaves_memory_to_torch():
     )  # fmt: skip
     assert (own == 0) == (sys.platform == "linux")
     assert torchs != 0
+
+
+@pytest.mark.parametrize("frozen", [(), ("weight",), ("weight", "bias")])
+def test_linear_keeps_no_input_for_a_frozen_weight(frozen):
+    """As torch's: a frozen backbone's activations may be freed, or changed in place."""
+
+    def step(layer):
+        kept = []
+        for name in frozen:
+            getattr(layer, name).requires_grad_(False)
+        x = torch.ones(5, 6, 4, requires_grad=True)
+        hidden = x * 2
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            y = layer(hidden)
+        if frozen:
+            hidden.add_(1)
+        y.square().sum().backward()
+        return max(kept), [x.grad, *(p.grad for p in layer.parameters())]
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 3)
+    expected, gradients = step(copy.deepcopy(layer))
+    got, ours = step(fastnn.convert(copy.deepcopy(layer)))
+    assert got == expected == (12 if frozen else 120)
+    torch.testing.assert_close(ours, gradients)

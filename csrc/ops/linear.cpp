@@ -116,11 +116,20 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
 
 // ---- autograd ------------------------------------------------------------------------------------------------------
 
+// Stands for an input that was not kept: one element seen as many.
+Tensor shape_of_input(const Tensor& grad_output, const Tensor& weight) {
+  c10::SymDimVector sizes(grad_output.sym_sizes());
+  sizes.back() = weight.sym_size(1);
+  return at::empty({}, weight.options()).expand_symint(sizes);
+}
+
 struct LinearGrad {
   static constexpr const char* kName = "linear";
   static constexpr size_t kTensors = 2;
   static variable_list backward(const Saved& s, const Tensor& g) {
-    auto [x, w, b] = backward_op().call(g, s.tensors[0], s.tensors[1], {s.wants(0), s.wants(1), s.wants(2)});
+    const Tensor& weight = s.tensors[1];
+    const Tensor input = s.tensors[0].defined() ? s.tensors[0] : shape_of_input(g, weight);
+    auto [x, w, b] = backward_op().call(g, input, weight, {s.wants(0), s.wants(1), s.wants(2)});
     return {std::move(x), std::move(w), std::move(b)};
   }
 };
@@ -169,7 +178,7 @@ Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTens
   if (differentiable) {
     const auto node = record<LinearGrad>({}, input, weight, bias);
     attach(output, node);
-    node->keep(0, input);
+    if (needs_grad({&weight})) node->keep(0, input);  // a frozen weight's gradient is the only one to read it
     node->keep(1, weight);
   }
   return output;
