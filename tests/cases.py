@@ -30,9 +30,11 @@ SOFTMAX = [
         ((N(1),), {"dim": 0}),
         ((N(2, 17, 18),), {"dim": 1}),
         *(((N(2, 19, n),), {"dim": 1}) for n in (2, 4, 5, 6, 8, 12, 15, 16)),  # rows that take turns
+        *(((N(1, k, n),), {"dim": 1}) for k, n in [(33, 17), (17, 9), (11, 20), (7, 3)]),  # classes side by side
         ((N(3, 100),), {"dim": 1, "dtype": torch.float64}),
     ]
 ] + [case("log_softmax", N(2, n), 1, tags={"big"}) for n in (1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1000)]
+SOFTMAX += [case(op, N(2, 140, n), 1, tags={"big"}) for op in ("softmax", "log_softmax") for n in (17, 31, 42, 62, 63)]
 
 # ---- loss ----------------------------------------------------------------------------------------------------------
 

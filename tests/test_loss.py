@@ -184,7 +184,7 @@ def test_autocast_computes_in_float32(loss):
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("shape", [(4, 6), (4, 200), (4, 6, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 6), (4, 200), (4, 6, 3), (4, 40, 17)], ids=str)
 def test_infinite_and_nan_logits(value, shape):
     x = torch.randn(shape)
     x[1, 2] = value

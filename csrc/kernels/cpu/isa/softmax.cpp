@@ -232,14 +232,122 @@ FASTNN_INLINE void backward_columns(const S* g, const S* y, S* dx, int64_t n, in
   }
 }
 
+// ---- a few columns, classes side by side --------------------------------------------------------------------------
+
+// Columns that fill no whole vectors: so many classes are taken for one row of columns that it does, 16 classes of 17
+// columns for 17 vectors, which class by class are 32. 1: not worth it where they nearly fill them, in tiles.
+constexpr int64_t kFewColumns = 64;
+template <class A>
+FASTNN_INLINE int64_t classes_abreast(const SoftmaxParams& p) {
+  constexpr int64_t N = Vec<A>::N;
+  const int64_t count = N / min64(N, p.inner & -p.inner), idle = round_up(p.inner, N) - p.inner;
+  const bool worth = 4 * idle >= N || (idle > 0 && tile_width<A>(p.classes) == 0);
+  return worth && N < p.inner && p.inner <= kFewColumns && 2 * count <= p.classes ? count : 1;
+}
+
+// One value per column and class abreast; a vector more may be touched.
+template <class A>
+struct Abreast {
+  using V = Vec<A>;
+  A lane[(kFewColumns + 1) * V::N];
+  int64_t inner, count, width;
+
+  FASTNN_VEC_FN Abreast(int64_t inner, int64_t count, A fill) : inner(inner), count(count), width(inner * count) {
+    for (int64_t i = 0; i <= width; i += V::N) V::set1(fill).store(lane + i);
+  }
+  // Every lane becomes the reduction of its column.
+  template <class Op>
+  FASTNN_VEC_FN void join(const Op& op) {
+    A joined[kFewColumns + V::N];
+    for (int64_t i = 0; i < inner; i += V::N) {
+      V v = V::load(lane + i);
+      for (int64_t k = 1; k < count; ++k) v = op(v, V::load(lane + k * inner + i));
+      v.store(joined + i);
+    }
+    for (int64_t k = 0; k < count; ++k)
+      for (int64_t i = 0; i < inner; i += V::N) V::load(joined + i).store(lane + k * inner + i);
+  }
+  // Calls f(offset, length) for every row of the n classes.
+  template <class F>
+  FASTNN_VEC_FN void for_rows(int64_t n, const F& f) const {
+    for (int64_t at = 0; at < n * inner; at += width) f(at, min64(width, n * inner - at));
+  }
+};
+
+template <class S>
+FASTNN_INLINE void softmax_abreast(const S* x, S* y, int64_t n, int64_t inner, int64_t count, bool log_form) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const bool kept = kKeepsExp<S> && !log_form;
+  Abreast<A> m(inner, count, kNegInf<A>), sum(inner, count, A(0));
+  m.for_rows(n, [&](int64_t at, int64_t length) __attribute__((always_inline)) {
+    for_vectors<V::N>(length, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+      max(load_some(x + at + i, lanes, kNegInf<A>), V::load(m.lane + i)).store(m.lane + i);
+    });
+  });
+  m.join([](V a, V b) { return max(a, b); });
+  m.for_rows(n, [&](int64_t at, int64_t length) __attribute__((always_inline)) {
+    for_exps<A>(
+        length, [&](int64_t i, int lanes) { return load_some(x + at + i, lanes, kNegInf<A>) - V::load(m.lane + i); },
+        [&](int64_t i, int lanes, int, V e) __attribute__((always_inline)) {
+          if (kept) store_some(e, y + at + i, lanes);
+          (V::load(sum.lane + i) + e).store(sum.lane + i);
+        });
+  });
+  sum.join([](V a, V b) { return a + b; });
+  for (int64_t i = 0; i < sum.width; i += V::N) {
+    const V v = V::load(sum.lane + i);
+    (log_form ? log(v) : V::set1(A(1)) / v).store(sum.lane + i);
+  }
+  m.for_rows(n, [&](int64_t at, int64_t length) __attribute__((always_inline)) {
+    for_vectors<V::N>(length, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+      const V of_column = V::load(sum.lane + i);
+      if (kept) return store_some(load_some(y + at + i, lanes, A(0)) * of_column, y + at + i, lanes);
+      const V z = load_some(x + at + i, lanes, A(0)) - V::load(m.lane + i);
+      store_some(log_form ? z - of_column : exp(z) * of_column, y + at + i, lanes);
+    });
+  });
+}
+
+template <class S>
+FASTNN_INLINE void backward_abreast(const S* g, const S* y, S* dx, int64_t n, int64_t inner, int64_t count,
+                                    bool log_form) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  Abreast<A> sum(inner, count, A(0));
+  const auto at = [](const S* p, int64_t i, int lanes)
+                      __attribute__((always_inline)) { return load_some(p + i, lanes, A(0)); };
+  sum.for_rows(n, [&](int64_t row, int64_t length) __attribute__((always_inline)) {
+    for_vectors<V::N>(length, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+      const V gi = at(g, row + i, lanes), so_far = V::load(sum.lane + i);
+      (log_form ? so_far + gi : fma(gi, at(y, row + i, lanes), so_far)).store(sum.lane + i);
+    });
+  });
+  sum.join([](V a, V b) { return a + b; });
+  sum.for_rows(n, [&](int64_t row, int64_t length) __attribute__((always_inline)) {
+    if (log_form) {
+      for_exps<A>(
+          length, [&](int64_t i, int lanes) { return at(y, row + i, lanes); },
+          [&](int64_t i, int lanes, int, V e) __attribute__((always_inline)) {
+            store_some(at(g, row + i, lanes) - e * V::load(sum.lane + i), dx + row + i, lanes);
+          });
+    } else {
+      for_vectors<V::N>(length, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+        const V gi = at(g, row + i, lanes);
+        store_some(at(y, row + i, lanes) * (gi - V::load(sum.lane + i)), dx + row + i, lanes);
+      });
+    }
+  });
+}
+
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
 // Covers the input with calls of several(offset, n) for n elements of rows that share vectors, group(offset, rows) for
-// up to N short rows, row(offset, n, step) for a long row or a few that take turns, or columns(offset, width) for a
-// strip of `width` neighbouring columns.
-template <class A, class Several, class Group, class Row, class Columns>
+// up to N short rows, row(offset, n, step) for a long row or a few that take turns, abreast(offset, count) for a few
+// columns with `count` classes side by side, or columns(offset, width) for a strip of `width` neighbouring columns.
+template <class A, class Several, class Group, class Row, class Abreast, class Columns>
 void for_rows(const SoftmaxParams& p, int64_t width, const Several& several, const Group& group, const Row& row,
-              const Columns& columns) {
+              const Abreast& abreast, const Columns& columns) {
   constexpr int N = Vec<A>::N;
   constexpr int64_t kGrainElements = 1 << 13, kFewRows = 4;
   const int64_t grain = max64(1, kGrainElements / max64(1, p.classes));
@@ -259,6 +367,10 @@ void for_rows(const SoftmaxParams& p, int64_t width, const Several& several, con
       } else {
         for (int64_t r = begin; r < end; ++r) row(r * n, n, step);
       }
+    });
+  } else if (const int64_t count = classes_abreast<A>(p); count > 1) {
+    parallel_for(0, p.outer, ceil_div(grain, p.inner), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) abreast(i * p.classes * p.inner, count);
     });
   } else {
     const int64_t strips = ceil_div(p.inner, width);
@@ -284,6 +396,7 @@ Status softmax_forward(const SoftmaxParams& p) {
         [&](int64_t at, int rows) { softmax_group(x + at, y + at, p.classes, rows, p.log); },
         [&](int64_t at, int64_t n, int step)
             __attribute__((always_inline)) { softmax_row(x + at, y + at, n, p.inner, step, p.log); },
+        [&](int64_t at, int64_t count) { softmax_abreast(x + at, y + at, p.classes, p.inner, count, p.log); },
         [&](int64_t at, int64_t width) { softmax_columns(x + at, y + at, p.classes, p.inner, width, p.log); });
     return Status::ok;
   });
@@ -301,6 +414,7 @@ Status softmax_backward(const SoftmaxParams& p) {
         [&](int64_t at, int rows) { backward_group(g + at, y + at, dx + at, p.classes, rows, p.log); },
         [&](int64_t at, int64_t n, int step)
             __attribute__((always_inline)) { backward_row(g + at, y + at, dx + at, n, p.inner, step, p.log); },
+        [&](int64_t at, int64_t count) { backward_abreast(g + at, y + at, dx + at, p.classes, p.inner, count, p.log); },
         [&](int64_t at, int64_t width) {
           backward_columns(g + at, y + at, dx + at, p.classes, p.inner, width, p.log);
         });
