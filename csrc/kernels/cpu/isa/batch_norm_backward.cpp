@@ -199,7 +199,8 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
     for_blocks(p.batch, inner, stride, [&](int64_t at, int64_t rows, int64_t length) __attribute__((always_inline)) {
       V totals[kGroup], dots[kGroup];
       for (int64_t c = 0; c < count; ++c) totals[c] = dots[c] = V::zero();
-      const bool brief = is_short<V::N>(length), joined = is_joined<V::N>(length);
+      const bool brief = is_short<V::N>(length);
+      const bool joined = length == inner && is_joined<V::N>(length);  // the rest of a plane cut into blocks is not
       for (int64_t r = 0; r < rows; ++r) {
         int64_t row = start + at + r * stride;
         if (joined) {
