@@ -38,7 +38,7 @@ namespace cpu {
 // Bytes gemm() needs, kGemmMaxWorkspace at most; a function of the sizes, the strides and the number of threads.
 int64_t gemm_workspace(const GemmParams& p);
 Status gemm(const GemmParams& p);
-// What gemm() would run, for reports: "dot", "rows", "outer", "in place" or "packed".
+// What gemm() would run, for reports: "dot", "rows", "outer", "in place", "by columns" or "packed".
 const char* gemm_algorithm(const GemmParams& p);
 Status column_sum(const ColumnSumParams& p);
 }  // namespace cpu

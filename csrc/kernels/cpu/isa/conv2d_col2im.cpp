@@ -90,8 +90,8 @@ void col2im_grad_input(const ConvProblem& d, float* grad_input, int64_t workers,
             b = {panel, kNr};
           }
           const GemmBuffer<float> store{columns, p.ld, 0, 0};
-          gemm_strip_rows<float, kGemmMaxMr>(p.mr, static_cast<const float*>(packed), b, d.k, 0, p.taps, pixel, kNr,
-                                             store, true, true);
+          gemm_strip_rows<float, kGemmMaxMr>(p.mr, static_cast<const float*>(packed), b, d.k, d.k, 0, p.taps, pixel,
+                                             kNr, store, true, true);
         }
         add_columns(d, p, columns, grad_input + n * d.xn);
       }

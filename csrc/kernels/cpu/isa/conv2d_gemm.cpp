@@ -11,7 +11,7 @@ namespace {
 using V = Vec<float>;
 using Axis = ConvStore::Axis;
 constexpr int kNr = 2 * V::N;
-constexpr int64_t kMaxKc = kGemmPanelBytes / int64_t(kNr * sizeof(float));
+constexpr int64_t kMaxKc = kGemmL1Bytes / int64_t(kNr * sizeof(float));
 
 struct Product {
   int64_t m, n, k;

@@ -22,31 +22,26 @@ FASTNN_INLINE __m512 dot_bf16(__m512 sum, __m512 a, __m512 b) {
 }
 
 template <class A, int MR, int NV>
-FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, Bf16Pairs a, const A* b, int64_t ldb) {
-  __m512 c[MR][NV];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) c[i][j] = _mm512_setzero_ps();
+FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, Bf16Pairs a, const A* b,
+                              int64_t ldb) {
+  using V = Vec<A>;
   const float* row = a.p;
+  gemm_sums(tile, k, sum_k, [&](GemmTile<A, MR, NV>& c, int64_t n) __attribute__((always_inline)) {
 #pragma GCC unroll 2
-  for (int64_t p = 0; p < k; ++p) {
-    __m512 x[NV];
+    for (int64_t p = 0; p < n; ++p) {
+      __m512 x[NV];
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) x[j] = _mm512_loadu_ps(b + j * 16);
+      for (int j = 0; j < NV; ++j) x[j] = _mm512_loadu_ps(b + j * 16);
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) {
-      const __m512 y = _mm512_set1_ps(row[i]);
+      for (int i = 0; i < MR; ++i) {
+        const __m512 y = _mm512_set1_ps(row[i]);
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) c[i][j] = dot_bf16(c[i][j], x[j], y);
+        for (int j = 0; j < NV; ++j) c.v[i][j].v = (typename V::Raw)dot_bf16((__m512)c.v[i][j].v, x[j], y);
+      }
+      row += MR;
+      b += ldb;
     }
-    row += MR;
-    b += ldb;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) tile.v[i][j].v = (typename Vec<A>::Raw)c[i][j];
+  });
 }
 
 // dst[p * width + l] = the pair (src[l * lane_stride + 2 p * k_stride], the next in k) for l < lanes, zeros elsewhere;

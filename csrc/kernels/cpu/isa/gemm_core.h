@@ -57,74 +57,91 @@ struct GemmLanes {
   int64_t ld;
 };
 
-// tile += a panel of MR lanes times NV vectors of b, over k.
-template <class A, int MR, int NV>
-FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, GemmLanes<A> lanes, const A* b, int64_t ldb) {
-  using V = Vec<A>;
-  const A* a = lanes.p;
-  V c[MR][NV];
+// tile = the sum of k products, by run(c, n): c += the next n products. Of more than sum_k: a sum of sums.
+template <class A, int MR, int NV, class Run>
+FASTNN_INLINE void gemm_sums(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, const Run& run) {
+  GemmTile<A, MR, NV> c, before;
+  for (int64_t left = k;; left -= sum_k) {
 #pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
+    for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) c[i][j] = V::zero();
-#pragma GCC unroll 2
-  for (int64_t p = 0; p < k; ++p) {
-    V x[NV];
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) x[j] = V::load(b + j * V::N);
+      for (int j = 0; j < NV; ++j) c.v[i][j] = Vec<A>::zero();
+    run(c, min64(left, sum_k));
+    if (left < k) {
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) {
-      const V y = V::set1(a[i]);
+      for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) c[i][j] = fma(y, x[j], c[i][j]);
+        for (int j = 0; j < NV; ++j) c.v[i][j] = before.v[i][j] + c.v[i][j];
     }
-    a += lanes.ld;
-    b += ldb;
+    if (left <= sum_k) break;
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) before.v[i][j] = c.v[i][j];
   }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) tile.v[i][j] = c[i][j];
+    for (int j = 0; j < NV; ++j) tile.v[i][j] = c.v[i][j];
+}
+
+// MR lanes of a times NV vectors of b, over k.
+template <class A, int MR, int NV>
+FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, GemmLanes<A> lanes, const A* b,
+                              int64_t ldb) {
+  using V = Vec<A>;
+  const A* a = lanes.p;
+  gemm_sums(tile, k, sum_k, [&](GemmTile<A, MR, NV>& c, int64_t n) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+    for (int64_t p = 0; p < n; ++p) {
+      V x[NV];
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) x[j] = V::load(b + j * V::N);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        const V y = V::set1(a[i]);
+#pragma GCC unroll 2
+        for (int j = 0; j < NV; ++j) c.v[i][j] = fma(y, x[j], c.v[i][j]);
+      }
+      a += lanes.ld;
+      b += ldb;
+    }
+  });
 }
 template <class A, int MR, int NV>
-FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, const A* a, const A* b, int64_t ldb) {
-  gemm_micro<A, MR, NV>(tile, k, GemmLanes<A>{a, MR}, b, ldb);
+FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, const A* a, const A* b,
+                              int64_t ldb) {
+  gemm_micro<A, MR, NV>(tile, k, sum_k, GemmLanes<A>{a, MR}, b, ldb);
 }
 
 // The same with rows of A read in place. Addresses are a pointer per three rows plus
 // 0, 1 or 2 times ld, which x86 has for free; 14 pointers would not fit its registers.
 template <class A, int MR, int NV>
-FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, GemmRows<A> a, const A* b, int64_t ldb) {
+FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, GemmRows<A> a, const A* b,
+                              int64_t ldb) {
   using V = Vec<A>;
-  V c[MR][NV];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) c[i][j] = V::zero();
   constexpr int kGroups = (MR + 2) / 3;
   const A* at[kGroups];
 #pragma GCC unroll 8
   for (int g = 0; g < kGroups; ++g) at[g] = a.p + 3 * g * a.ld;
   const int64_t ld = a.ld;
+  gemm_sums(tile, k, sum_k, [&](GemmTile<A, MR, NV>& c, int64_t n) __attribute__((always_inline)) {
 #pragma GCC unroll 2
-  for (int64_t p = 0; p < k; ++p) {
-    V x[NV];
+    for (int64_t p = 0; p < n; ++p) {
+      V x[NV];
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) x[j] = V::load(b + j * V::N);
+      for (int j = 0; j < NV; ++j) x[j] = V::load(b + j * V::N);
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) {
-      const V y = V::set1(at[i / 3][i % 3 * ld]);
+      for (int i = 0; i < MR; ++i) {
+        const V y = V::set1(at[i / 3][i % 3 * ld]);
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) c[i][j] = fma(y, x[j], c[i][j]);
-    }
+        for (int j = 0; j < NV; ++j) c.v[i][j] = fma(y, x[j], c.v[i][j]);
+      }
 #pragma GCC unroll 8
-    for (int g = 0; g < kGroups; ++g) ++at[g];
-    b += ldb;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) tile.v[i][j] = c[i][j];
+      for (int g = 0; g < kGroups; ++g) ++at[g];
+      b += ldb;
+    }
+  });
 }
 
 // f(vector, row, column, lanes) over the part of the tile that exists: mb rows by nb columns.
@@ -161,7 +178,8 @@ struct GemmPlan {
   int64_t tm, tn;   // rows and columns of a task
   int64_t step_n;   // columns from task to task: the last of a row takes half a panel more, if n leaves one
   int64_t mc;       // rows of A packed at a time; if fewer than tm, panels of B are packed for the first and kept
-  int64_t kc;       // K of one chunk
+  int64_t sum_k;    // products of a sum: K is a sum of sums
+  int64_t kc;       // K of one chunk, a multiple of sum_k or all of K
   int64_t splits;   // partial sums a deep and small problem is cut into
   int64_t split_k;  // K of one split (a multiple of kc)
   int64_t workers;
@@ -170,39 +188,49 @@ struct GemmPlan {
   int64_t n_blocks() const { return max64(1, n / step_n + (n % step_n > tn - step_n)); }
 };
 
-constexpr int64_t kGemmPanelBytes = 36 << 10;   // a panel of B, most of a 48 KB L1
+constexpr int64_t kGemmL1Bytes = 36 << 10;  // a panel of B, most of a 48 KB L1
+// A panel of B that is read from L2, as fast as it is wanted: C is read and written less often, which is worth it where
+// its tiles are transposed (64x784->512 x1.07; 1024^3 x1.00, and x0.77 on two threads).
+constexpr int64_t kGemmL2Bytes = 128 << 10;
+constexpr int64_t kGemmSum = 192;               // its sums are cut, or they would round more than torch's
 constexpr int64_t kGemmBlockBytes = 544 << 10;  // a block of A, half of a 1 MB L2: 1024 rows of 256 are two
 constexpr int64_t kGemmKeptBytes = 4 << 20;     // panels of B kept for the next block of A, by all workers
 constexpr int64_t kGemmThreadFma = 1 << 18;     // below this a thread costs more than it brings
 
 // `accumulates`: the store's kAccumulates. `max_rows`: rows of a task at most. `beside`: plans that run at a time.
+// `panel_bytes`: a panel of B, kGemmL1Bytes or, for a B of few columns, kGemmL2Bytes.
 template <class A>
 inline GemmPlan gemm_plan(int64_t m, int64_t n, int64_t k, int threads, bool accumulates, int64_t max_rows = 1 << 30,
-                          int64_t beside = 1) {
+                          int64_t beside = 1, int64_t panel_bytes = kGemmL1Bytes) {
   constexpr int64_t N = Vec<A>::N, kNr = 2 * N;
   GemmPlan p{};
   p.m = m, p.n = n, p.k = k;
-  const int64_t panels = max64(1, ceil_div(m, kGemmMaxMr));
+  const bool few_columns = panel_bytes == kGemmL2Bytes;
+  p.workers = max64(1, min64(min64(threads, 48), m * n / 64 * k / (kGemmThreadFma / 64)));
+  int64_t panels = max64(1, ceil_div(m, kGemmMaxMr));
+  if (few_columns) panels = round_up(panels, p.workers);
   p.mr = int(max64(1, ceil_div(m, panels)));
 
-  const int64_t max_kc = kGemmPanelBytes / int64_t(kNr * sizeof(A));
-  p.kc = max64(1, ceil_div(k, max64(1, ceil_div(k, max_kc))));
+  const int64_t max_kc = panel_bytes / int64_t(kNr * sizeof(A));
+  const int64_t max_sum = few_columns ? min64(kGemmSum, max_kc) : max_kc;
+  const int64_t chunk = max64(1, ceil_div(k, max64(1, ceil_div(k, max_kc)))), sums = ceil_div(chunk, max_sum);
+  p.sum_k = ceil_div(chunk, sums);
+  p.kc = p.sum_k * sums;
   p.splits = 1, p.split_k = max64(k, 1);
-  if (m * n <= 128 * 128 && k >= 8 * max_kc) {  // few outputs, long sums
-    p.splits = min64(16, k / (4 * max_kc));
-    p.split_k = round_up(ceil_div(k, p.splits), p.kc);
+  if (m * n <= 128 * 128 && k >= 8 * max_sum) {  // few outputs, long sums
+    p.splits = min64(16, k / (4 * max_sum));
+    p.split_k = round_up(ceil_div(k, p.splits), p.sum_k);
     p.splits = ceil_div(k, p.split_k);
+    p.kc = min64(p.kc, p.split_k);
   }
-
   const int64_t n_panels = max64(1, ceil_div(n, kNr));
   int64_t max_mc = max64(1, kGemmBlockBytes / int64_t(p.kc * sizeof(A)) / p.mr) * p.mr;
   max_mc = min64(max_mc, ceil_div(max_rows, p.mr) * p.mr);
   const bool buffered = p.splits == 1 && !accumulates && k > p.kc;
   if (buffered) max_mc = min64(max_mc, max64(1, 224 / p.mr) * p.mr);
-  p.workers = max64(1, min64(min64(threads, 48), m * n / 64 * k / (kGemmThreadFma / 64)));
   int64_t m_blocks = max64(1, ceil_div(m, max_mc)), n_blocks = 1;
   if (p.workers > 1 && m_blocks * p.splits % p.workers) {
-    if (n >= m) n_blocks = min64(n_panels, p.workers);
+    if (n >= m && !few_columns) n_blocks = min64(n_panels, p.workers);
     else m_blocks = min64(panels, round_up(m_blocks, p.workers));
   }
   p.mc = p.tm = ceil_div(ceil_div(max64(m, 1), m_blocks), p.mr) * p.mr;
@@ -211,6 +239,10 @@ inline GemmPlan gemm_plan(int64_t m, int64_t n, int64_t k, int threads, bool acc
   const int64_t kept = kGemmKeptBytes / (beside * p.workers * p.kc * kNr * int64_t(sizeof(A)));  // panels
   if (buffered) {
     n_blocks = max64(n_blocks, ceil_div(n, 512));
+  } else if (few_columns && p.splits == 1 && kept >= n_panels) {  // the same number of tiles for every worker
+    const int64_t tiles = ceil_div(ceil_div(m, p.mr), p.workers);
+    p.tm = tiles * p.mr;
+    p.mc = ceil_div(tiles, ceil_div(p.tm, max_mc)) * p.mr;
   } else if (together > 1 && p.splits == 1 && kept >= min64(8, n_panels)) {
     n_blocks = ceil_div(n_panels, min64(kept, ceil_div(n_panels, n_blocks)));
     p.tm *= together;
@@ -266,27 +298,27 @@ FASTNN_INLINE GemmLanes<A> next_rows(GemmLanes<A> a, int64_t mr, int64_t) {
 
 // One strip of columns: all panels of A (packed, or rows in place) times one panel of B.
 template <class A, int MR, int NV, class Rows, class Store>
-void gemm_strip(Rows a, GemmPanel<A> b, int64_t kb, int64_t m0, int64_t m1, int64_t n0, int nb, const Store& store,
-                bool first, bool last) {
+void gemm_strip(Rows a, GemmPanel<A> b, int64_t kb, int64_t sum_k, int64_t m0, int64_t m1, int64_t n0, int nb,
+                const Store& store, bool first, bool last) {
   for (int64_t m = m0; m < m1; m += MR, a = next_rows(a, MR, kb)) {
     // Arrives while the tile is computed: 1024^3 waited 4 % of its time for it.
     if constexpr (requires { store.prefetch(m, MR, n0); })
       if (!first) store.prefetch(m, int(min64(MR, m1 - m)), n0);
     GemmTile<A, MR, NV> tile;
-    gemm_micro<A, MR, NV>(tile, kb, a, b.p, b.ld);
+    gemm_micro<A, MR, NV>(tile, kb, sum_k, a, b.p, b.ld);
     store.tile(tile, m, int(min64(MR, m1 - m)), n0, nb, first, last);
   }
 }
 
 template <class A, int MR, class Rows, class Store>
-FASTNN_INLINE void gemm_strip_rows(int mr, Rows a, GemmPanel<A> b, int64_t kb, int64_t m0, int64_t m1, int64_t n0,
-                                   int nb, const Store& store, bool first, bool last) {
+FASTNN_INLINE void gemm_strip_rows(int mr, Rows a, GemmPanel<A> b, int64_t kb, int64_t sum_k, int64_t m0, int64_t m1,
+                                   int64_t n0, int nb, const Store& store, bool first, bool last) {
   if (mr == MR) {
-    if (nb > Vec<A>::N) gemm_strip<A, MR, 2>(a, b, kb, m0, m1, n0, nb, store, first, last);
-    else gemm_strip<A, MR, 1>(a, b, kb, m0, m1, n0, nb, store, first, last);
+    if (nb > Vec<A>::N) gemm_strip<A, MR, 2>(a, b, kb, sum_k, m0, m1, n0, nb, store, first, last);
+    else gemm_strip<A, MR, 1>(a, b, kb, sum_k, m0, m1, n0, nb, store, first, last);
     return;
   }
-  if constexpr (MR > 1) gemm_strip_rows<A, MR - 1>(mr, a, b, kb, m0, m1, n0, nb, store, first, last);
+  if constexpr (MR > 1) gemm_strip_rows<A, MR - 1>(mr, a, b, kb, sum_k, m0, m1, n0, nb, store, first, last);
 }
 
 // One task: rows [m0, m1), columns [n0, n1), K range [k0, k1) in chunks of plan.kc.
@@ -319,15 +351,19 @@ void gemm_task(const GemmPlan& plan, A* a_block, A* b_panels, int64_t m0, int64_
           // Rows past the last must not be read: the rest has a strip of its own size.
           const int rest = int((to - from) % plan.mr);
           if (to - rest > from)
-            gemm_strip_rows<A, kGemmMaxMr>(plan.mr, pack_a(from, k), b, kb, from, to - rest, n, nb, store, first, last);
+            gemm_strip_rows<A, kGemmMaxMr>(plan.mr, pack_a(from, k), b, kb, plan.sum_k, from, to - rest, n, nb, store,
+                                           first, last);
           if (rest)
-            gemm_strip_rows<A, kGemmMaxMr>(rest, pack_a(to - rest, k), b, kb, to - rest, to, n, nb, store, first, last);
+            gemm_strip_rows<A, kGemmMaxMr>(rest, pack_a(to - rest, k), b, kb, plan.sum_k, to - rest, to, n, nb, store,
+                                           first, last);
         } else {
           using Packed = decltype(pack_a(a_block, 0, int64_t{}, 0, int64_t{}, int64_t{}));
           if constexpr (__is_same(Packed, void))
-            gemm_strip_rows<A, kGemmMaxMr>(plan.mr, static_cast<const A*>(a_block), b, kb, from, to, n, nb, store,
-                                           first, last);
-          else gemm_strip_rows<A, kGemmMaxMr>(plan.mr, Packed{a_block}, b, kb, from, to, n, nb, store, first, last);
+            gemm_strip_rows<A, kGemmMaxMr>(plan.mr, static_cast<const A*>(a_block), b, kb, plan.sum_k, from, to, n, nb,
+                                           store, first, last);
+          else
+            gemm_strip_rows<A, kGemmMaxMr>(plan.mr, Packed{a_block}, b, kb, plan.sum_k, from, to, n, nb, store, first,
+                                           last);
         }
         if (several && from == m0) {
           kept[(n - n0) / (2 * N)] = b;

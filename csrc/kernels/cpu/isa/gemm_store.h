@@ -96,4 +96,46 @@ struct GemmStore {
   }
 };
 
+// C = act(sum + D) of a C whose columns are dense: tiles are transposed in registers.
+template <class S>
+struct ColumnStore {
+  using V = Vec<S>;
+  static constexpr bool kAccumulates = true;
+
+  S* c;
+  int64_t c_n;  // from column to column
+  const S* d;   // null, or dense columns too
+  int64_t d_n;
+  bool relu;
+
+  template <int MR, int NV>
+  FASTNN_VEC_FN void tile(const GemmTile<S, MR, NV>& t, int64_t m0, int mb, int64_t n0, int nb, bool first,
+                          bool last) const {
+    S* const to = c + m0 + n0 * c_n;
+    const S* const from = d && first ? d + m0 + n0 * d_n : nullptr;
+#pragma GCC unroll 4
+    for (int g = 0; g < MR; g += V::N) {
+      const int lanes = int(min64(V::N, mb - g));
+      if (lanes <= 0) break;
+#pragma GCC unroll 2
+      for (int j = 0; j < NV * V::N; j += V::N) {
+        V r[V::N];
+#pragma GCC unroll 16
+        for (int i = 0; i < V::N; ++i) r[i] = g + i < MR ? t.v[g + i < MR ? g + i : 0][j / V::N] : V::zero();
+        transpose_square<S>(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < V::N; ++i) {
+          if (j + i >= nb) break;
+          S* const at = to + g + (j + i) * c_n;
+          V x = r[i];
+          if (!first) x = x + V::load_n(at, lanes);
+          else if (from) x = x + V::load_n(from + g + (j + i) * d_n, lanes);
+          if (relu && last) x = max(V::zero(), x);  // NaN stays
+          x.store_n(at, lanes);
+        }
+      }
+    }
+  }
+};
+
 }  // namespace fastnn::cpu::FASTNN_ISA_NS
