@@ -245,7 +245,7 @@ def test_log_within_one_ulp(isa, dtype, inner):
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
-@pytest.mark.parametrize("shape", [(2, 600, 530), (1, 2100, 49), (3, 5, 1100), (2, 9, 17)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 600, 530), (1, 2100, 49), (3, 5, 1100), (2, 9, 17), (70, 5, 4)], ids=str)
 @pytest.mark.parametrize("kind", ["plain", "weight", "smooth"])
 def test_strips_of_columns(shape, kind, isa):
     """Narrow and wide strips, their ends, rows that do not count and hold NaN; the same bits for two threads."""
@@ -273,6 +273,23 @@ def test_strips_of_columns(shape, kind, isa):
         torch.testing.assert_close(results[0][1].double(), slope, rtol=1e-5, atol=1e-8)
         for a, b in zip(*results, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", [(64, 2, 2), (70, 16, 3), (100, 5, 4)], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("kind", ["indices", "probabilities"])
+def test_few_columns_without_gradients(shape, reduction, kind):
+    n, classes, inner = shape
+    x, target = torch.randn(shape), torch.randint(classes, (n, inner))
+    weight, kwargs = torch.rand(classes), {"reduction": reduction}
+    if kind == "probabilities":
+        target = torch.randn(shape).softmax(1)
+    else:
+        kwargs["ignore_index"] = 1
+    exact_target = target.double() if kind == "probabilities" else target
+    ours = F.cross_entropy(x, target, weight, **kwargs)
+    expected = T.cross_entropy(x.double(), exact_target, weight.double(), **kwargs)
+    torch.testing.assert_close(ours.double(), expected, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
