@@ -286,9 +286,10 @@ void backward_planes(const BatchNormParams& p) {
   parallel_for(0, p.channels, grain, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += together) {
       const int64_t count = min64(together, end - first);
-      double sum[kGroup] = {}, dot[kGroup] = {};
+      double sum[kGroup], dot[kGroup];
       acc_t<S> of_channel[3][kGroup];
       const Coefficients<acc_t<S>> k{of_channel[0], of_channel[1], of_channel[2]};
+      for (int64_t c = 0; c < round_up(count, Vec<acc_t<S>>::N); ++c) sum[c] = dot[c] = 0;
       if (needs_sums(p)) channel_sums<S>(p, first, count, sum, dot);
       finish_channels<S>(p, first, count, sum, dot, k);
       with_outputs<true>(p, [&](Outputs o) __attribute__((always_inline)) {
