@@ -107,7 +107,7 @@ bench-cuda: ## on a machine with a GPU: fastnn against torch, op by op, and both
 AARCH64_CXX ?= aarch64-linux-gnu-g++
 aarch64-compile: ## the CPU kernels compiled for aarch64 by a cross compiler
 	@for file in csrc/kernels/cpu/*.cpp csrc/kernels/cpu/isa/*.cpp; do \
-	  $(AARCH64_CXX) -std=gnu++20 -O2 -fno-rtti -Wall -Wextra -Wno-psabi -DFASTNN_ISA_NS=isa_baseline \
+	  $(AARCH64_CXX) -std=gnu++20 -O2 -fno-rtti -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized -DFASTNN_ISA_NS=isa_baseline \
 	    '-DFASTNN_ISA_NAME="baseline"' -c -o /dev/null $$file || exit 1; \
 	  echo "-- $$file"; done
 
