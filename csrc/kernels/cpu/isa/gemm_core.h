@@ -24,8 +24,9 @@
 //            workspace and calls the store once with first = last = true. for_tile() walks over a tile's vectors.
 //   gemm_pack_panel() (gemm_pack.h) packs any strided matrix and GemmStore writes any strided one.
 //
-// The bits do not depend on the number of threads: threads share out M and N; K is cut into chunks by plan.kc, and a
-// deep and small problem into plan.splits partial sums, both functions of M, N, K alone.
+// The bits do not depend on the number of threads: threads share out M and N; K is cut into chunks by plan.kc,
+// these into sums by plan.sum_k, and a deep and small problem into plan.splits partial sums, all functions of M, N, K
+// and panel_bytes alone.
 #pragma once
 #include "../../parallel.h"
 #include "gemm_pack.h"
