@@ -86,24 +86,30 @@ FASTNN_INLINE void gemm_sums(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k
     for (int j = 0; j < NV; ++j) tile.v[i][j] = c.v[i][j];
 }
 
+// c += MR lanes, lane(i), times NV vectors of b.
+template <class A, int MR, int NV, class Lane>
+FASTNN_INLINE void add_products(GemmTile<A, MR, NV>& c, const A* b, const Lane& lane) {
+  using V = Vec<A>;
+  V x[NV];
+#pragma GCC unroll 2
+  for (int j = 0; j < NV; ++j) x[j] = V::load(b + j * V::N);
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+    const V y = V::set1(lane(i));
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) c.v[i][j] = fma(y, x[j], c.v[i][j]);
+  }
+}
+
 // MR lanes of a times NV vectors of b, over k.
 template <class A, int MR, int NV>
 FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, GemmLanes<A> lanes, const A* b,
                               int64_t ldb) {
-  using V = Vec<A>;
   const A* a = lanes.p;
   gemm_sums(tile, k, sum_k, [&](GemmTile<A, MR, NV>& c, int64_t n) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (int64_t p = 0; p < n; ++p) {
-      V x[NV];
-#pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) x[j] = V::load(b + j * V::N);
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) {
-        const V y = V::set1(a[i]);
-#pragma GCC unroll 2
-        for (int j = 0; j < NV; ++j) c.v[i][j] = fma(y, x[j], c.v[i][j]);
-      }
+      add_products(c, b, [&](int i) __attribute__((always_inline)) { return a[i]; });
       a += lanes.ld;
       b += ldb;
     }
@@ -120,7 +126,6 @@ FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_
 template <class A, int MR, int NV>
 FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, GemmRows<A> a, const A* b,
                               int64_t ldb) {
-  using V = Vec<A>;
   constexpr int kGroups = (MR + 2) / 3;
   const A* at[kGroups];
 #pragma GCC unroll 8
@@ -129,15 +134,7 @@ FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_
   gemm_sums(tile, k, sum_k, [&](GemmTile<A, MR, NV>& c, int64_t n) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (int64_t p = 0; p < n; ++p) {
-      V x[NV];
-#pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) x[j] = V::load(b + j * V::N);
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) {
-        const V y = V::set1(at[i / 3][i % 3 * ld]);
-#pragma GCC unroll 2
-        for (int j = 0; j < NV; ++j) c.v[i][j] = fma(y, x[j], c.v[i][j]);
-      }
+      add_products(c, b, [&](int i) __attribute__((always_inline)) { return at[i / 3][i % 3 * ld]; });
 #pragma GCC unroll 8
       for (int g = 0; g < kGroups; ++g) ++at[g];
       b += ldb;
