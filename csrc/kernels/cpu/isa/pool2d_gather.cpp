@@ -75,20 +75,36 @@ FASTNN_INLINE __mmask16 lanes_within(int64_t begin, int64_t end) {  // lanes [be
   return __mmask16((1u << to) - (1u << from));
 }
 
-// What tap row kRow of 16 neighbouring windows sends to the inputs 2 q and 2 q + 1 of its row. Without padding the even
-// ones are tap 0 of window q and tap 2 of window q - 1, the odd ones tap 1 of window q; with padding 1 the odd ones are
-// tap 0 of window q + 1 and tap 2 of window q. `here` and `next` are the lanes whose window q, and neighbour, exist.
+// One tap in every byte, held in a register: gcc would make it anew, by way of a general one, for each comparison.
+FASTNN_INLINE __m128i held_code(int tap) {
+  __m128i code = _mm_set1_epi8(char(tap));
+  __asm__("" : "+v"(code));
+  return code;
+}
+
+// 16 neighbouring windows: gradients and taps, those of the neighbour that shares an input with each, and the lanes
+// whose window, and neighbour, exist.
+struct Windows {
+  __m512 g, ng;
+  __m128i t, nt;
+  __mmask16 here, next;
+};
+// What tap rows send to the inputs 2 q and 2 q + 1 of a row. Without padding the even ones are tap 0 of window q and
+// tap 2 of window q - 1, the odd ones tap 1 of window q; with padding 1 the odd ones are tap 0 of window q + 1 and tap
+// 2 of window q.
 struct Pair {
   __m512 two, one;  // inputs that two windows of a row reach, and that one does
 };
-template <bool kPadded, int kRow>
-FASTNN_INLINE Pair pair_of(__mmask16 here, __mmask16 next, __m512 g, __m512 ng, __m128i t, __m128i nt) {
-  const __m128i first = _mm_set1_epi8(3 * kRow), third = _mm_set1_epi8(3 * kRow + 2);
-  const __mmask16 one = _mm_mask_cmpeq_epi8_mask(here, t, _mm_set1_epi8(3 * kRow + 1));
-  const __mmask16 two = _mm_mask_cmpeq_epi8_mask(here, t, kPadded ? third : first);
-  const __mmask16 neighbour = _mm_mask_cmpeq_epi8_mask(next, nt, kPadded ? first : third);
-  const __m512 sum = _mm512_maskz_mov_ps(two, g);
-  return {_mm512_mask_add_ps(sum, neighbour, sum, ng), _mm512_maskz_mov_ps(one, g)};
+// The tap row whose taps have the codes left, middle and right: added to `sum`, or alone.
+template <bool kPadded, bool kAlone = false>
+FASTNN_INLINE Pair add_taps(Pair sum, const Windows& w, __m128i left, __m128i middle, __m128i right) {
+  const __mmask16 two = _mm_mask_cmpeq_epi8_mask(w.here, w.t, kPadded ? right : left);
+  const __mmask16 one = _mm_mask_cmpeq_epi8_mask(w.here, w.t, middle);
+  const __mmask16 neighbour = _mm_mask_cmpeq_epi8_mask(w.next, w.nt, kPadded ? left : right);
+  sum.two = kAlone ? _mm512_maskz_mov_ps(two, w.g) : _mm512_mask_add_ps(sum.two, two, sum.two, w.g);
+  sum.two = _mm512_mask_add_ps(sum.two, neighbour, sum.two, w.ng);
+  sum.one = kAlone ? _mm512_maskz_mov_ps(one, w.g) : _mm512_mask_add_ps(sum.one, one, sum.one, w.g);
+  return sum;
 }
 
 constexpr int kMostStrips = 16;  // of 32 input columns
@@ -99,19 +115,24 @@ constexpr int kMostStrips = 16;  // of 32 input columns
 // the second in the upper lanes. kStream: as kWhole, rows of whole vectors past the caches.
 enum class How { kMasked, kWhole, kTwo, kStream };
 
-// One plane, downwards: two input rows for each output row, and what its third tap row sends on kept for the next.
+// Planes [plane, end), downwards: two input rows for each output row, and what its third tap row sends on kept for the
+// next.
 template <bool kPadded, int kStrips, How kHow>
-__attribute__((noinline)) void stride2_plane(const Pool2dParams& p, const float* g, const uint8_t* taps, float* dx) {
-  constexpr int kNext = kPadded ? 1 : -1;
+__attribute__((noinline)) void stride2_planes(const Pool2dParams& p, int64_t plane, int64_t end) {
+  constexpr int kNext = kPadded ? 1 : -1, kPlanes = kHow == How::kTwo ? 2 : 1;
   const __m512 zero = _mm512_setzero_ps();
   const int64_t width = p.w.in, height = p.h.in, out = p.w.out, strips = kStrips ? kStrips : ceil_div(width, 32);
   constexpr int kRoom = kStrips ? kStrips : kMostStrips;
   const int64_t plane_in = height * width, plane_out = p.h.out * out;
+  const float* g = static_cast<const float*>(p.grad_output) + plane * plane_out;
+  const uint8_t* taps = static_cast<const uint8_t*>(p.offsets) + plane * plane_out;
+  float* dx = static_cast<float*>(p.grad_input) + plane * plane_in;
+  const __m128i code[] = {held_code(0), held_code(1), held_code(2), held_code(3), held_code(4),
+                          held_code(5), held_code(6), held_code(7), held_code(8)};
   Pair above[kRoom];
   __mmask16 here[kRoom], next[kRoom];
 #pragma GCC unroll 4
   for (int64_t s = 0, q = 0; s < strips; ++s, q += 16) {
-    above[s] = {zero, zero};
     here[s] = lanes_within(0, out - q), next[s] = lanes_within(q + kNext < 0, out - q - kNext);
     if (kHow == How::kTwo) here[s] |= __mmask16(here[s] << 8), next[s] = __mmask16((next[s] & 0xff) | next[s] << 8);
   }
@@ -134,59 +155,71 @@ __attribute__((noinline)) void stride2_plane(const Pool2dParams& p, const float*
       store_upto(high, to + 16, width - 32 * s - 16);
     }
   };
-  const auto values = [&](const float* from, __mmask16 lanes) __attribute__((always_inline)) {
-    if constexpr (kHow == How::kTwo) return Vec<float>::load_halves(from, from + plane_out).v;
-    else if constexpr (kHow != How::kMasked) return _mm512_loadu_ps(from);
-    else return _mm512_maskz_loadu_ps(lanes, from);
-  };
-  const auto codes = [&](const uint8_t* from, __mmask16 lanes) __attribute__((always_inline)) {
-    if constexpr (kHow == How::kTwo)
-      return _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i*)from),
-                                _mm_loadl_epi64((const __m128i*)(from + plane_out)));
-    else if constexpr (kHow != How::kMasked) return _mm_loadu_si128((const __m128i*)from);
-    else return _mm_maskz_loadu_epi8(lanes, from);
-  };
-  int64_t row = -p.h.padding;
-  for (const float* const stop = g + plane_out; g < stop; row += 2, g += out, taps += out)
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < strips; ++k) {
-      const int64_t s = k == 0 ? strips - 1 : k - 1, q = 16 * s;
-      const __m512 v = values(g + q, here[s]), nv = values(g + q + kNext, next[s]);
-      const __m128i t = codes(taps + q, here[s]), nt = codes(taps + q + kNext, next[s]);
-      const Pair top = pair_of<kPadded, 0>(here[s], next[s], v, nv, t, nt);
-      if (row >= 0) store(row, s, {_mm512_add_ps(above[s].two, top.two), _mm512_add_ps(above[s].one, top.one)});
-      if (row + 1 < height) store(row + 1, s, pair_of<kPadded, 1>(here[s], next[s], v, nv, t, nt));
-      above[s] = pair_of<kPadded, 2>(here[s], next[s], v, nv, t, nt);
+  const auto load = [&](int64_t s) __attribute__((always_inline)) {
+    const float* const from = g + 16 * s;
+    const uint8_t* const at = taps + 16 * s;
+    Windows w;
+    w.here = here[s], w.next = next[s];
+    if constexpr (kHow == How::kTwo) {
+      w.g = Vec<float>::load_halves(from, from + plane_out).v;
+      w.ng = Vec<float>::load_halves(from + kNext, from + plane_out + kNext).v;
+      w.t =
+          (__m128i)_mm_loadh_pi(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)at)), (const __m64*)(at + plane_out));
+      w.nt = kPadded ? _mm_srli_epi64(w.t, 8) : _mm_slli_epi64(w.t, 8);
+    } else if constexpr (kHow == How::kMasked) {
+      w.g = _mm512_maskz_loadu_ps(w.here, from), w.ng = _mm512_maskz_loadu_ps(w.next, from + kNext);
+      w.t = _mm_maskz_loadu_epi8(w.here, at), w.nt = _mm_maskz_loadu_epi8(w.next, at + kNext);
+    } else {
+      w.g = _mm512_loadu_ps(from), w.ng = _mm512_loadu_ps(from + kNext);
+      w.t = _mm_loadu_si128((const __m128i*)at), w.nt = _mm_loadu_si128((const __m128i*)(at + kNext));
     }
-  for (bool last = true; row < height; ++row, last = false)
+    return w;
+  };
+  for (; plane < end; plane += kPlanes) {
 #pragma GCC unroll 4
-    for (int64_t k = 0; k < strips; ++k) {
-      const int64_t s = k == 0 ? strips - 1 : k - 1;
-      store(row, s, last ? above[s] : Pair{zero, zero});
-    }
+    for (int64_t s = 0; s < strips; ++s) above[s] = {zero, zero};
+    int64_t row = -p.h.padding;
+    for (const float* const stop = g + plane_out; g < stop; row += 2, g += out, taps += out)
+#pragma GCC unroll 4
+      for (int64_t k = 0; k < strips; ++k) {
+        const int64_t s = k == 0 ? strips - 1 : k - 1;
+        const Windows w = load(s);
+        if (row >= 0) store(row, s, add_taps<kPadded>(above[s], w, code[0], code[1], code[2]));
+        if (row + 1 < height)
+          store(row + 1, s, add_taps<kPadded, true>(Pair{zero, zero}, w, code[3], code[4], code[5]));
+        above[s] = add_taps<kPadded, true>(Pair{zero, zero}, w, code[6], code[7], code[8]);
+      }
+    for (bool last = true; row < height; ++row, last = false)
+#pragma GCC unroll 4
+      for (int64_t k = 0; k < strips; ++k) {
+        const int64_t s = k == 0 ? strips - 1 : k - 1;
+        store(row, s, last ? above[s] : Pair{zero, zero});
+      }
+    if (kHow == How::kTwo) g += plane_out, taps += plane_out;
+    dx += kPlanes * plane_in;
+  }
 }
 
 template <bool kPadded>
 void stride2_backward(const Pool2dParams& p) {
   const int64_t plane_in = p.h.in * p.w.in, plane_out = p.h.out * p.w.out;
-  const bool stream = leaves_caches(p) && p.w.in % 16 == 0;
+  const bool stream = leaves_caches(p) && p.w.in % 16 == 0, narrow = p.w.in <= 16 && p.w.out <= 8;
   parallel_for(0, p.batch * p.channels, max64(1, kGrain / plane_in), [&](int64_t begin, int64_t end) {
-    for (int64_t plane = begin, count; plane < end; plane += count) {
-      const float* g = static_cast<const float*>(p.grad_output) + plane * plane_out;
-      const uint8_t* taps = static_cast<const uint8_t*>(p.offsets) + plane * plane_out;
-      float* dx = static_cast<float*>(p.grad_input) + plane * plane_in;
-      const bool narrow = p.w.in <= 16 && p.w.out <= 8;
-      count = narrow && plane + 1 < end ? 2 : 1;
-      // Something before, and enough after, that is this call's to read and this thread's to write.
-      const bool whole = plane > 0 && (end - plane - count) * plane_out >= 32;
-      if (!whole) count = 1, stride2_plane<kPadded, 0, How::kMasked>(p, g, taps, dx);
-      else if (count == 2) stride2_plane<kPadded, 1, How::kTwo>(p, g, taps, dx);
-      else if (stream) stride2_plane<kPadded, 0, How::kStream>(p, g, taps, dx);
-      else if (p.w.in <= 32) stride2_plane<kPadded, 1, How::kWhole>(p, g, taps, dx);
-      else if (p.w.in <= 64) stride2_plane<kPadded, 2, How::kWhole>(p, g, taps, dx);
-      else if (p.w.in > 96 && p.w.in <= 128) stride2_plane<kPadded, 4, How::kWhole>(p, g, taps, dx);
-      else stride2_plane<kPadded, 0, How::kWhole>(p, g, taps, dx);
+    // Planes with something before, and enough after, that is this call's to read and this thread's to write.
+    int64_t from = min64(end, max64(begin, 1));
+    const int64_t to = max64(from, end - ceil_div(32, plane_out));
+    stride2_planes<kPadded, 0, How::kMasked>(p, begin, from);
+    if (narrow) {
+      const int64_t pairs = (to - from) / 2 * 2;
+      stride2_planes<kPadded, 1, How::kTwo>(p, from, from + pairs);
+      from += pairs;
     }
+    if (stream) stride2_planes<kPadded, 0, How::kStream>(p, from, to);
+    else if (p.w.in <= 32) stride2_planes<kPadded, 1, How::kWhole>(p, from, to);
+    else if (p.w.in <= 64) stride2_planes<kPadded, 2, How::kWhole>(p, from, to);
+    else if (p.w.in > 96 && p.w.in <= 128) stride2_planes<kPadded, 4, How::kWhole>(p, from, to);
+    else stride2_planes<kPadded, 0, How::kWhole>(p, from, to);
+    stride2_planes<kPadded, 0, How::kMasked>(p, to, end);
     if (stream) _mm_sfence();
   });
 }
