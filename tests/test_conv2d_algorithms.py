@@ -82,6 +82,42 @@ def test_pointwise_on_random_shapes(isa, channels_last, forced):
             torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5 * float(e.detach().abs().max()))
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_few_pixels_on_random_shapes(isa, layout, forced):
+    """Up to 256 output pixels: rows of 4 KB, one to four pixels past a vector, several images, taps in chunks."""
+    assert fastnn._C.set_isa(isa) and forced("gemm")
+    generator = torch.Generator().manual_seed(11)
+
+    def pick(*values):
+        return values[int(torch.randint(len(values), (), generator=generator))]
+
+    for i in range(60):
+        n, c, k, stride, padding = pick(1, 2, 3), pick(7, 64, 130, 341), pick(5, 9, 29, 100), pick(1, 2), pick(0, 1, 2)
+        kernel, size = pick(2, 3, 5), [pick(6, 7, 9, 13, 14) if n == 1 else pick(6, 7) for _ in range(2)]
+        if i % 4 == 0:  # pointwise; in channels_last a weight much larger than the image
+            n, c, k, kernel, stride, padding = 1, pick(256, 1024), pick(530, 600), 1, 1, 0
+        x = torch.randn(n, c, *size, generator=generator).contiguous(memory_format=layout)
+        weight = torch.randn(k, c, kernel, kernel, generator=generator).contiguous(memory_format=layout)
+        bias = torch.randn(k, generator=generator) if pick(0, 1) else None
+        y = fastnn.functional.conv2d(x, weight, bias, stride, padding)
+        exact, theirs = (
+            torch_conv2d(x.to(t), weight.to(t), None if bias is None else bias.to(t), stride, padding)
+            for t in (torch.float64, torch.float32)
+        )
+        assert y.stride() == theirs.stride()
+        ours, theirs = (float((a - exact).square().mean().sqrt()) for a in (y, theirs))
+        assert ours <= 2 * theirs, (n, c, k, kernel, stride, size, padding)
+
+
+def test_few_pixels_are_torchs_no_more():
+    """A strided layer of one small image: torch would copy its whole weight first."""
+    args = ([2, 2], [1, 1], [1, 1], 1, "forward")
+    for format in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(1, 256, 14, 14).contiguous(memory_format=format)
+        assert fastnn._C.conv2d_algorithm(x, torch.randn(512, 256, 3, 3), *args) == "gemm"
+
+
 def test_depthwise_weight_gradient_sees_no_pixel_of_another_window(forced):
     """grad_weight[r][s] is finite where tap (r, s) never meets the one infinite pixel, in the last column."""
     assert forced("depthwise")
@@ -209,6 +245,7 @@ def test_strict_mode_never_chooses_winograd():
         (2, 40, 12, 12, 70, 5, 1, 1),
         (2, 5, 40, 30, 33, 5, 2, 1),
         (2, 48, 21, 21, 48, 3, 1, 48),
+        (1, 150, 14, 14, 61, 3, 2, 1),
     ],
 )
 @pytest.mark.parametrize("algorithm", ["shift", "winograd", "depthwise", "gemm", "batch", ""])

@@ -1,7 +1,7 @@
 // Convolution as an implicit GEMM: im2col rows are copied straight into the panels
 // of the GEMM driver, and its tiles are stored straight into the result. NCHW:
 // channels x pixels; NHWC: pixels x channels; weight gradient: channels x taps.
-#include "conv2d_gemm.h"
+#include "conv2d_im2col.h"
 
 #include "gemm_dot.h"
 
@@ -10,8 +10,6 @@ namespace {
 
 using V = Vec<float>;
 using Axis = ConvStore::Axis;
-constexpr int kNr = 2 * V::N;
-constexpr int64_t kMaxKc = kGemmL1Bytes / int64_t(kNr * sizeof(float));
 
 struct Product {
   int64_t m, n, k;
@@ -22,34 +20,6 @@ Product forward_product(const ConvProblem& d) {
 }
 GemmPlan plan_for(const Product& p, int64_t workers, int64_t max_rows = 1 << 30) {
   return gemm_plan<float>(p.m, p.n, p.k, int(workers), true, max_rows);
-}
-
-// One tap of a panel's rows: where it reads relative to tap (0, 0, 0), and by how much it shifts the window.
-struct Tap {
-  int64_t c, r, s;
-};
-FASTNN_INLINE Tap tap_crs(const ConvProblem& d, int64_t t) { return {t / (d.r * d.s), t / d.s % d.r, t % d.s}; }
-FASTNN_INLINE void next_crs(const ConvProblem& d, Tap& t) {
-  if (++t.s < d.s) return;
-  t.s = 0;
-  if (++t.r < d.r) return;
-  t.r = 0, ++t.c;
-}
-
-// The input under one run of output pixels at tap (0, 0, 0).
-struct Window {
-  const float* x;
-  int64_t at, length, h, w;
-};
-FASTNN_INLINE Window window(const ConvProblem& d, int64_t at, int64_t length, int64_t n, int64_t p, int64_t q) {
-  const int64_t h = p * d.stride_h - d.pad_h, w = q * d.stride_w - d.pad_w;
-  return {static_cast<const float*>(d.x) + n * d.xn + h * d.xh + w * d.xw, at, length, h, w};
-}
-FASTNN_INLINE void copy_window(const ConvProblem& d, const Window& v, const Tap& t, float* to) {
-  const int64_t h = v.h + t.r * d.dil_h, w = v.w + t.s * d.dil_w;
-  Inside in{0, 0};
-  if (h >= 0 && h < d.h) in = inside(w, d.stride_w, d.w, v.length);
-  copy_row(to + v.at, v.length, v.x + t.c * d.xc + t.r * d.dil_h * d.xh + t.s * d.dil_w * d.xw, d.stride_w * d.xw, in);
 }
 
 // ---- NCHW: C[k, pixels] = W[k, taps] X[taps, pixels] ---------------------------------------------------------------
@@ -63,40 +33,6 @@ void pack_weight_rows(const ConvProblem& d, float* dst, int mr, int64_t m0, int 
     const float* from = w + t.c * d.wc + t.r * d.wr + t.s * d.ws;
     for (int i = 0; i < mr; ++i) dst[i] = i < mb ? from[i * d.wk] : 0.f;
   }
-}
-
-GemmPanel<float> pack_pixel_columns(const ConvProblem& d, float* dst, int nr, int64_t k0, int64_t kb, int64_t n0,
-                                    int nb) {
-  if (is_pointwise(d) && d.xw == 1 && nb == nr && n0 % d.q + nb <= d.q)
-    return {static_cast<const float*>(d.x) + n0 / d.q * d.xn + k0 * d.xc + n0 % d.q, d.xc};
-#if defined(__AVX512F__)
-  if (is_pointwise(d) && d.xw == 1 && d.q >= V::N) {  // each vector reads one image, or two of them by masks
-    for (int j = 0; j < nr; j += V::N) {
-      const int lanes = int(max64(0, min64(V::N, nb - j)));
-      const int64_t image = (n0 + j) / d.q, pixel = (n0 + j) % d.q;
-      const int here = int(min64(lanes, d.q - pixel));
-      const __mmask16 m1 = __mmask16((1u << here) - 1), m2 = __mmask16(((1u << lanes) - 1) ^ m1);
-      const float* one = static_cast<const float*>(d.x) + image * d.xn + k0 * d.xc + pixel;
-      const float* two = static_cast<const float*>(d.x) + (image + 1) * d.xn + k0 * d.xc - here;
-      float* to = dst + j;
-      for (int64_t i = 0; i < kb; ++i, one += d.xc, two += d.xc, to += nr)
-        _mm512_storeu_ps(to, _mm512_mask_loadu_ps(_mm512_maskz_loadu_ps(m1, one), m2, two));
-    }
-    return {dst, nr};
-  }
-#endif
-  Window windows[kNr];
-  int count = 0;
-  for_runs(d, n0, nb, [&](int64_t at, int64_t length, int64_t n, int64_t p, int64_t q) {
-    windows[count++] = window(d, at, length, n, p, q);
-  });
-  Tap t = tap_crs(d, k0);
-  float* to = dst;
-  for (int64_t i = 0; i < kb; ++i, to += nr, next_crs(d, t)) {
-    for (int j = 0; j < count; ++j) copy_window(d, windows[j], t, to);
-    for (int j = nb; j < nr; ++j) to[j] = 0;
-  }
-  return {dst, nr};
 }
 
 void forward_rows(const ConvProblem& d, int64_t workers, char* workspace) {
@@ -115,39 +51,6 @@ void forward_rows(const ConvProblem& d, int64_t workers, char* workspace) {
 }
 
 // ---- NHWC: C[pixels, k] = X[pixels, taps] W[taps, k] ---------------------------------------------------------------
-
-// Taps in the order (r, s, c): each (r, s) is a run of channels that lie side by side.
-void pack_pixel_rows(const ConvProblem& d, float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) {
-  Window windows[kGemmMaxMr];
-  int count = 0;
-  for_runs(d, m0, mb, [&](int64_t at, int64_t length, int64_t n, int64_t p, int64_t q) {
-    windows[count++] = window(d, at, length, n, p, q);
-  });
-  const int64_t step = d.stride_w * d.xw;
-  for (int64_t done = 0; done < kb;) {
-    const int64_t t = k0 + done, c = t % d.c, length = min64(d.c - c, kb - done);
-    const int64_t r = t / d.c / d.s * d.dil_h, s = t / d.c % d.s * d.dil_w, shift = r * d.xh + s * d.xw + c * d.xc;
-    float* const to = dst + done * mr;
-    const auto whole = [&](const Window& v) {
-      return v.h + r >= 0 && v.h + r < d.h && v.w + s >= 0 && v.w + s + (v.length - 1) * d.stride_w < d.w;
-    };
-    if (count == 1 && whole(windows[0])) {
-      gemm_pack_panel<float>(to, mr, windows[0].x + shift, step, d.xc, mb, length);
-    } else {
-      float rows[kGemmMaxMr * kMaxKc];
-      for (int j = 0; j < count; ++j) {
-        const Window& v = windows[j];
-        Inside in{0, 0};
-        if (v.h + r >= 0 && v.h + r < d.h) in = inside(v.w + s, d.stride_w, d.w, v.length);
-        for (int64_t i = 0; i < v.length; ++i)
-          copy_row(rows + (v.at + i) * kMaxKc, length, v.x + shift + i * step, d.xc,
-                   {0, i >= in.begin && i < in.end ? length : 0});
-      }
-      gemm_pack_panel<float>(to, mr, rows, kMaxKc, 1, mb, length);
-    }
-    done += length;
-  }
-}
 
 // Panels of kNr channels by all taps, then the bias padded to whole panels.
 struct PackedWeight {
@@ -196,7 +99,7 @@ void forward_columns(const ConvProblem& d, int64_t workers, char* workspace) {
   gemm_blocked<float>(
       plan, workspace + w.bytes(),
       [&](float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) {
-        pack_pixel_rows(d, dst, mr, m0, mb, k0, kb);
+        pack_pixel_rows<kGemmMaxMr>(d, dst, mr, m0, mb, k0, kb);
       },
       panel, store);
 }
@@ -320,6 +223,7 @@ Product grad_product(const ConvProblem& d) { return {d.k, d.c * d.r * d.s, d.n *
 
 int64_t gemm_conv_workspace(const ConvProblem& problem, int64_t workers) {
   const ConvProblem d = flatten_pointwise(problem);
+  if (few_pixels_takes(d)) return few_pixels_workspace(d);
   if (by_dots(d)) return dots_workspace(d);
   if (channels_together(d)) return columns_plan(d, workers).workspace_bytes + packed_weight(d).bytes();
   return plan_for(forward_product(d), workers).workspace_bytes;
@@ -327,6 +231,7 @@ int64_t gemm_conv_workspace(const ConvProblem& problem, int64_t workers) {
 
 void gemm_conv_forward(const ConvProblem& problem, int64_t workers, char* workspace) {
   const ConvProblem d = flatten_pointwise(problem);
+  if (few_pixels_takes(d)) return few_pixels_forward(d, workspace);
   if (by_dots(d)) forward_dots(d, workspace);
   else if (channels_together(d)) forward_columns(d, workers, workspace);
   else forward_rows(d, workers, workspace);

@@ -2,6 +2,7 @@
 #pragma once
 #include "conv2d_problem.h"
 #include "gemm_core.h"
+#include "lanes.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
@@ -46,10 +47,10 @@ struct Inside {
   int64_t begin, end;
 };
 FASTNN_INLINE Inside inside(int64_t at, int64_t step, int64_t limit, int64_t length) {
-  if (at >= 0 && at + (length - 1) * step < limit) return {0, length};
-  const int64_t begin = min64(length, at >= 0 ? 0 : ceil_div(-at, step));
-  const int64_t end = at >= limit ? 0 : ceil_div(limit - at, step);
-  return {begin, max64(begin, min64(length, end))};
+  Inside in{0, length};  // few are outside: divisions would take longer than to count them
+  while (in.begin < in.end && at + in.begin * step < 0) ++in.begin;
+  while (in.end > in.begin && at + (in.end - 1) * step >= limit) --in.end;
+  return in;
 }
 
 // to[i] = from[i * step] for i in `in`, zero elsewhere in [0, length). Writes nothing past to[length - 1].
@@ -61,10 +62,57 @@ FASTNN_INLINE void copy_row(float* to, int64_t length, const float* from, int64_
     for (; i + V::N <= in.end; i += V::N) V::load(from + i).store(to + i);
     if (i < in.end) V::load_n(from + i, in.end - i).store_n(to + i, in.end - i);
     i = in.end;
+  } else if (step == 2) {
+    for (; i < in.end; i += V::N) {
+      const int64_t count = min64(V::N, in.end - i), last = 2 * count - 1;  // elements from from[2 * i] on
+      evens(load_upto(from + 2 * i, last), load_upto(from + 2 * i + V::N, last - V::N)).store_n(to + i, count);
+    }
+    i = in.end;
   } else {
     for (; i < in.end; ++i) to[i] = from[i * step];
   }
   for (; i < length; ++i) to[i] = 0;
+}
+
+// copy_row() of `rows` rows, to_row and from_row apart; may write zeros into `room` >= length elements of each.
+inline void copy_rows(float* to, int64_t to_row, int64_t length, [[maybe_unused]] int64_t room, const float* from,
+                      int64_t from_row, int64_t step, Inside in, int64_t rows) {
+#if defined(__AVX2__)
+  if (step <= 2 && in.begin < in.end) {  // what lies outside is masked
+    constexpr int N = Vec<float>::N;
+    int64_t at = 0;
+    for (; at < length; at += N, to += N, from += N * step) {
+      const auto below = [&](int64_t end) { return (1u << max64(0, min64(N, end - at))) - 1; };
+      const uint32_t used = below(in.end) & ~below(in.begin), spread = _pdep_u32(used, 0x55555555);
+#if defined(__AVX512F__)
+      const __mmask16 lanes = __mmask16(below(length)), low = __mmask16(step == 1 ? used : spread),
+                      high = __mmask16(spread >> N);
+      const auto load = [](const float* p, __mmask16 mask) { return Vec<float>{_mm512_maskz_loadu_ps(mask, p)}; };
+#else
+      if (room < at + N) break;
+      const auto mask_of = [](uint32_t bits) {
+        const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), bit), bit);
+      };
+      const __m256i low = mask_of(step == 1 ? used : spread), high = mask_of(spread >> N);
+      const auto load = [](const float* p, __m256i mask) { return Vec<float>{_mm256_maskload_ps(p, mask)}; };
+#endif
+      for (int64_t i = 0; i < rows; ++i) {
+        const float* const f = from + i * from_row;
+        Vec<float> v = load(f, low);
+        if (step == 2) v = evens(v, load(f + N, high));
+#if defined(__AVX512F__)
+        _mm512_mask_storeu_ps(to + i * to_row, lanes, v.v);
+#else
+        v.store(to + i * to_row);  // a masked store takes a dozen cycles
+#endif
+      }
+    }
+    if (at >= length) return;
+    length -= at, in = {max64(0, in.begin - at), max64(0, in.end - at)};
+  }
+#endif
+  for (int64_t i = 0; i < rows; ++i) copy_row(to + i * to_row, length, from + i * from_row, step, in);
 }
 
 // Where row or column i of the product lies in the result, for a tile's worth of them.
