@@ -60,6 +60,9 @@ SHAPES = [((3, 5, 8, 8), (2,)), ((2, 3, 24, 24), (2,)), ((2, 3, 13, 37), (3, 2))
           # channels_last: such sums in a ring of rows, of all channels, of some; a last vector over the one before.
           ((1, 3, 70, 50), (5, 2, 1, 3)), ((2, 35, 40, 30), (7, 2, 0, 3)), ((1, 21, 30, 64), ((9, 2), (4, 1))),
           ((1, 40, 40, 30), (9, 8)),
+          # Rows of two vectors at most, looked up by permutations, and just more; outputs of two, inputs of more.
+          ((2, 9, 12, 32), (3, 1, 1)), ((2, 9, 7, 31), (5, 1, 2)), ((1, 9, 9, 16), (4, 3)), ((1, 9, 9, 15), (3, 1, 1)),
+          ((1, 5, 9, 62), (3, 2, 1)), ((1, 5, 9, 33), (5, 2, 2)),
           # Long windows: several vectors of a row, several pixels to a vector.
           ((2, 3, 50, 77), ((9, 40), (9, 37))), ((1, 5, 20, 130), ((3, 64), (2, 66))),
           ((2, 6, 9, 40), (7, 1, 3))]  # fmt: skip
@@ -67,7 +70,10 @@ ADAPTIVE = [((2, 5, 12, 24), 1), ((2, 5, 12, 24), (3, 5)), ((2, 5, 12, 24), (6, 
             ((1, 2, 30, 70), (7, 33)),
             ((1, 3, 5, 4), (7, 9)), ((5, 1, 37, 18), (2, 17)), ((1, 2, 18, 17), (1, 1)), ((2, 19, 40, 40), 3),
             ((2, 3, 50, 50), 3), ((2, 17, 130, 10), (7, 4)), ((3, 13, 5, 6), (8, 7)), ((3, 7, 1, 1), 1),
-            ((2, 3, 41, 90), 2), ((2, 2, 60, 121), (1, 3)), ((1, 3, 200, 170), (3, 1))]  # fmt: skip
+            ((2, 3, 41, 90), 2), ((2, 2, 60, 121), (1, 3)), ((1, 3, 200, 170), (3, 1)),
+            # A remainder of one, in both dimensions and in one: windows of one size.
+            ((3, 5, 13, 29), (4, 7)), ((2, 3, 57, 9), (28, 8)), ((2, 3, 13, 14), (6, 4)), ((2, 3, 1, 13), (2, 3)),
+            ((1, 2, 41, 35), (8, 34))]  # fmt: skip
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -182,6 +188,16 @@ def test_backward_keeps_one_byte_per_output():
         y = fastnn.functional.max_pool2d(x, 2)
         fastnn.functional.avg_pool2d(x, 2)
     assert [t.dtype for t in kept] == [torch.uint8] and kept[0].numel() == y.numel()
+
+
+@pytest.mark.parametrize(
+    "shape, size", [((1, 1, 43, 43), 3), ((1, 1, 46, 46), 3), ((1, 1, 44, 43), 3), ((1, 1, 1, 9), 2)]
+)
+def test_offsets_are_as_wide_as_tracing_thinks(shape, size):
+    op = torch.ops.fastnn.adaptive_max_pool2d_with_offsets
+    with torch._subclasses.FakeTensorMode():
+        fake = op(torch.empty(shape), [size, size])
+    assert [t.dtype for t in fake] == [t.dtype for t in op(torch.randn(shape), [size, size])]
 
 
 def test_integers_run_on_torch_and_are_counted():

@@ -50,10 +50,12 @@ bool fill_adaptive(Pool2dParams& p, at::IntArrayRef sizes, at::IntArrayRef outpu
   if (!fill_planes(p, sizes) || output_size.size() != 2 || output_size[0] < 1 || output_size[1] < 1) return false;
   p.h.out = output_size[0];
   p.w.out = output_size[1];
-  p.adaptive = p.h.in % p.h.out != 0 || p.w.in % p.w.out != 0;
+  // Where a remainder of 0 or 1 is left (13 to 6), windows are of one size and one distance: plain ones.
+  const auto plain = [](const PoolAxis& a) { return a.in >= a.out && a.in % a.out <= 1; };
+  p.adaptive = !plain(p.h) || !plain(p.w);
   for (PoolAxis* a : {&p.h, &p.w}) {
-    const int64_t longest = a->in % a->out == 0 ? a->in / a->out : (a->in - 1) / a->out + 2;
-    *a = {a->in, a->out, std::min(longest, a->in), longest, 0, 1};
+    const int64_t step = a->in / a->out, longest = step + std::min<int64_t>(a->in % a->out, 2);
+    *a = {a->in, a->out, std::min(longest, a->in), p.adaptive ? longest : step, 0, 1};
   }
   p.wide = p.h.kernel > 255 || p.w.kernel > 255 || p.h.kernel * p.w.kernel > 255;
   return p.h.kernel < (int64_t(1) << 31) / p.w.kernel;

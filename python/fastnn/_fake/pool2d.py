@@ -59,7 +59,7 @@ def _adaptive(input, output_size):
 def _adaptive_max_with_offsets(input, output_size):
     taps = 1
     for size, out in zip(input.shape[-2:], output_size, strict=True):
-        taps *= size // out if size % out == 0 else min((size - 1) // out + 2, size)
+        taps *= min(size // out + min(size % out, 2), size)
     return _empty(input, output_size), _empty(input, output_size, _offset_type(taps))
 
 

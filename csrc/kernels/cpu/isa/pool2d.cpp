@@ -19,6 +19,9 @@ bool prefers_2x2(const Pool2dParams& p) {
 // The row kernels shuffle strides up to 3; longer ones they load lane by lane.
 bool prefers_table(const Pool2dParams& p) { return p.adaptive || p.w.stride > 3; }
 
+// Rows of two vectors at most are looked up by one permutation: with taps up to 4 times as fast as the row kernels.
+bool is_permuted(const Pool2dParams& p, int64_t row) { return kVecBytes == 64 && row <= 2 * lanes_of(p); }
+
 // Rows of few windows, each much longer than a vector: a lookup for every tap would fill a lane or two.
 bool has_long_windows(const Pool2dParams& p) { return p.w.kernel >= 16 && p.w.out * 8 <= p.w.in; }
 
@@ -34,8 +37,9 @@ bool prefers_planes_max(const Pool2dParams& p) {
   if (!fits_planes(p)) return false;
   const int64_t lanes = lanes_of(p);
   if (is_2x2(p)) return 4 * p.w.out <= lanes;
-  if (p.offsets) return p.w.out <= lanes;
-  return p.h.kernel * p.w.kernel <= 16 ? 2 * p.w.out <= lanes : 8 * p.w.out <= lanes;
+  const bool permuted = is_permuted(p, p.w.in);
+  if (p.offsets) return (permuted ? 2 : 1) * p.w.out <= lanes;
+  return p.h.kernel * p.w.kernel <= (permuted ? 15 : 16) ? 2 * p.w.out <= lanes : 8 * p.w.out <= lanes;
 }
 bool prefers_planes_avg(const Pool2dParams& p) {
   return fits_planes(p) && p.w.kernel <= lanes_of(p) && (is_2x2(p) ? 4 : 1) * p.w.out <= lanes_of(p) * 3 / 4;
@@ -64,7 +68,8 @@ Status max_pool2d_forward(const Pool2dParams& p) {
   if (prefers_planes_max(p)) return max_pool2d_forward_planes(p);
   if (is_2x2(p)) return max_pool2d_forward_2x2(p);
   if (has_long_windows(p) && p.w.out <= 2) return max_pool2d_forward_any(p);
-  if (prefers_table(p) && fits_table(p)) return max_pool2d_forward_table(p);
+  const bool permuted = is_permuted(p, p.w.in) && (p.offsets || p.w.stride > 1);
+  if ((prefers_table(p) || permuted) && fits_table(p)) return max_pool2d_forward_table(p);
   return fits_rows(p) ? max_pool2d_forward_rows(p) : max_pool2d_forward_any(p);
 }
 Status max_pool2d_backward(const Pool2dParams& p) {
@@ -83,7 +88,7 @@ Status avg_pool2d_forward(const Pool2dParams& p) {
   if (prefers_planes_avg(p)) return avg_pool2d_forward_planes(p);
   if (is_2x2(p)) return avg_pool2d_forward_2x2(p);
   if (is_short(p) || has_long_windows(p)) return avg_pool2d_forward_any(p);
-  if (prefers_table(p) && fits_table(p)) return avg_pool2d_forward_table(p);
+  if ((prefers_table(p) || is_permuted(p, p.w.in + 1)) && fits_table(p)) return avg_pool2d_forward_table(p);
   return fits_rows(p) ? avg_pool2d_forward_rows(p) : avg_pool2d_forward_any(p);
 }
 Status avg_pool2d_backward(const Pool2dParams& p) {
@@ -92,7 +97,8 @@ Status avg_pool2d_backward(const Pool2dParams& p) {
   if (fits_mean_tiles(p)) return avg_pool2d_backward_tiles(p);
   if (is_2x2(p)) return avg_pool2d_backward_2x2(p);
   if (shares_runs(p)) return avg_pool2d_backward_any(p);
-  if ((p.adaptive || p.w.stride > 2 || p.w.in <= 32) && fits_table_backward(p)) return avg_pool2d_backward_table(p);
+  const bool shuffled = kVecBytes == 64 ? is_permuted(p, p.w.out + 1) : p.w.in <= 32;
+  if ((p.adaptive || p.w.stride > 2 || shuffled) && fits_table_backward(p)) return avg_pool2d_backward_table(p);
   return fits_rows_backward(p) ? avg_pool2d_backward_rows(p) : avg_pool2d_backward_any(p);
 }
 Status max_pool2d_indices(const Pool2dParams& p) {
