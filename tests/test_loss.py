@@ -241,6 +241,34 @@ def test_log_within_one_ulp(isa, dtype, inner):
         assert ulps(ours, torch.full_like(ours, math.log(n), dtype=torch.float64)) <= 1.5
 
 
+# ---- classes in rows -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("classes", [2, 5, 8, 9, 10, 16, 17, 24, 31, 33, 48, 64, 65, 80, 100, 127, 128, 129, 200])
+def test_rows_of_every_length(classes, dtype, isa):
+    """Whole and part groups of rows and vectors; rows that do not count and hold NaN have no gradient."""
+    fastnn._C.set_isa(isa)
+    close = {"rtol": 2e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    for rows in (1, 5, 16, 17, 50):
+        x = (torch.randn(rows, classes) * 3).to(dtype)
+        exact, target = x.double().requires_grad_(), torch.randint(classes, (rows,))
+        target[::5] = 1
+        logits = x.masked_fill((target == 1).unsqueeze(1), math.nan).requires_grad_()
+        for op in ("softmax", "log_softmax"):
+            torch.testing.assert_close(getattr(F, op)(x, 1).double(), getattr(T, op)(exact, 1).detach(), **close)
+        for reduction in ("none", "mean", "sum"):
+            if (target == 1).all() and reduction == "mean":
+                continue
+            kwargs = {"ignore_index": 1, "reduction": reduction}
+            ours, theirs = F.cross_entropy(logits, target, **kwargs), T.cross_entropy(exact, target, **kwargs)
+            torch.testing.assert_close(F.cross_entropy(logits.detach(), target, **kwargs), ours)
+            torch.testing.assert_close(ours.double(), theirs, **close)
+            (gradient,), (slope,) = (torch.autograd.grad(v.sum(), i) for v, i in ((ours, logits), (theirs, exact)))
+            torch.testing.assert_close(gradient.double(), slope, **close)
+
+
 # ---- classes in the middle: strips of columns ------------------------------------------------------------------------
 
 

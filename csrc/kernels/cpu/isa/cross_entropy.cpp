@@ -138,92 +138,170 @@ FASTNN_INLINE acc_t<S> row_shares_loss(const Problem<S>& k, const S* x, const S*
   return reduce_add(sum);
 }
 
-// The gradient of a row whose class is t, whose probabilities times `kept` lie in dx.
-template <class S, class A = acc_t<S>>
-FASTNN_INLINE void finish_gradient(const Problem<S>& k, S* dx, int64_t t, A kept) {
+// The classes of up to N rows, one per lane, and what the loss takes from them.
+template <class S>
+struct RowTargets {
+  using A = acc_t<S>;
   using V = Vec<A>;
-  if (t >= 0) {
-    dx[t] -= kept;
-  } else {  // the row may hold anything: its gradient is zero, not 0 * NaN
-    for_vectors<V::N>(k.p.classes, [&](int64_t c, int lanes, int) { store_some(V::zero(), dx + c, lanes); });
-  }
-}
+  using Lane = typename Problem<S>::Lane;
+  Lane target[V::N];
+  A logit[V::N];
+  V weight;
 
-// The gradient of up to N rows, with what the loss needs: maxima and sums of exp(x - maximum), one row per lane. A
-// function of its own, for registers of its own.
-template <class S>
-__attribute__((noinline)) void gradient_rows(const Problem<S>& k, int64_t row, int count, S* maxima, S* sums) {
-  using V = Vec<S>;
-  const int64_t n = k.p.classes;
-  const S* x = k.x + row * n;
-  S* dx = static_cast<S*>(k.p.grad_input) + row * n;
-  int64_t targets[V::N];
-  S kept[V::N] = {};
-  for (int r = 0; r < count; ++r) {
-    targets[r] = k.class_of(row + r);
-    kept[r] = k.unit * k.weight_of(targets[r]);
+  FASTNN_VEC_FN RowTargets(const Problem<S>& k, int64_t row, int count) {
+    const typename V::Int none = every_lane<A>(-1);
+    __builtin_memcpy(target, &none, kVecBytes);
+    k.targets_of(row, count, target);
+    weight = k.weights_of(target);
+    const S* x = k.x + row * k.p.classes;
+    for (int r = 0; r < V::N; ++r) logit[r] = target[r] >= 0 ? to_acc(x[r * k.p.classes + target[r]]) : A(0);
   }
-  if (n <= kGroupClasses) {
-    group_scaled_exp(x, dx, n, count, [&](V m, V sum) {
-      m.store(maxima);
-      sum.store(sums);
-      return V::load(kept) / sum;
-    });
-  } else {
-    const bool streamed = streams_rows(dx, n, k.rows * n);
-    for (int r = 0; r < count; ++r)
-      row_scaled_exp(x + r * n, dx + r * n, n, streamed, [&](S m, S sum) {
-        maxima[r] = m, sums[r] = sum;
-        return kept[r] / sum;
-      });
-    end_streams(streamed);
+  FASTNN_VEC_FN typename V::Int counts() const {
+    typename V::Int t;
+    __builtin_memcpy(&t, target, kVecBytes);
+    return t >= 0;
   }
-  for (int r = 0; r < count; ++r) finish_gradient(k, dx + r * n, targets[r], kept[r]);
-}
+  // What exp(x - maximum), less its sum at the target, is multiplied by in the gradient of the reduced loss: zero where
+  // the row does not count, whatever it holds.
+  FASTNN_VEC_FN V factor(const Problem<S>& k, V sum) const {
+    const V f = V::set1(k.unit) * weight / sum;
+    return {counts() ? f.v : V::zero().v};
+  }
+};
 
-// Up to N rows, one per lane once their classes are reduced.
+// The loss of up to N rows and what backward needs of them; m and sum are one row per lane.
 template <class S>
-FASTNN_INLINE void forward_rows(const Problem<S>& k, int64_t row, int count, Sums& sums) {
+FASTNN_INLINE void finish_rows(const Problem<S>& k, int64_t row, int count, const RowTargets<S>* t, Vec<acc_t<S>> m,
+                               Vec<acc_t<S>> sum, Sums& sums) {
   using A = acc_t<S>;
   using V = Vec<A>;
   const int64_t n = k.p.classes;
   const S* x = k.x + row * n;
-  A maxima[V::N] = {}, exps[V::N] = {};
-  bool ahead = false;
-  if constexpr (kRunsAhead<S>) {
-    ahead = k.p.grad_input && !k.probabilities;
-    if (ahead) gradient_rows(k, row, count, maxima, exps);
-  }
-  if (!ahead) {
-    if (n <= kGroupClasses) {
-      V m, sum;
-      group_max_and_sum(x, n, count, m, sum);
-      m.store(maxima);
-      sum.store(exps);
-    } else {
-      for (int r = 0; r < count; ++r) {
-        maxima[r] = reduce_max(row_max(x + r * n, n));
-        exps[r] = reduce_add(row_sum_exp(x + r * n, n, n, V::set1(maxima[r]), [](int64_t, int, V) {}));
-      }
-    }
-  }
-  const V m = V::load(maxima), log_sum = log(V::load(exps));
+  const V log_sum = log(sum);
   store_some(m, k.maximum + row, count);
   store_some(log_sum, k.log_sum + row, count);
-  for (int r = 0; r < count; ++r) {
-    const A of_m = k.maximum[row + r], of_log = k.log_sum[row + r];
-    A loss = 0;
-    if (k.probabilities) {
-      loss = row_shares_loss(k, x + r * n, k.probabilities + (row + r) * n, of_m, of_log);
-    } else if (const int64_t t = k.class_of(row + r); t >= 0) {
-      const A w = k.weight_of(t);
-      loss = k.keep * w * (of_log - (to_acc(x[r * n + t]) - of_m));
-      if (k.p.label_smoothing != 0)
-        loss += k.spread * row_shares_loss(k, x + r * n, static_cast<const S*>(nullptr), of_m, of_log);
-      sums.weight += w;
+  V loss = V::zero();
+  if (t) {
+    const V of_row = V::set1(k.keep) * t->weight * (log_sum - (V::load(t->logit) - m));
+    loss = V{t->counts() ? of_row.v : V::zero().v};
+    sums.weight += reduce_add(t->weight);
+  }
+  if (k.probabilities || k.p.label_smoothing != 0) {
+    for (int r = 0; r < count; ++r) {
+      const S* q = k.probabilities ? k.probabilities + (row + r) * n : nullptr;
+      if (q) loss.v[r] = row_shares_loss(k, x + r * n, q, m.v[r], log_sum.v[r]);
+      else if (t->target[r] >= 0) loss.v[r] += k.spread * row_shares_loss(k, x + r * n, q, m.v[r], log_sum.v[r]);
     }
-    if (k.p.reduction == Reduction::none) static_cast<S*>(k.p.loss)[row + r] = from_acc<S>(loss);
-    sums.loss += loss;
+  }
+  if (k.p.reduction == Reduction::none) store_some(loss, static_cast<S*>(k.p.loss) + row, count);
+  sums.loss += reduce_add(first_lanes(loss, count));
+}
+
+// The gradient of rows [begin, end) with the loss. A function of its own, for registers of its own.
+template <class S>
+__attribute__((noinline)) void gradient_rows(const Problem<S>& k, int64_t begin, int64_t end, Sums& sums) {
+  using V = Vec<S>;
+  const int64_t n = k.p.classes;
+  const S* x = k.x + begin * n;
+  S* dx = static_cast<S*>(k.p.grad_input) + begin * n;
+  if (n <= V::N) {
+    const auto iota = [] {
+      typename V::Int i;
+      for (int l = 0; l < V::N; ++l) i[l] = l;
+      return i;
+    }();
+    for (int64_t row = begin; row < end; row += V::N, x += V::N * n, dx += V::N * n) {
+      const int count = int(min64(V::N, end - row));
+      const RowTargets<S> t(k, row, count);
+      S of_row[V::N];
+      group_scaled_exp(
+          x, dx, n, count,
+          [&](V m, V sum) __attribute__((always_inline)) {
+            sum.store(of_row);
+            finish_rows(k, row, count, &t, m, sum, sums);
+            return t.factor(k, sum);
+          },
+          [&](int64_t r, V e) __attribute__((always_inline)) {
+            const V less{iota == every_lane<S>(t.target[r]) ? e.v - V::set1(of_row[r]).v : e.v};
+            return t.target[r] >= 0 ? less : V::zero();
+          });
+    }
+    return;
+  }
+  if (n <= kGroupClasses) {
+    GroupExps<S> exps;
+    S factor[V::N];
+    return for_short_rows<true>(
+        x, n, end - begin, exps,
+        [&](int64_t row, int count, V m, V sum) __attribute__((always_inline)) {
+          const RowTargets<S> t(k, begin + row, count);
+          t.factor(k, sum).store(factor);
+          for (int r = 0; r < count; ++r) {
+            S* const e = exps.of_row + r * exps.stride;
+            if (t.target[r] >= 0) e[t.target[r]] -= sum.v[r];
+            else for_vectors<V::N>(exps.stride, [&](int64_t i, int, int) { V::zero().store(e + i); });
+          }
+          finish_rows(k, begin + row, count, &t, m, sum, sums);
+        },
+        [&](int64_t row, int r, int64_t i, int lanes) __attribute__((always_inline)) {
+          const V e = V::load(exps.of_row + r * exps.stride + i);
+          store_some(e * V::set1(factor[r]), dx + row * n + i, lanes);
+        });
+  }
+  const bool streamed = streams_rows(dx, n, k.rows * n);
+  for (int64_t row = begin; row < end; row += V::N, x += V::N * n, dx += V::N * n) {
+    const int count = int(min64(V::N, end - row));
+    const RowTargets<S> t(k, row, count);
+    V m = V::zero(), sum = V::set1(S(1));
+    for (int r = 0; r < count; ++r) {
+      const int64_t target = t.target[r];
+      const S kept = k.unit * t.weight.v[r];
+      S* const to = dx + r * n;
+      row_scaled_exp(x + r * n, to, n, streamed, [&](S of_m, S of_sum) {
+        m.v[r] = of_m, sum.v[r] = of_sum;
+        return kept / of_sum;
+      });
+      if (target >= 0) to[target] -= kept;
+      else for_vectors<V::N>(n, [&](int64_t c, int lanes, int) { store_some(V::zero(), to + c, lanes); });
+    }
+    finish_rows(k, row, count, &t, m, sum, sums);
+  }
+  end_streams(streamed);
+}
+
+// Rows [begin, end), a block of the loss.
+template <class S>
+FASTNN_INLINE void forward_rows(const Problem<S>& k, int64_t begin, int64_t end, Sums& sums) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  const int64_t n = k.p.classes;
+  const S* x = k.x + begin * n;
+  if constexpr (kRunsAhead<S>) {
+    if (k.p.grad_input && !k.probabilities) return gradient_rows(k, begin, end, sums);
+  }
+  const auto finish = [&](int64_t row, int count, V m, V sum) {
+    if (k.probabilities) return finish_rows(k, row, count, static_cast<const RowTargets<S>*>(nullptr), m, sum, sums);
+    const RowTargets<S> t(k, row, count);
+    finish_rows(k, row, count, &t, m, sum, sums);
+  };
+  if (n > V::N && n <= kGroupClasses) {
+    GroupExps<A> exps;
+    return for_short_rows<false>(
+        x, n, end - begin, exps, [&](int64_t row, int count, V m, V sum) { finish(begin + row, count, m, sum); },
+        [](int64_t, int, int64_t, int) {});
+  }
+  for (int64_t row = begin; row < end; row += V::N, x += V::N * n) {
+    const int count = int(min64(V::N, end - row));
+    V m = V::zero(), sum = V::set1(A(1));
+    if (n <= V::N) {
+      group_max_and_sum(x, n, count, m, sum);
+    } else {
+      for (int r = 0; r < count; ++r) {
+        m.v[r] = reduce_max(row_max(x + r * n, n));
+        sum.v[r] = reduce_add(row_sum_exp(x + r * n, n, n, V::set1(m.v[r]), [](int64_t, int, V) {}));
+      }
+    }
+    finish(row, count, m, sum);
   }
 }
 
@@ -485,7 +563,6 @@ A unit_gradient(const Problem<S>& k) {
 template <class S>
 void forward(const CrossEntropyParams& p) {
   using A = acc_t<S>;
-  constexpr int N = Vec<A>::N;
   const int64_t width = columns_together<A>(p.classes);
   Problem<S> k(p);
   if (p.grad_input) k.unit = unit_gradient(k);
@@ -499,7 +576,7 @@ void forward(const CrossEntropyParams& p) {
       p,
       [&](int64_t begin, int64_t end, int64_t block) {
         Sums sums;
-        for (int64_t row = begin; row < end; row += N) forward_rows(k, row, int(min64(N, end - row)), sums);
+        forward_rows(k, begin, end, sums);
         keep(block, sums);
       },
       [&](int64_t outer, int64_t begin, int64_t end, int64_t block) {

@@ -91,13 +91,15 @@ FASTNN_INLINE ExpParts<A, K> exp_parts(const Vec<A>* x) {
     each<K>([&](int k) { e.p[k] = e.p[k] * e.r[k] + C::kPowers[i]; });
   return e;
 }
-// The exponentials of K vectors in place: together they take 0.75 of the time of one after another (AVX-512).
-template <int K, class A>
+// The exponentials of K vectors in place: together they take 0.75 of the time of one after another (AVX-512). Without
+// kAnySign of numbers up to 80 or NaN, as those less a maximum: 0.9 of the time.
+template <int K, bool kAnySign = true, class A>
 FASTNN_INLINE void exp_each(Vec<A>* a) {
   using C = ExpConstants<A>;
   using V = Vec<A>;
   // max and min return their second argument when it is NaN.
-  each<K>([&](int k) { a[k] = min(V::set1(C::kHighest), max(V::set1(C::kLowest), a[k])); });
+  each<K>([&](int k) { a[k] = max(V::set1(C::kLowest), a[k]); });
+  if constexpr (kAnySign) each<K>([&](int k) { a[k] = min(V::set1(C::kHighest), a[k]); });
   const auto e = exp_parts<K>(a);
   each<K>([&](int k) { a[k] = V{e.p[k] * e.r[k] + A(1)}; });
   each<K>([&](int k) { a[k] = scale2(a[k].v, e.n[k]); });

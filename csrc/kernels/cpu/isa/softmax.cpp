@@ -58,25 +58,44 @@ FASTNN_INLINE void softmax_short(const S* x, S* y, int64_t n, int64_t classes, b
       rows.lanes());
 }
 
-// N short rows at once: their maxima and sums are reduced together, one row per lane.
+// `rows` short rows, N at once: their maxima and sums are reduced together, one row per lane.
 template <class S>
-FASTNN_INLINE void softmax_group(const S* x, S* y, int64_t n, int count, bool log_form) {
+FASTNN_INLINE void softmax_groups(const S* x, S* y, int64_t n, int64_t rows, bool log_form) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  if constexpr (kKeepsExp<S>) {
-    if (!log_form) return group_scaled_exp(x, y, n, count, [](V, V sum) { return V::set1(A(1)) / sum; });
-  }
-  V m, sum;
   A maxima[V::N], of_row[V::N];
-  group_max_and_sum(x, n, count, m, sum);
-  m.store(maxima);
-  (log_form ? log(sum) : V::set1(A(1)) / sum).store(of_row);
-  for (int r = 0; r < count; ++r) {
-    for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
-      const V z = load_some(x + r * n + i, lanes, A(0)) - V::set1(maxima[r]);
-      store_some(log_form ? z - V::set1(of_row[r]) : exp(z) * V::set1(of_row[r]), y + r * n + i, lanes);
-    });
+  const auto take = [&](V m, V sum) __attribute__((always_inline)) {
+    m.store(maxima);
+    (log_form ? log(sum) : V::set1(A(1)) / sum).store(of_row);
+  };
+  const auto write_log = [&](int64_t row, int r, int64_t i, int lanes) __attribute__((always_inline)) {
+    const V z = load_some(x + row * n + i, lanes, A(0)) - V::set1(maxima[r]);
+    store_some(z - V::set1(of_row[r]), y + row * n + i, lanes);
+  };
+  if (n <= V::N) {
+    for (int64_t row = 0; row < rows; row += V::N) {
+      const int count = int(min64(V::N, rows - row));
+      if (!log_form) {
+        group_scaled_exp(
+            x + row * n, y + row * n, n, count, [](V, V sum) { return V::set1(A(1)) / sum; },
+            [](int64_t, V e) { return e; });
+        continue;
+      }
+      V m, sum;
+      group_max_and_sum(x + row * n, n, count, m, sum);
+      take(m, sum);
+      for (int r = 0; r < count; ++r) write_log(row + r, r, 0, int(n));
+    }
+    return;
   }
+  GroupExps<A> exps;
+  const auto sums = [&](int64_t, int, V m, V sum) __attribute__((always_inline)) { take(m, sum); };
+  if (log_form) return for_short_rows<false>(x, n, rows, exps, sums, write_log);
+  for_short_rows<true>(x, n, rows, exps, sums,
+                       [&](int64_t row, int r, int64_t i, int lanes) __attribute__((always_inline)) {
+                         const V e = V::load(exps.of_row + r * exps.stride + i);
+                         store_some(e * V::set1(of_row[r]), y + row * n + i, lanes);
+                       });
 }
 
 // softmax: dx = y (g - sum(g y));  log_softmax: dx = g - exp(y) sum(g).
@@ -101,7 +120,7 @@ FASTNN_INLINE void row_backward_write(const S* g, const S* y, S* dx, int64_t n, 
   const auto at = [](const S* p, int64_t i, int lanes)
                       __attribute__((always_inline)) { return load_some(p + i, lanes, A(0)); };
   if (log_form) {
-    for_exps<A>(
+    for_exps<A, true>(
         n, [&](int64_t i, int lanes) { return at(y, i, lanes); },
         [&](int64_t i, int lanes, int, V e) { store_some(at(g, i, lanes) - e * sum, dx + i, lanes); }, step);
   } else {
@@ -131,7 +150,7 @@ FASTNN_INLINE void backward_short(const S* g, const S* y, S* dx, int64_t n, int6
                       __attribute__((always_inline)) { return load_some(p + i, lanes, A(0)); };
   const auto sum = [&](V v) __attribute__((always_inline)) { return rows.reduce(v, [](V a, V b) { return a + b; }); };
   if (log_form) {
-    for_exps<A>(
+    for_exps<A, true>(
         n, [&](int64_t i, int lanes) { return at(y, i, lanes); },
         [&](int64_t i, int lanes, int, V e) __attribute__((always_inline)) {
           const V gi = at(g, i, lanes);
@@ -220,7 +239,7 @@ FASTNN_INLINE void backward_columns(const S* g, const S* y, S* dx, int64_t n, in
                       __attribute__((always_inline)) { return load_some(p + i, lanes, A(0)); };
   for (int64_t c = 0; c < n; ++c, g += inner, y += inner, dx += inner) {
     if (log_form) {
-      for_exps<A>(
+      for_exps<A, true>(
           width, [&](int64_t i, int lanes) { return at(y, i, lanes); },
           [&](int64_t i, int lanes, int, V e) { store_some(at(g, i, lanes) - e * V::load(sum + i), dx + i, lanes); });
     } else {
@@ -326,7 +345,7 @@ FASTNN_INLINE void backward_abreast(const S* g, const S* y, S* dx, int64_t n, in
   sum.join([](V a, V b) { return a + b; });
   sum.for_rows(n, [&](int64_t row, int64_t length) __attribute__((always_inline)) {
     if (log_form) {
-      for_exps<A>(
+      for_exps<A, true>(
           length, [&](int64_t i, int lanes) { return at(y, row + i, lanes); },
           [&](int64_t i, int lanes, int, V e) __attribute__((always_inline)) {
             store_some(at(g, row + i, lanes) - e * V::load(sum.lane + i), dx + row + i, lanes);
@@ -342,11 +361,11 @@ FASTNN_INLINE void backward_abreast(const S* g, const S* y, S* dx, int64_t n, in
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-// Covers the input with calls of several(offset, n) for n elements of rows that share vectors, group(offset, rows) for
-// up to N short rows, row(offset, n, step) for a long row or a few that take turns, abreast(offset, count) for a few
+// Covers the input with calls of several(offset, n) for n elements of rows that share vectors, groups(offset, rows) for
+// short rows, N at once, row(offset, n, step) for a long row or a few that take turns, abreast(offset, count) for a few
 // columns with `count` classes side by side, or columns(offset, width) for a strip of `width` neighbouring columns.
-template <class A, class Several, class Group, class Row, class Abreast, class Columns>
-void for_rows(const SoftmaxParams& p, int64_t width, const Several& several, const Group& group, const Row& row,
+template <class A, class Several, class Groups, class Row, class Abreast, class Columns>
+void for_rows(const SoftmaxParams& p, int64_t width, const Several& several, const Groups& groups, const Row& row,
               const Abreast& abreast, const Columns& columns) {
   constexpr int N = Vec<A>::N;
   constexpr int64_t kGrainElements = 1 << 13, kFewRows = 4;
@@ -356,7 +375,7 @@ void for_rows(const SoftmaxParams& p, int64_t width, const Several& several, con
                  [&](int64_t begin, int64_t end) { several(begin * p.classes, (end - begin) * p.classes); });
   } else if (p.inner == 1 && p.classes <= kGroupClasses && (p.classes <= N || p.outer > kFewRows)) {
     parallel_for(0, ceil_div(p.outer, N), ceil_div(grain, N), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) group(i * N * p.classes, int(min64(N, p.outer - i * N)));
+      groups(begin * N * p.classes, min64(end * N, p.outer) - begin * N);
     });
   } else if (p.inner <= N) {
     const int64_t n = p.classes * p.inner;
@@ -393,7 +412,7 @@ Status softmax_forward(const SoftmaxParams& p) {
     for_rows<acc_t<S>>(
         p, columns_together<acc_t<S>>(p.classes),
         [&](int64_t at, int64_t n) { softmax_short(x + at, y + at, n, p.classes, p.log); },
-        [&](int64_t at, int rows) { softmax_group(x + at, y + at, p.classes, rows, p.log); },
+        [&](int64_t at, int64_t rows) { softmax_groups(x + at, y + at, p.classes, rows, p.log); },
         [&](int64_t at, int64_t n, int step)
             __attribute__((always_inline)) { softmax_row(x + at, y + at, n, p.inner, step, p.log); },
         [&](int64_t at, int64_t count) { softmax_abreast(x + at, y + at, p.classes, p.inner, count, p.log); },
@@ -411,7 +430,11 @@ Status softmax_backward(const SoftmaxParams& p) {
     for_rows<acc_t<S>>(
         p, strip_width(p.classes),
         [&](int64_t at, int64_t n) { backward_short(g + at, y + at, dx + at, n, p.classes, p.log); },
-        [&](int64_t at, int rows) { backward_group(g + at, y + at, dx + at, p.classes, rows, p.log); },
+        [&](int64_t at, int64_t rows) {
+          constexpr int64_t N = Vec<acc_t<S>>::N;
+          for (int64_t r = 0, n = p.classes; r < rows; r += N, at += N * n)
+            backward_group(g + at, y + at, dx + at, n, int(min64(N, rows - r)), p.log);
+        },
         [&](int64_t at, int64_t n, int step)
             __attribute__((always_inline)) { backward_row(g + at, y + at, dx + at, n, p.inner, step, p.log); },
         [&](int64_t at, int64_t count) { backward_abreast(g + at, y + at, dx + at, p.classes, p.inner, count, p.log); },
