@@ -118,6 +118,24 @@ def test_few_pixels_are_torchs_no_more():
         assert fastnn._C.conv2d_algorithm(x, torch.randn(512, 256, 3, 3), *args) == "gemm"
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_strided_pointwise_layers(layout):
+    """The shortcuts of residual networks, strides of 2 and 3, and the pixels that no output reads: zero gradients."""
+    for n, c, size, k, stride in [(1, 16, 7, 40, 2), (3, 70, 15, 33, 3), (8, 32, 56, 64, 2), (2, 250, 50, 20, (1, 2))]:
+        x = torch.randn(n, c, size, size).contiguous(memory_format=layout)
+        inputs = [t.requires_grad_() for t in (x, torch.randn(k, c, 1, 1), torch.randn(k))]
+        doubles = [t.detach().double().requires_grad_() for t in inputs]
+        y, expected = fastnn.functional.conv2d(*inputs, stride), torch_conv2d(*doubles, stride)
+        g = torch.randn_like(y)
+        ours = [y, *torch.autograd.grad(y, inputs, g)]
+        theirs = [expected, *torch.autograd.grad(expected, doubles, g.double())]
+        for a, e in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5 * float(e.detach().abs().max()))
+    x, weight = torch.randn(8, 64, 56, 56).contiguous(memory_format=layout), torch.randn(128, 64, 1, 1)
+    for which in ("forward", "grad_input"):
+        assert fastnn._C.conv2d_algorithm(x, weight, [2, 2], [0, 0], [1, 1], 1, which) == "gemm"
+
+
 def test_depthwise_weight_gradient_sees_no_pixel_of_another_window(forced):
     """grad_weight[r][s] is finite where tap (r, s) never meets the one infinite pixel, in the last column."""
     assert forced("depthwise")
