@@ -249,6 +249,8 @@ __attribute__((noinline)) void gradient_rows(const Problem<S>& k, int64_t begin,
         });
   }
   const bool streamed = streams_rows(dx, n, k.rows * n);
+  bool known = false;  // the next row's maximum
+  S maximum;
   for (int64_t row = begin; row < end; row += V::N, x += V::N * n, dx += V::N * n) {
     const int count = int(min64(V::N, end - row));
     const RowTargets<S> t(k, row, count);
@@ -256,10 +258,14 @@ __attribute__((noinline)) void gradient_rows(const Problem<S>& k, int64_t begin,
     for (int r = 0; r < count; ++r) {
       const int64_t target = t.target[r];
       const S kept = k.unit * t.weight.v[r];
+      const S* const from = x + r * n;
       S* const to = dx + r * n;
-      row_scaled_exp(x + r * n, to, n, streamed, [&](S of_m, S of_sum) {
-        m.v[r] = of_m, sum.v[r] = of_sum;
-        return kept / of_sum;
+      if (!known) maximum = reduce_max(row_max(from, n));
+      known = kMaxAhead && !streamed && row + r + 1 < end;
+      m.v[r] = maximum;
+      row_scaled_exp(from, to, n, streamed, known, maximum, [&](S of_row) {
+        sum.v[r] = of_row;
+        return kept / of_row;
       });
       if (target >= 0) to[target] -= kept;
       else for_vectors<V::N>(n, [&](int64_t c, int lanes, int) { store_some(V::zero(), to + c, lanes); });

@@ -218,6 +218,29 @@ FASTNN_INLINE Vec<A> row_sum_exp(const S* x, int64_t n, int64_t ahead, Vec<A> m,
   return fold(sum, [](V a, V b) { return a + b; });
 }
 
+// Whether a row's sweep also looks for the next row's maximum (AVX-512, 128x1000: 0.9 of the time). AVX2 has too few
+// registers: 1.15.
+constexpr bool kMaxAhead = kVecBytes == 64;
+
+// The same in one number, m being `maximum`. With `more` that becomes the maximum of the next row, at x + n.
+template <class S, class F, class A = acc_t<S>>
+FASTNN_INLINE A row_sum_exp_ahead(const S* x, int64_t n, bool more, A& maximum, const F& f) {
+  using V = Vec<A>;
+  const V m = V::set1(maximum);
+  if (!more) return reduce_add(row_sum_exp(x, n, n, m, f));
+  V sum[kUnroll] = {}, top[kUnroll];
+  for (V& v : top) v = V::set1(kNegInf<A>);
+  for_exps<A>(
+      n, [&](int64_t i, int lanes) { return load_some(x + i, lanes, kNegInf<A>) - m; },
+      [&](int64_t i, int lanes, int k, V e) {
+        f(i, lanes, e);
+        sum[k] = sum[k] + e;
+        top[k] = max(load_some(x + n + i, lanes, kNegInf<A>), top[k]);
+      });
+  maximum = reduce_max(fold(top, [](V a, V b) { return max(a, b); }));
+  return reduce_add(fold(sum, [](V a, V b) { return a + b; }));
+}
+
 // ---- N rows at once ------------------------------------------------------------------------------------------------
 
 // One level of the tree: lanes whose index has bit d clear come from a, the others from b, neighbours at distance d
@@ -375,31 +398,31 @@ FASTNN_INLINE bool streams_rows(const S* y, int64_t n, int64_t elements) {
   return kVecBytes == 64 && __is_same(S, float) && n % 16 == 0 && uintptr_t(y) % 64 == 0 && elements > 8 << 20;
 }
 
-// y = exp(x - maximum) factor(maximum, sum) along one row, sum being that of exp(x - maximum). y holds the exponentials
-// in between: not for 16-bit types, which would round them. When it is streamed they are computed again: 0.8 of the
-// time for 512x32000.
+// y = exp(x - maximum) factor(sum) along one row, sum being that of exp(x - maximum); for `more` see row_sum_exp_ahead.
+// y holds the exponentials in between: not for 16-bit types, which would round them. When it is streamed they are
+// computed again: 0.8 of the time for 512x32000.
 template <class S, class F>
-FASTNN_INLINE void row_scaled_exp(const S* x, S* y, int64_t n, bool streamed, const F& factor) {
+FASTNN_INLINE void row_scaled_exp(const S* x, S* y, int64_t n, bool streamed, bool more, S& maximum, const F& factor) {
   using V = Vec<S>;
-  const S m = reduce_max(row_max(x, n));
   if (streamed) {
-    const S sum = reduce_add(row_sum_exp(x, n, n, V::set1(m), [](int64_t, int, V) {}));
-    const V scale = V::set1(factor(m, sum));
+    const V m = V::set1(maximum);
+    const S sum = reduce_add(row_sum_exp(x, n, n, m, [](int64_t, int, V) {}));
+    const V scale = V::set1(factor(sum));
     return for_exps<S>(
-        n, [&](int64_t i, int) { return V::load(x + i) - V::set1(m); },
+        n, [&](int64_t i, int) { return V::load(x + i) - m; },
         [&](int64_t i, int, int, V e) {
           stream(e * scale, y + i);
           __builtin_prefetch(x + n + i);
         });
   }
-  const V sum = row_sum_exp(x, n, n, V::set1(m), [&](int64_t i, int lanes, V e) { store_some(e, y + i, lanes); });
-  const V scale = V::set1(factor(m, reduce_add(sum)));
+  const S sum = row_sum_exp_ahead(x, n, more, maximum, [&](int64_t i, int lanes, V e) { store_some(e, y + i, lanes); });
+  const V scale = V::set1(factor(sum));
   for_vectors<V::N>(
       n, [&](int64_t i, int lanes, int) { store_some(load_some(y + i, lanes, S(0)) * scale, y + i, lanes); });
 }
 
-// The same for `count` <= N rows of n <= N classes, one vector each, in registers throughout; factor takes and returns
-// one row per lane, and what is written is finish(number of the row, exp(x - maximum)) times it.
+// The same for `count` <= N rows of n <= N classes, one vector each, in registers throughout; factor takes (maxima,
+// sums) and returns one row per lane, and what is written is finish(number of the row, exp(x - maximum)) times it.
 template <class S, class F, class Finish, class A = acc_t<S>>
 FASTNN_INLINE void group_scaled_exp(const S* x, S* y, int64_t n, int count, const F& factor, const Finish& finish) {
   using V = Vec<A>;

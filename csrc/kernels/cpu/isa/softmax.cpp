@@ -39,6 +39,32 @@ FASTNN_INLINE void softmax_row(const S* x, S* y, int64_t n, int64_t period, int 
   write([&](int64_t i, int lanes) { return exp(load_some(x + i, lanes, A(0)) - m) * scale; });
 }
 
+// `rows` long rows, one behind another.
+template <class S>
+FASTNN_INLINE void softmax_long(const S* x, S* y, int64_t n, int64_t rows, bool log_form) {
+  using A = acc_t<S>;
+  using V = Vec<A>;
+  bool known = false;  // the next row's maximum
+  A maximum;
+  for (int64_t r = 0; r < rows; ++r, x += n, y += n) {
+    if (!known) maximum = reduce_max(row_max(x, n));
+    known = kMaxAhead && r + 1 < rows;
+    if constexpr (kKeepsExp<S>) {
+      if (!log_form) {
+        row_scaled_exp(x, y, n, false, known, maximum, [](A sum) { return A(1) / sum; });
+        continue;
+      }
+    }
+    const V m = V::set1(maximum);
+    const A sum = row_sum_exp_ahead(x, n, known, maximum, [&](int64_t i, int, V) { __builtin_prefetch(y + i, 1); });
+    const V of_row = V::set1(log_form ? log(sum) : A(1) / sum);
+    for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
+      const V z = load_some(x + i, lanes, A(0)) - m;
+      store_some(log_form ? z - of_row : exp(z) * of_row, y + i, lanes);
+    });
+  }
+}
+
 // Rows of which several fit a vector; n elements in all.
 template <class S>
 FASTNN_INLINE void softmax_short(const S* x, S* y, int64_t n, int64_t classes, bool log_form) {
@@ -362,11 +388,12 @@ FASTNN_INLINE void backward_abreast(const S* g, const S* y, S* dx, int64_t n, in
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
 // Covers the input with calls of several(offset, n) for n elements of rows that share vectors, groups(offset, rows) for
-// short rows, N at once, row(offset, n, step) for a long row or a few that take turns, abreast(offset, count) for a few
-// columns with `count` classes side by side, or columns(offset, width) for a strip of `width` neighbouring columns.
-template <class A, class Several, class Groups, class Row, class Abreast, class Columns>
-void for_rows(const SoftmaxParams& p, int64_t width, const Several& several, const Groups& groups, const Row& row,
-              const Abreast& abreast, const Columns& columns) {
+// short rows, N at once, rows(offset, rows) for long ones, row(offset, n, step) for a few that take turns,
+// abreast(offset, count) for a few columns with `count` classes side by side, or columns(offset, width) for a strip of
+// `width` neighbouring columns.
+template <class A, class Several, class Groups, class Rows, class Row, class Abreast, class Columns>
+void for_rows(const SoftmaxParams& p, int64_t width, const Several& several, const Groups& groups, const Rows& rows,
+              const Row& row, const Abreast& abreast, const Columns& columns) {
   constexpr int N = Vec<A>::N;
   constexpr int64_t kGrainElements = 1 << 13, kFewRows = 4;
   const int64_t grain = max64(1, kGrainElements / max64(1, p.classes));
@@ -377,6 +404,8 @@ void for_rows(const SoftmaxParams& p, int64_t width, const Several& several, con
     parallel_for(0, ceil_div(p.outer, N), ceil_div(grain, N), [&](int64_t begin, int64_t end) {
       groups(begin * N * p.classes, min64(end * N, p.outer) - begin * N);
     });
+  } else if (kMaxAhead && p.inner == 1) {
+    parallel_for(0, p.outer, grain, [&](int64_t begin, int64_t end) { rows(begin * p.classes, end - begin); });
   } else if (p.inner <= N) {
     const int64_t n = p.classes * p.inner;
     const int step = turns<A>(p.inner);
@@ -413,6 +442,7 @@ Status softmax_forward(const SoftmaxParams& p) {
         p, columns_together<acc_t<S>>(p.classes),
         [&](int64_t at, int64_t n) { softmax_short(x + at, y + at, n, p.classes, p.log); },
         [&](int64_t at, int64_t rows) { softmax_groups(x + at, y + at, p.classes, rows, p.log); },
+        [&](int64_t at, int64_t rows) { softmax_long(x + at, y + at, p.classes, rows, p.log); },
         [&](int64_t at, int64_t n, int step)
             __attribute__((always_inline)) { softmax_row(x + at, y + at, n, p.inner, step, p.log); },
         [&](int64_t at, int64_t count) { softmax_abreast(x + at, y + at, p.classes, p.inner, count, p.log); },
@@ -434,6 +464,10 @@ Status softmax_backward(const SoftmaxParams& p) {
           constexpr int64_t N = Vec<acc_t<S>>::N;
           for (int64_t r = 0, n = p.classes; r < rows; r += N, at += N * n)
             backward_group(g + at, y + at, dx + at, n, int(min64(N, rows - r)), p.log);
+        },
+        [&](int64_t at, int64_t rows) {
+          for (int64_t r = 0, n = p.classes; r < rows; ++r, at += n)
+            backward_row(g + at, y + at, dx + at, n, 1, Vec<acc_t<S>>::N, p.log);
         },
         [&](int64_t at, int64_t n, int step)
             __attribute__((always_inline)) { backward_row(g + at, y + at, dx + at, n, p.inner, step, p.log); },
