@@ -5,6 +5,7 @@
 // a padded or strided tap is simply another position. The price is a transposition of the input and of the output.
 #pragma once
 #include "conv2d_problem.h"
+#include "rows.h"
 #include "simd.h"
 #include "transpose.h"
 
@@ -28,9 +29,20 @@ inline LaneLayout odd_lane_layout(bool together, int64_t channels, int64_t rows,
 FASTNN_INLINE void gather_images(const float* from, int64_t image_stride, int lanes, int64_t count, int64_t row,
                                  int64_t gap, float* to) {
   constexpr int N = Vec<float>::N;
+  // Images whole pages apart share one set of L1, too small for what the hardware fetches ahead of so many streams.
+  constexpr int64_t kPage = 4096 / sizeof(float), kAhead = 4 * N;
+  const bool crowded = image_stride % kPage == 0;
   int64_t column = 0;
   for (int64_t f = 0; f < count; f += N) {
     const int n = int(min64(N, count - f));
+    if (crowded)
+      for (int i = 0; i < lanes; ++i) __builtin_prefetch(from + f + kAhead + i * image_stride);
+    if (n == N && (gap == 0 || column + N < row)) {
+      transpose_block(from + f, image_stride, 1, lanes, N, to);
+      to += N * N;
+      if (gap) column += N;
+      continue;
+    }
     alignas(64) float block[N * N];
     transpose_block(from + f, image_stride, 1, lanes, n, block);
     for (int i = 0; i < n; ++i, to += N) {
@@ -80,14 +92,12 @@ inline void gather_band(const ConvProblem& d, const float* image, int lanes, int
 
 // The sum of each of `count` vectors' lanes.
 inline void sum_lanes(const float* from, int64_t count, float* to) {
-  constexpr int N = Vec<float>::N;
+  using V = Vec<float>;
+  constexpr int N = V::N;
   for (int64_t f = 0; f < count; f += N) {
-    alignas(64) float block[N * N];
-    untranspose_block(from + f * N, block, N, 1, N, int(min64(N, count - f)));
-    Vec<float> sum = Vec<float>::load(block);
-    for (int i = 1; i < N; ++i) sum = sum + Vec<float>::load(block + i * N);
-    if (f + N <= count) sum.store(to + f);
-    else sum.store_n(to + f, count - f);
+    V v[N];
+    for (int i = 0; i < N; ++i) v[i] = f + i < count ? V::load(from + (f + i) * N) : V::zero();
+    store_some(sum_rows(v), to + f, int(min64(N, count - f)));
   }
 }
 

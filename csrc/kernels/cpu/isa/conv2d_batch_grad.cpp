@@ -110,10 +110,16 @@ void (*find_tile(int kb, int tb))(const Job&) {
 // Adds the sum over the band's positions of each output channel's vectors to bias[k].
 void add_bias(const float* grad, const LaneLayout& l, int64_t k, int64_t rows, int64_t columns, float* bias) {
   for (int64_t i = 0; i < k; ++i) {
-    V sum = V::zero();
-    for (int64_t h = 0; h < rows; ++h)
-      for (int64_t w = 0; w < columns; ++w) sum = sum + V::load(grad + (i * l.c + h * l.h + w * l.w) * N);
-    (V::load(bias + i * N) + sum).store(bias + i * N);
+    V sums[4] = {V::load(bias + i * N), V::zero(), V::zero(), V::zero()};  // an addition takes longer than a load
+    const float* at = grad + i * l.c * N;
+    for (int64_t h = 0; h < rows; ++h, at += l.h * N) {
+      int64_t w = 0;
+      for (; w + 4 <= columns; w += 4)
+#pragma GCC unroll 4
+        for (int u = 0; u < 4; ++u) sums[u] = sums[u] + V::load(at + (w + u) * l.w * N);
+      for (; w < columns; ++w) sums[0] = sums[0] + V::load(at + w * l.w * N);
+    }
+    ((sums[0] + sums[1]) + (sums[2] + sums[3])).store(bias + i * N);
   }
 }
 
@@ -180,17 +186,15 @@ void batch_grad_weight(const ConvProblem& d, float* grad_weight, float* grad_bia
       for (int64_t s = w; s < p.slices; s += workers)
         run_slice(d, p, s, in, to, taps, grad_bias, workspace + p.workers + w * p.worker, sums + s * p.slice);
   });
-  const auto total = [&](int64_t i) {
-    float sum = sums[i];
-    for (int64_t s = 1; s < p.slices; ++s) sum += sums[s * p.slice + i];
-    return sum;
-  };
+  for (int64_t slice = 1; slice < p.slices; ++slice)
+    for (int64_t i = 0; i < p.slice; ++i) sums[i] += sums[slice * p.slice + i];
+  const float* from = sums;
   for (int64_t k = 0; k < d.k; ++k)
-    for (int64_t c = 0, i = k * p.taps; c < d.c; ++c)
+    for (int64_t c = 0; c < d.c; ++c)
       for (int64_t r = 0; r < d.r; ++r)
-        for (int64_t s = 0; s < d.s; ++s, ++i) grad_weight[k * d.wk + c * d.wc + r * d.wr + s * d.ws] = total(i);
+        for (int64_t s = 0; s < d.s; ++s) grad_weight[k * d.wk + c * d.wc + r * d.wr + s * d.ws] = *from++;
   if (grad_bias)
-    for (int64_t k = 0; k < d.k; ++k) grad_bias[k] = total(d.k * p.taps + k);
+    for (int64_t k = 0; k < d.k; ++k) grad_bias[k] = *from++;
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS
