@@ -136,6 +136,15 @@ def test_strided_pointwise_layers(layout):
         assert fastnn._C.conv2d_algorithm(x, weight, [2, 2], [0, 0], [1, 1], 1, which) == "gemm"
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+def test_gradient_of_one_pixel_by_its_strides(isa, forced):
+    """sum() hands back an expanded gradient: one element whose strides are 0."""
+    assert fastnn._C.set_isa(isa) and forced("gemm")
+    x, weight = torch.randn(1, 1, 3, 3, requires_grad=True), torch.randn(1, 1, 3, 3)
+    (grad,) = torch.autograd.grad(fastnn.functional.conv2d(x, weight).sum(), x)
+    torch.testing.assert_close(grad, weight)
+
+
 def test_depthwise_weight_gradient_sees_no_pixel_of_another_window(forced):
     """grad_weight[r][s] is finite where tap (r, s) never meets the one infinite pixel, in the last column."""
     assert forced("depthwise")

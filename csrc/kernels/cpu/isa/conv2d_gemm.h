@@ -78,7 +78,7 @@ FASTNN_INLINE void copy_row(float* to, int64_t length, const float* from, int64_
 inline void copy_rows(float* to, int64_t to_row, int64_t length, [[maybe_unused]] int64_t room, const float* from,
                       int64_t from_row, int64_t step, Inside in, int64_t rows) {
 #if defined(__AVX2__)
-  if (step <= 2 && in.begin < in.end) {  // what lies outside is masked
+  if ((step == 1 || step == 2) && in.begin < in.end) {  // what lies outside is masked
     constexpr int N = Vec<float>::N;
     int64_t at = 0;
     for (; at < length; at += N, to += N, from += N * step) {
