@@ -161,12 +161,13 @@ struct RowTargets {
     __builtin_memcpy(&t, target, kVecBytes);
     return t >= 0;
   }
-  // What exp(x - maximum), less its sum at the target, is multiplied by in the gradient of the reduced loss: zero where
-  // the row does not count, whatever it holds.
+  // What exp(x - maximum) is multiplied by in the gradient of the reduced loss: zero where the row does not count,
+  // whatever it holds. At the target kept() is taken off after that, not the sum before: 0.6 of the error.
   FASTNN_VEC_FN V factor(const Problem<S>& k, V sum) const {
-    const V f = V::set1(k.unit) * weight / sum;
+    const V f = kept(k) / sum;
     return {counts() ? f.v : V::zero().v};
   }
+  FASTNN_VEC_FN V kept(const Problem<S>& k) const { return V::set1(k.unit) * weight; }
 };
 
 // The loss of up to N rows and what backward needs of them; m and sum are one row per lane.
@@ -205,24 +206,21 @@ __attribute__((noinline)) void gradient_rows(const Problem<S>& k, int64_t begin,
   const S* x = k.x + begin * n;
   S* dx = static_cast<S*>(k.p.grad_input) + begin * n;
   if (n <= V::N) {
-    const auto iota = [] {
-      typename V::Int i;
-      for (int l = 0; l < V::N; ++l) i[l] = l;
-      return i;
-    }();
+    typename V::Int iota;
+    for (int l = 0; l < V::N; ++l) iota[l] = l;
     for (int64_t row = begin; row < end; row += V::N, x += V::N * n, dx += V::N * n) {
       const int count = int(min64(V::N, end - row));
       const RowTargets<S> t(k, row, count);
-      S of_row[V::N];
+      S kept[V::N];
+      t.kept(k).store(kept);
       group_scaled_exp(
           x, dx, n, count,
           [&](V m, V sum) __attribute__((always_inline)) {
-            sum.store(of_row);
             finish_rows(k, row, count, &t, m, sum, sums);
             return t.factor(k, sum);
           },
-          [&](int64_t r, V e) __attribute__((always_inline)) {
-            const V less{iota == every_lane<S>(t.target[r]) ? e.v - V::set1(of_row[r]).v : e.v};
+          [&](int64_t r, V p) __attribute__((always_inline)) {
+            const V less{iota == every_lane<S>(t.target[r]) ? p.v - V::set1(kept[r]).v : p.v};
             return t.target[r] >= 0 ? less : V::zero();
           });
     }
@@ -230,16 +228,24 @@ __attribute__((noinline)) void gradient_rows(const Problem<S>& k, int64_t begin,
   }
   if (n <= kGroupClasses) {
     GroupExps<S> exps;
-    S factor[V::N];
-    return for_short_rows<true>(
+    S factor[V::N], kept[V::N];
+    int64_t target[V::N];  // where kept is still to be taken off the gradient, or -1
+    for (int64_t& at : target) at = -1;
+    const auto take_off = [&] {
+      for (int r = 0; r < V::N; ++r)
+        if (target[r] >= 0) dx[target[r]] -= kept[r];
+    };
+    for_short_rows<true>(
         x, n, end - begin, exps,
         [&](int64_t row, int count, V m, V sum) __attribute__((always_inline)) {
+          take_off();  // the group before is written by now
           const RowTargets<S> t(k, begin + row, count);
           t.factor(k, sum).store(factor);
-          for (int r = 0; r < count; ++r) {
+          t.kept(k).store(kept);
+          for (int r = 0; r < V::N; ++r) {
             S* const e = exps.of_row + r * exps.stride;
-            if (t.target[r] >= 0) e[t.target[r]] -= sum.v[r];
-            else for_vectors<V::N>(exps.stride, [&](int64_t i, int, int) { V::zero().store(e + i); });
+            target[r] = t.target[r] < 0 ? -1 : (row + r) * n + t.target[r];
+            if (t.target[r] < 0) for_vectors<V::N>(exps.stride, [&](int64_t i, int, int) { V::zero().store(e + i); });
           }
           finish_rows(k, begin + row, count, &t, m, sum, sums);
         },
@@ -247,6 +253,7 @@ __attribute__((noinline)) void gradient_rows(const Problem<S>& k, int64_t begin,
           const V e = V::load(exps.of_row + r * exps.stride + i);
           store_some(e * V::set1(factor[r]), dx + row * n + i, lanes);
         });
+    return take_off();
   }
   const bool streamed = streams_rows(dx, n, k.rows * n);
   bool known = false;  // the next row's maximum

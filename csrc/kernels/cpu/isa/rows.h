@@ -422,7 +422,8 @@ FASTNN_INLINE void row_scaled_exp(const S* x, S* y, int64_t n, bool streamed, bo
 }
 
 // The same for `count` <= N rows of n <= N classes, one vector each, in registers throughout; factor takes (maxima,
-// sums) and returns one row per lane, and what is written is finish(number of the row, exp(x - maximum)) times it.
+// sums) and returns one row per lane, and finish(number of the row, exp(x - maximum) times its factor) is what is
+// written.
 template <class S, class F, class Finish, class A = acc_t<S>>
 FASTNN_INLINE void group_scaled_exp(const S* x, S* y, int64_t n, int count, const F& factor, const Finish& finish) {
   using V = Vec<A>;
@@ -442,7 +443,7 @@ FASTNN_INLINE void group_scaled_exp(const S* x, S* y, int64_t n, int count, cons
 #pragma GCC unroll 16
   for (int r = 0; r < V::N; ++r) {
     const int64_t at = group_row(r, count);
-    store_first(finish(at, e[r]) * V::set1(of_row[at]), y + at * n, n);
+    store_first(finish(at, e[r] * V::set1(of_row[at])), y + at * n, n);
   }
 }
 
