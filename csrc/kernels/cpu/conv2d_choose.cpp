@@ -78,6 +78,7 @@ struct Shape {
   bool winograd;     // 3x3 or 5x5, stride 1, and channels enough for its transforms to pay
   bool batch;        // images enough to fill the lanes of the batch algorithm, and small matrices of weights
   bool vendor_fits;  // torch's direct kernel wants output channels in sixteens
+  bool sixteens;     // so are input channels
   bool together;     // NHWC
 };
 Shape shape_of(const Conv2dParams& p) {
@@ -91,6 +92,7 @@ Shape shape_of(const Conv2dParams& p) {
   s.batch = s.taps > 1 && s.c * s.k <= 2048 && s.c * s.k * s.taps <= 1 << 16 && 4 * p.N >= 3 * 16 * ceil_div(p.N, 16) &&
             takes(p, Conv2dAlgorithm::batch);
   s.vendor_fits = s.k % 16 == 0;
+  s.sixteens = s.vendor_fits && s.c % 16 == 0;
   s.together = p.output_stride_k == 1 && p.output_stride_q != 1;
   return s;
 }
@@ -129,7 +131,7 @@ Conv2dAlgorithm few_pixels_grad_weight(const Conv2dParams& p, const Shape& s) {
   if (s.together) return s.k == 1 ? batch : gemm;
   const int64_t weights = s.c * s.k * s.taps;
   if (weights <= 12000 && (s.k <= 32 || s.pixels > 256)) return batch;
-  if (weights <= 40000 && s.batch && (s.c % 16 || s.k % 16)) return batch;  // torch's kernels are for sixteens
+  if (weights <= 40000 && s.batch && !s.sixteens) return batch;
   return (s.pixels <= 242 && s.k > 24 && s.c <= 24) || (s.pixels <= 128 && s.k > 128) ? gemm : aten;
 }
 
@@ -141,8 +143,7 @@ Conv2dAlgorithm best_grad_weight(const Conv2dParams& p, const Shape& s) {
     return s.together && s.c * s.k * s.taps > 3456 ? Conv2dAlgorithm::aten : Conv2dAlgorithm::batch;
   // Strided, or of another size than Winograd's. Of 1900 random layers x1.45 of torch; torch's kernels for sixteens of
   // channels are the faster the longer the rows.
-  const bool sixteens = s.c % 16 == 0 && s.k % 16 == 0;
-  if (s.batch && !s.together && s.c <= 48 && (!sixteens || s.c * s.taps <= 480)) return Conv2dAlgorithm::batch;
+  if (s.batch && !s.together && s.c <= 48 && (!s.sixteens || s.c * s.taps <= 480)) return Conv2dAlgorithm::batch;
   if (s.together) {
     if (s.c >= 64 && s.k >= 128 && s.taps > 1) return Conv2dAlgorithm::gemm;
     // oneDNN reads past the image there (a strided 1x1 of 12 channels ends the process, torch 2.13).
@@ -311,12 +312,10 @@ Conv2dAlgorithm among_groups(const Conv2dParams& p, const Shape& s, Conv2dAlgori
           (s.pixels > 1200 || (p.stride_h > 2 && s.c <= 8) || (s.c == 4 && s.k % 4 == 0)))
         return aten;
       // 24 random layers of 400 to 1568 pixels and a kernel took x1.0 to x3.3 of shift's time by gemm (x1.5).
-      return chosen == gemm && !s.together &&
-                     s.pixels > (s.k <= 2                 ? 100
-                                 : !strided && s.taps > 1 ? 400
-                                                          : 1568)
-                 ? shift
-                 : chosen;
+      {
+        const int64_t most = s.k <= 2 ? 100 : !strided && s.taps > 1 ? 400 : 1568;  // pixels by gemm
+        return chosen == gemm && !s.together && s.pixels > most ? shift : chosen;
+      }
     case Conv2dPass::grad_weight:
       if (s.together ? chosen != aten || s.c <= 12 : chosen != gemm) return chosen;
       if (!g_strict && s.c >= 16 && s.k >= 8 && takes(p, winograd)) return winograd;
