@@ -1,6 +1,7 @@
 """Large results on the CPU: blocks of fastnn's own in huge pages, of which freed ones are kept within a bound."""
 
 import copy
+import itertools
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 
 import pytest
 import torch
+from cases import GEMM, differentiable
 
 import fastnn
 
@@ -161,3 +163,25 @@ def test_linear_keeps_no_input_for_a_frozen_weight(frozen):
     got, ours = step(fastnn.convert(copy.deepcopy(layer)))
     assert got == expected == (12 if frozen else 120)
     torch.testing.assert_close(ours, gradients)
+
+
+@pytest.mark.parametrize("case", [c for c in GEMM if "big" not in c.tags], ids=lambda c: c.name)
+def test_a_product_keeps_no_factor_without_use(case):
+    """A factor is read by the other's gradient alone; where that is not wanted it may be freed, or changed in place."""
+    count = len(differentiable(*case.build(torch.float32)))
+    for wanted in itertools.product((False, True), repeat=count):
+        kept, gradients = {}, {}
+        for function in (case.fast, case.reference):
+            args, kwargs = case.build(torch.float32)
+            given = differentiable(args, kwargs)
+            for t, wants in zip(given, wanted, strict=True):
+                t.requires_grad_(wants)
+            sizes = kept[function] = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+                out = function(*args, **kwargs)
+            if any(wanted):
+                inputs = [t for t in given if t.requires_grad]
+                gradients[function] = torch.autograd.grad(out, inputs, torch.ones_like(out))
+        assert sum(kept[case.fast]) <= sum(kept[case.reference])
+        if any(wanted):
+            torch.testing.assert_close(gradients[case.fast], gradients[case.reference])

@@ -14,6 +14,12 @@ CALLS = {
     "softmax": lambda f, x, w: f.softmax(x, 1),
     "log_softmax": lambda f, x, w: f.log_softmax(x, 1),
     "linear": lambda f, x, w: f.linear(x, w.flatten()[:32].view(4, 8)),
+    "mm": lambda f, x, w: (torch.mm if f is F else f.mm)(x.view(-1, 8), w.flatten()[:32].view(8, 4)),
+    "bmm": lambda f, x, w: (torch.bmm if f is F else f.bmm)(x.view(6, 8, 8), w.flatten()[:96].view(6, 8, 2)),
+    "matmul": lambda f, x, w: (torch.matmul if f is F else f.matmul)(x, w.flatten()[:48].view(3, 8, 2)),
+    "addmm": lambda f, x, w: (torch.addmm if f is F else f.addmm)(
+        w[:, 0, 0, 0], x.view(-1, 8), w.flatten()[:32].view(8, 4), alpha=2
+    ),
     "conv2d": lambda f, x, w: f.conv2d(x, w, padding=1),
     "max_pool2d": lambda f, x, w: f.max_pool2d(x, 3, 2, 1),
     "avg_pool2d": lambda f, x, w: f.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
@@ -23,7 +29,8 @@ CALLS = {
     "cross_entropy": lambda f, x, w: f.cross_entropy(x, x.detach().argmin(1)),
     "nll_loss": lambda f, x, w: f.nll_loss(x, x.detach().argmin(1)),
 }
-SAVES_INPUT = {"leaky_relu", "gelu", "linear", "conv2d", "batch_norm", "cross_entropy"}
+PRODUCTS = {"linear", "mm", "bmm", "matmul", "addmm"}
+SAVES_INPUT = {"leaky_relu", "gelu", "conv2d", "batch_norm", "cross_entropy"} | PRODUCTS
 
 
 def tensors():
@@ -87,7 +94,7 @@ def test_frozen_input(name):
     x, w = tensors()
     x.requires_grad_(False)
     y = CALLS[name](fastnn.functional, x, w)
-    assert y.requires_grad == (name in ("linear", "conv2d", "batch_norm"))
+    assert y.requires_grad == (name in PRODUCTS | {"conv2d", "batch_norm"})
     if y.requires_grad:
         (ours,) = torch.autograd.grad(y.sum(), w)
         (torchs,) = torch.autograd.grad(CALLS[name](F, x, w).sum(), w)

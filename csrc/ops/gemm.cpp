@@ -7,9 +7,9 @@
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include "cuda_choice.h"
+#include "grad_node.h"
 #include "python_entry.h"
 #include "memory.h"
 
@@ -86,10 +86,6 @@ void Product::run(const char* op, const Tensor& like) const {
 }
 
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::variable_list;
 
 // ---- mm, bmm, matmul -----------------------------------------------------------------------------------------------
 
@@ -179,43 +175,54 @@ Tensor forward(const Tensor& a, const Tensor& b) {
   return takes<Op>(a, b) ? product(Op::name, a, b) : Op::aten(a, b);
 }
 
-// Gradients of a @ b, by products of the same kind, so that any order of derivative follows.
+// Gradients of a @ b, by products of the same kind, so that any order of derivative follows. Each reads the other
+// factor, which is not kept where only its own gradient is wanted; matmul keeps both shapes, for the sums over what was
+// broadcast.
 template <class Op>
-struct ProductFunction : Function<ProductFunction<Op>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& a, const Tensor& b) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({a, b});
-    return op<Op>().call(a, b);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const Tensor &a = saved[0], &b = saved[1], &g = grads[0];
+struct ProductGrad {
+  static constexpr const char* kName = Op::name;
+  static constexpr size_t kTensors = 2;
+  static variable_list backward(const Saved& s, const Tensor& g) {
+    const Tensor &a = s.tensors[0], &b = s.tensors[1];
     Tensor grad_a, grad_b;
     if constexpr (!__is_same(Op, Matmul)) {
-      if (ctx->needs_input_grad(0)) grad_a = op<Op>().call(g, b.mT());
-      if (ctx->needs_input_grad(1)) grad_b = op<Op>().call(a.mT(), g);
-      return {grad_a, grad_b};
-    }
-    const Tensor a2 = a.dim() == 1 ? a.unsqueeze(0) : a, b2 = b.dim() == 1 ? b.unsqueeze(1) : b;
-    Tensor g2 = b.dim() == 1 ? g.unsqueeze(-1) : g;
-    if (a.dim() == 1) g2 = g2.unsqueeze(-2);
-    if (ctx->needs_input_grad(0)) grad_a = at::sum_to(op<Matmul>().call(g2, b2.mT()), a2.sym_sizes()).view_as(a);
-    if (ctx->needs_input_grad(1)) {
-      if (b.dim() <= 2) {  // one deep product instead of many products and a sum
-        grad_b = op<Matmul>().call(as_rows(a2).t(), as_rows(g2)).view_as(b);
-      } else {
-        grad_b = at::sum_to(op<Matmul>().call(a2.mT(), g2), b2.sym_sizes());
+      if (s.wants(0)) grad_a = op<Op>().call(g, b.mT());
+      if (s.wants(1)) grad_b = op<Op>().call(a.mT(), g);
+    } else {
+      const auto a_sizes = s.data[0].toSymIntVector(), b_sizes = s.data[1].toSymIntVector();
+      Tensor g2 = b_sizes.size() == 1 ? g.unsqueeze(-1) : g;
+      if (a_sizes.size() == 1) g2 = g2.unsqueeze(-2);
+      if (s.wants(0)) {
+        const Tensor wide = op<Matmul>().call(g2, b.dim() == 1 ? b.unsqueeze(0) : b.mT());
+        grad_a = at::sum_to(a_sizes.size() == 1 ? wide.squeeze(-2) : wide, a_sizes);
+      }
+      if (s.wants(1)) {
+        const Tensor a2 = a.dim() == 1 ? a.unsqueeze(0) : a;
+        if (b_sizes.size() <= 2) {  // one deep product instead of many products and a sum
+          grad_b = op<Matmul>().call(as_rows(a2).t(), as_rows(g2));
+          if (b_sizes.size() == 1) grad_b = grad_b.squeeze(-1);
+        } else {
+          grad_b = at::sum_to(op<Matmul>().call(a2.mT(), g2), b_sizes);
+        }
       }
     }
-    return {grad_a, grad_b};
+    return {std::move(grad_a), std::move(grad_b)};
   }
 };
 
 template <class Op>
 Tensor forward_autograd(const Tensor& a, const Tensor& b) {
-  if (needs_grad({&a, &b})) return takes<Op>(a, b) ? ProductFunction<Op>::apply(a, b) : Op::aten(a, b);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return op<Op>().call(a, b);
+  const bool differentiable = needs_grad({&a, &b});
+  if (differentiable && !takes<Op>(a, b)) return Op::aten(a, b);
+  Tensor out = below_autograd(op<Op>(), a, b);
+  if (differentiable) {
+    const auto node = record<ProductGrad<Op>>({}, a, b);
+    if constexpr (__is_same(Op, Matmul)) node->data = {a.sym_sizes(), b.sym_sizes()};
+    attach(out, node);
+    if (b.requires_grad()) node->keep(0, a);
+    if (a.requires_grad()) node->keep(1, b);
+  }
+  return out;
 }
 
 template <class Op, c10::DeviceType kDevice>
@@ -263,44 +270,39 @@ Tensor addmm_forward(const Tensor& input, const Tensor& a, const Tensor& b, cons
   return out;
 }
 
-struct AddmmFunction : Function<AddmmFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta,
-                        const Scalar& alpha) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({a, b});
-    ctx->saved_data["dim"] = input.dim();
-    ctx->saved_data["one_row"] = input.dim() < 2 || input.sym_size(0) == 1;
-    ctx->saved_data["one_column"] = input.dim() < 1 || input.sym_size(-1) == 1;
-    ctx->saved_data["beta"] = beta;
-    ctx->saved_data["alpha"] = alpha;
-    return addmm_op().call(input, a, b, beta, alpha);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const Tensor& g = grads[0];
-    const auto scaled = [](const Tensor& t, const Scalar& s) { return s.toDouble() == 1 ? t : t * s; };
-    const Scalar alpha = ctx->saved_data["alpha"].toScalar(), beta = ctx->saved_data["beta"].toScalar();
+struct AddmmGrad {
+  static constexpr const char* kName = "addmm";
+  static constexpr size_t kTensors = 2;
+  static variable_list backward(const Saved& s, const Tensor& g) {
+    const auto scaled = [](const Tensor& t, const Scalar& by) { return by.toDouble() == 1 ? t : t * by; };
+    const Scalar beta = s.data[3].toScalar(), alpha = s.data[4].toScalar();
     Tensor grad_input, grad_a, grad_b;
-    if (ctx->needs_input_grad(0)) {
+    if (s.wants(0)) {
       Tensor sum = g;
-      if (ctx->saved_data["one_row"].toBool()) sum = sum.sum(0, true);
-      if (ctx->saved_data["one_column"].toBool()) sum = sum.sum(1, true);
-      for (int64_t d = ctx->saved_data["dim"].toInt(); d < 2; ++d) sum = sum.squeeze(0);
+      if (s.data[1].toBool()) sum = sum.sum(0, true);
+      if (s.data[2].toBool()) sum = sum.sum(1, true);
+      for (int64_t d = s.data[0].toInt(); d < 2; ++d) sum = sum.squeeze(0);
       grad_input = scaled(sum, beta);
     }
-    if (ctx->needs_input_grad(1)) grad_a = scaled(op<Mm>().call(g, saved[1].t()), alpha);
-    if (ctx->needs_input_grad(2)) grad_b = scaled(op<Mm>().call(saved[0].t(), g), alpha);
-    return {grad_input, grad_a, grad_b, Tensor(), Tensor()};
+    if (s.wants(1)) grad_a = scaled(op<Mm>().call(g, s.tensors[1].t()), alpha);
+    if (s.wants(2)) grad_b = scaled(op<Mm>().call(s.tensors[0].t(), g), alpha);
+    return {std::move(grad_input), std::move(grad_a), std::move(grad_b)};
   }
 };
 
 Tensor addmm_autograd(const Tensor& input, const Tensor& a, const Tensor& b, const Scalar& beta, const Scalar& alpha) {
-  if (needs_grad({&input, &a, &b})) {
-    if (!takes_addmm(input, a, b, beta, alpha)) return at::addmm(input, a, b, beta, alpha);
-    return AddmmFunction::apply(input, a, b, beta, alpha);
+  const bool differentiable = needs_grad({&input, &a, &b});
+  if (differentiable && !takes_addmm(input, a, b, beta, alpha)) return at::addmm(input, a, b, beta, alpha);
+  Tensor out = below_autograd(addmm_op(), input, a, b, beta, alpha);
+  if (differentiable) {
+    const bool one_row = input.dim() < 2 || input.sym_size(0) == 1,
+               one_column = input.dim() < 1 || input.sym_size(-1) == 1;
+    const auto node = record<AddmmGrad>({input.dim(), one_row, one_column, beta, alpha}, input, a, b);
+    attach(out, node);
+    if (b.requires_grad()) node->keep(0, a);
+    if (a.requires_grad()) node->keep(1, b);
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return addmm_op().call(input, a, b, beta, alpha);
+  return out;
 }
 
 template <c10::DeviceType kDevice>

@@ -2,6 +2,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/linear.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
@@ -116,19 +117,22 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
 
 // ---- autograd ------------------------------------------------------------------------------------------------------
 
-// Stands for an input that was not kept: one element seen as many.
-Tensor shape_of_input(const Tensor& grad_output, const Tensor& weight) {
-  c10::SymDimVector sizes(grad_output.sym_sizes());
-  sizes.back() = weight.sym_size(1);
-  return at::empty({}, weight.options()).expand_symint(sizes);
+// Stands for a factor that was not kept, of which backward reads the shape: one element seen as many.
+Tensor shape_alone(const Tensor& like, const c10::SymDimVector& sizes) {
+  return at::empty_strided_symint(sizes, c10::SymDimVector(sizes.size(), 0), like.options());
 }
 
 struct LinearGrad {
   static constexpr const char* kName = "linear";
   static constexpr size_t kTensors = 2;
   static variable_list backward(const Saved& s, const Tensor& g) {
-    const Tensor& weight = s.tensors[1];
-    const Tensor input = s.tensors[0].defined() ? s.tensors[0] : shape_of_input(g, weight);
+    Tensor input = s.tensors[0], weight = s.tensors[1];
+    if (!weight.defined()) weight = shape_alone(g, {g.sym_size(-1), input.defined() ? input.sym_size(-1) : 0});
+    if (!input.defined()) {
+      c10::SymDimVector sizes(g.sym_sizes());
+      sizes.back() = weight.sym_size(1);
+      input = shape_alone(g, sizes);
+    }
     auto [x, w, b] = backward_op().call(g, input, weight, {s.wants(0), s.wants(1), s.wants(2)});
     return {std::move(x), std::move(w), std::move(b)};
   }
@@ -178,8 +182,8 @@ Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTens
   if (differentiable) {
     const auto node = record<LinearGrad>({}, input, weight, bias);
     attach(output, node);
-    if (needs_grad({&weight})) node->keep(0, input);  // a frozen weight's gradient is the only one to read it
-    node->keep(1, weight);
+    if (weight.requires_grad()) node->keep(0, input);  // each gradient reads the other factor alone
+    if (input.requires_grad()) node->keep(1, weight);
   }
   return output;
 }
