@@ -224,6 +224,21 @@ def test_frozen_copy_equals_the_model(name, convert, dtype):
     assert list(before) == list(model.state_dict())
 
 
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("images", [torch.contiguous_format, torch.channels_last])
+def test_frozen_results_lie_as_the_models(weights, images):
+    """Feature maps: channels_last where the images or the weights are, the latter also if that is set afterwards."""
+    x = torch.randn(2, 3, 12, 12).contiguous(memory_format=images)
+    for layers in ([nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()], [nn.MaxPool2d(2), nn.Conv2d(3, 8, 1)]):
+        model = nn.Sequential(*layers).eval()
+        late = fastnn.fuse(model).to(memory_format=weights)
+        model.to(memory_format=weights)
+        with torch.no_grad():
+            strides = model(x).stride()
+            for fused in (fastnn.fuse(model), late, torch.compile(fastnn.fuse(model), fullgraph=True, backend="eager")):
+                assert fused(x).stride() == strides
+
+
 def test_frozen_layers_are_joined():
     model, _ = build("resnet")
     joined = {row.name: row.reason for row in quiet_report(fastnn.fuse(model.eval()))}

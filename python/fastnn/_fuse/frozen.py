@@ -32,10 +32,11 @@ ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
 def _is_channels_last(t):
-    if t.dim() != 4 or t.is_contiguous():
+    """By its strides alone, as torch reads a 1x1 weight's too."""
+    if t.dim() != 4:
         return False
     _, c, h, w = t.shape
-    return t.stride() == (c * h * w, 1, c * w, c)
+    return t.stride() == (c * h * w, 1, c * w, c) != (c * h * w, h * w, w, 1)
 
 
 class FrozenModel(torch.nn.Module):
@@ -55,7 +56,13 @@ class FrozenModel(torch.nn.Module):
             result = self.body(*args, **kwargs)
         if any(isinstance(a, torch.Tensor) and _is_channels_last(a) for a in args):
             return result
-        return tree_map_only(torch.Tensor, lambda t: t.contiguous() if t.dim() == 4 else t, result)
+        return tree_map_only(torch.Tensor, self._as_torch_leaves_it, result)
+
+    def _as_torch_leaves_it(self, t):
+        """A convolution's result is channels_last in torch where its weight is."""
+        if t.dim() != 4 or t.is_contiguous() or any(map(_is_channels_last, self.buffers())):
+            return t
+        return t.contiguous()
 
     def train(self, mode=True):
         if mode:
