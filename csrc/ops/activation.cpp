@@ -280,25 +280,6 @@ struct ActivationBackwardFunction : Function<ActivationBackwardFunction<K, A...>
 };
 
 template <Act K, class... A>
-struct InplaceFunction : Function<InplaceFunction<K, A...>> {
-  static Tensor forward(AutogradContext* ctx, Tensor self, A... args) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    // Function::apply() turns gradients off, and functionalization would note a change that autograd is not to see.
-    const at::AutoGradMode as_outside(true);
-    inplace_op<K, A...>().call(self, args...);
-    ctx->mark_dirty({self});  // bumps the version
-    ctx->save_for_backward({Kind<K>::kInplace == InplaceSaves::output ? self : self.clone()});
-    save_slope(ctx, args...);
-    return self;
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const Tensor dx = call_backward<K, A...>(ctx, grads[0], ctx->get_saved_variables()[0]);
-    if constexpr (sizeof...(A) == 0) return {dx};
-    else return {dx, Tensor()};
-  }
-};
-
-template <Act K, class... A>
 Tensor forward_autograd(const Tensor& input, A... args) {
   if (!native(Kind<K>::name, {&input}, true)) return Kind<K>::aten(input, args...);
   const bool differentiable = needs_grad({&input});
@@ -329,7 +310,14 @@ Tensor& inplace_autograd(Tensor& self, A... args) {
       return Kind<K>::aten_inplace(self, args...);
     }
     torch::autograd::check_inplace(self, true);
-    InplaceFunction<K, A...>::apply(self, args...);
+    const auto node = record<ActivationGrad<K, A...>>({args...}, self);
+    {
+      const at::AutoDispatchBelowAutograd guard;  // bumps the version
+      inplace_op<K, A...>().call(self, args...);
+      if (Kind<K>::kInplace == InplaceSaves::copy) node->keep(0, self.clone());
+    }
+    torch::autograd::rebase_history(self, node);
+    if (Kind<K>::kInplace == InplaceSaves::output) node->keep(0, self, true);
     return self;
   }
   at::AutoDispatchBelowAutograd guard;

@@ -41,7 +41,7 @@ struct GradNode final : torch::autograd::Node {
   c10::SmallVector<c10::IValue, 8> data;
 
   void keep(size_t i, const Tensor& t, bool is_output = false) {
-    if (t.defined()) saved[i] = torch::autograd::SavedVariable(t, is_output);
+    if (t.defined()) saved[i] = torch::autograd::SavedVariable(t, is_output, is_output && t.is_view());
   }
 
   std::string name() const override { return F::kName; }
