@@ -206,6 +206,50 @@ def test_winograd_bound_on_random_shapes(isa, kernel, shapes, forced):
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
+def test_winograd_bound_of_strided_layers(isa, forced):
+    """The same bound where the phases of a stride are channels: kernels that the stride divides and others, both ways
+    a weight can lie, images that end within a phase."""
+    assert fastnn._C.set_isa(isa) and forced("winograd")
+    generator = torch.Generator().manual_seed(6)
+
+    def pick(low, high):
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    for i in range(120):
+        stride, taps = (4, pick(2, 4)) if i % 4 == 0 else (2, pick(2, 5))
+        kernel = [pick((taps - 1) * stride + 1, min(16, taps * stride)) for _ in range(2)]
+        padding = [pick(0, r // 2) for r in kernel]
+        n, k, c = pick(1, 3), pick(1, 40), pick(1, 6) if i % 3 else 16 * pick(1, 2)
+        size = [pick(max(1, r - 2 * p), 45) for r, p in zip(kernel, padding, strict=True)]
+        x, weight = torch.randn(n, c, *size, generator=generator), torch.randn(k, c, *kernel, generator=generator)
+        x = x.contiguous(memory_format=torch.channels_last) if pick(0, 1) else x
+        weight = weight.contiguous(memory_format=torch.channels_last) if pick(0, 1) else weight
+        bias = torch.randn(k, generator=generator)
+        assert fastnn._C.conv2d_algorithm(x, weight, [stride] * 2, padding, [1, 1], 1, "forward") == "winograd"
+        y = fastnn.functional.conv2d(x, weight, bias, stride, padding)
+        exact = torch_conv2d(x.double(), weight.double(), bias.double(), stride, padding)
+        scale = torch_conv2d(x.double().abs(), weight.double().abs(), bias.double().abs(), stride, padding)
+        error = (y - exact).abs().max()
+        assert error <= 2**-17 * scale.max(), (n, c, k, size, kernel, stride, padding)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_first_layers_run_by_winograd(layout):
+    """AlexNet's 11x11/4 and ResNet's 7x7/2, but not in strict mode; a stride of 3 or unequal strides never."""
+    for kernel, stride in ((11, 4), (7, 2), (5, 2)):
+        x, weight = torch.randn(1, 3, 64, 64).contiguous(memory_format=layout), torch.randn(64, 3, kernel, kernel)
+        args = ([kernel // 2] * 2, [1, 1], 1, "forward")
+        assert fastnn._C.conv2d_algorithm(x, weight, [stride] * 2, *args) == "winograd"
+        assert fastnn._C.conv2d_algorithm(x, weight, [3, 3], *args) != "winograd"
+        assert fastnn._C.conv2d_algorithm(x, weight, [stride, 1], *args) != "winograd"
+        assert_same_bits_for_every_thread_count(
+            lambda x=x, w=weight, s=stride: [fastnn.functional.conv2d(x, w, None, s, w.shape[2] // 2)]
+        )
+        with fastnn.set_strict_conv(True):
+            assert fastnn._C.conv2d_algorithm(x, weight, [stride] * 2, *args) != "winograd"
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
 def test_batch_in_lanes_on_random_shapes(isa, forced):
     """Strides, padding, dilation, both layouts, partial lane groups and several bands, against float64."""
     assert fastnn._C.set_isa(isa) and forced("batch")

@@ -1,5 +1,6 @@
-// 3x3 and 5x5 stride-1 convolution by Winograd's F(4x4, 3x3) and F(2x2, 5x5) (Lavin & Gray, arXiv:1509.09308): 36
-// multiplications for 16 outputs instead of 144, for 4 instead of 100.
+// Convolution by Winograd's F(4x4, 3x3) and F(2x2, 5x5) (Lavin & Gray, arXiv:1509.09308): 36 multiplications for 16
+// outputs instead of 144, for 4 instead of 100; strided kernels by these, F(5x5, 2x2) and F(3x3, 4x4), with a channel
+// per phase of the stride.
 //
 // Vector lanes are channels throughout. A strip of six input rows is laid out [row][column][channel] (a transposition
 // for NCHW, a copy for NHWC), each 6x6 tile is transformed into V[xi][channel group][tile][lane], 36 small matrix
@@ -45,7 +46,7 @@ Plan make_plan(const ConvProblem& d, int64_t workers) {
   p.th = ceil_div(d.p, kTileOut<TAPS>);
   p.tw = ceil_div(d.q, kTileOut<TAPS>);
   p.tile_rows = d.n * p.th;
-  p.c_groups = ceil_div(d.c, N);
+  p.c_groups = ceil_div(phase_channels(d), N);
   p.k_groups = ceil_div(d.k, N);
   p.columns = strip_columns<TAPS>(p.tw);
   const int64_t strip_bytes = pad(6 * p.columns * kVecBytes), group_bytes = 36 * p.c_groups * N * kVecBytes;
@@ -108,9 +109,50 @@ FASTNN_INLINE void gather_weight(const float* w, int64_t wk, int64_t wr, int64_t
 
 constexpr int kAhead = 6;  // input channels
 
+// transform_weight() for phase channels.
+template <int TAPS>
+void transform_phase_weight(const ConvProblem& d, int64_t group, int64_t c0, int64_t c1, float* u, int64_t u_xi) {
+  const int lanes = int(min64(N, d.k - group * N)), taps = int(d.r * d.s);
+  const int64_t stride = d.stride_h;
+  const bool together = d.wc == 1 && d.xw != 1 && d.c % N == 0;  // N channels of each tap at once
+  const bool rows = d.ws == 1 && d.wr == d.s;                    // all taps of a channel at once
+  alignas(64) float all[kMaxKernel][N], block[TAPS * TAPS][N][N];
+  int64_t held = -1;  // the channel in `all`
+  for (int64_t i = c0; i < c1; ++i, u += 2 * N) {
+    const PhaseChannel p = phase_channel(d, i);
+    const bool real = i < phase_channels(d);
+    const float* const w = static_cast<const float*>(d.weight) + group * N * d.wk + p.c * d.wc;
+    if (real && rows && p.c != held) {
+      for (int tap = 0; tap < taps; tap += N)
+        transpose_block(w + tap, d.wk, 1, lanes, int(min64(N, taps - tap)), all[tap]);
+      held = p.c;
+    }
+    Raw points[TAPS * TAPS];
+    for (int t = 0; t < TAPS * TAPS; ++t) {
+      const int64_t r = t / TAPS * stride + p.a, s = t % TAPS * stride + p.b;
+      points[t] = Raw{};
+      if (!real || r >= d.r || s >= d.s) continue;
+      const float* const tap = w + r * d.wr + s * d.ws;
+      if (rows) {
+        points[t] = V::load(all[r * d.s + s]).v;
+      } else if (together) {
+        if (p.c % N == 0) transpose_block(tap, d.wk, 1, lanes, N, block[t][0]);
+        points[t] = V::load(block[t][p.c % N]).v;
+      } else {
+        alignas(64) float each[N] = {};
+        for (int l = 0; l < lanes; ++l) each[l] = tap[l * d.wk];
+        points[t] = V::load(each).v;
+      }
+    }
+    transform_tile<weight_line<TAPS>, TAPS, 6>(
+        [&](int r, int s) __attribute__((always_inline)) { return points[r * TAPS + s]; }, store_points(u, u_xi));
+  }
+}
+
 // U of N output channels for input channels [c0, c1): u[xi][c - c0][2 N], the first N of each 2 N written.
 template <int TAPS>
 void transform_weight(const ConvProblem& d, int64_t group, int64_t c0, int64_t c1, float* u, int64_t u_xi) {
+  if (d.stride_h > 1 || d.r != TAPS || d.s != TAPS) return transform_phase_weight<TAPS>(d, group, c0, c1, u, u_xi);
   const int lanes = int(min64(N, d.k - group * N));
   const float* w = static_cast<const float*>(d.weight) + group * N * d.wk;
   // The gradient of the input reads the weight across its rows, which no hardware prefetcher follows.
@@ -218,7 +260,8 @@ void run_block(const ConvProblem& d, const Plan& p, int64_t block, int64_t first
   for (int64_t g = 0; g < p.c_groups; ++g) transform_rows<TAPS>(d, p, row0, rows, g, strip, v + g * v_group, v_xi);
   for (int64_t at = 0; at < groups; at += 2) {
     const int nv = int(min64(2, groups - at));
-    winograd_products<false>(v, v_xi, v_group, tiles, u + at * p.c_groups * N * N, p.u_xi, p.c_groups, nv, m, false);
+    winograd_products<false>(v, v_xi, v_group, tiles, u + at * p.c_groups * N * N, p.u_xi, phase_channels(d), nv, m,
+                             false);
     finish<TAPS>(d, p, m, row0, rows, first_group + at, nv, strip);
   }
 }
@@ -262,7 +305,8 @@ void run_few(const ConvProblem& d, const Plan& p, int64_t workers, char* workspa
         for (int64_t g = 0; g < p.c_groups; g += p.chunk_groups) {
           const int64_t count = min64(p.chunk_groups, p.c_groups - g);
           for (int j = 0; j < nv; ++j) transform_weight<TAPS>(d, group + j, g * N, (g + count) * N, u + j * N, p.u_xi);
-          winograd_products<false>(v + g * v_group, p.v_xi, v_group, p.tiles, u, p.u_xi, count, nv, m, g > 0);
+          winograd_products<false>(v + g * v_group, p.v_xi, v_group, p.tiles, u, p.u_xi,
+                                   min64(count * N, phase_channels(d) - g * N), nv, m, g > 0);
         }
         finish<TAPS>(d, p, m, 0, p.tile_rows, group, nv, reinterpret_cast<float*>(own + p.strip));
       }
@@ -282,12 +326,11 @@ void run(const ConvProblem& d, int64_t workers, char* workspace) {
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
 int64_t winograd_workspace(const ConvProblem& d, int64_t workers) {
-  return d.r == 3 ? make_plan<3>(d, workers).total : make_plan<5>(d, workers).total;
+  return dispatch_taps(d, [&]<int TAPS>() { return make_plan<TAPS>(d, workers).total; });
 }
 
 void winograd_forward(const ConvProblem& d, int64_t workers, char* workspace) {
-  if (d.r == 3) run<3>(d, workers, workspace);
-  else run<5>(d, workers, workspace);
+  dispatch_taps(d, [&]<int TAPS>() { run<TAPS>(d, workers, workspace); });
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

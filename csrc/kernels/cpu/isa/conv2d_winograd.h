@@ -1,7 +1,10 @@
-// What Winograd's forward and weight gradient share: the transforms of F(4x4, 3x3) and F(2x2, 5x5), and strips
-// of padded rows. Both have six points (0, 1, -1, 2, -2, infinity), so 6x6 tiles of the input transform alike;
-// the 5x5 kernel's tiles overlap more. TAPS is the kernel's size, 7 - TAPS the side of a tile of outputs.
+// What Winograd's forward and weight gradient share: the transforms of F(5x5, 2x2), F(4x4, 3x3), F(3x3, 4x4) and
+// F(2x2, 5x5), and strips of padded rows. All have six points (0, 1, -1, 2, -2, infinity), so 6x6 tiles of the input
+// transform alike; a larger kernel's tiles overlap more. TAPS is the kernel's size, 7 - TAPS the side of a tile of
+// outputs.
+// A strided problem is one of stride 1 with more channels (conv2d_phases.h).
 #pragma once
+#include "conv2d_phases.h"
 #include "conv2d_problem.h"
 #include "simd.h"
 #include "transpose.h"
@@ -13,6 +16,18 @@ FASTNN_INLINE int64_t odd_lines(int64_t elements) { return (ceil_div(elements, 1
 
 template <int TAPS>
 constexpr int kTileOut = 7 - TAPS;
+constexpr int kMaxKernel = 16 * 16;  // taps
+
+// Calls f.operator()<TAPS>().
+template <class F>
+FASTNN_INLINE auto dispatch_taps(const ConvProblem& d, const F& f) {
+  switch (ceil_div(max64(d.r, d.s), d.stride_h)) {
+    case 2: return f.template operator()<2>();
+    case 3: return f.template operator()<3>();
+    case 4: return f.template operator()<4>();
+    default: return f.template operator()<5>();
+  }
+}
 
 // ---- one line of a transform ---------------------------------------------------------------------------------------
 
@@ -32,7 +47,7 @@ FASTNN_INLINE void input_line(const f32v d[6], f32v t[6]) {
 template <int OUT>
 FASTNN_INLINE void output_line(const f32v m[6], f32v y[OUT]) {
   const f32v a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
-#pragma GCC unroll 4
+#pragma GCC unroll 5
   for (int i = 0; i < OUT; ++i) {
     y[i] = i % 2 ? b + float(1 << i) * e : a + float(1 << i) * c;
     if (i == 0) y[i] = y[i] + m[0];
@@ -43,11 +58,10 @@ FASTNN_INLINE void output_line(const f32v m[6], f32v y[OUT]) {
 // G g: the points of one line of a kernel.
 template <int TAPS>
 FASTNN_INLINE void weight_line(const f32v g[TAPS], f32v t[6]) {
-  f32v even = g[0] + g[2], odd = g[1], even2 = g[0] * (1.f / 24) + g[2] * (1.f / 6), odd2 = g[1] * (1.f / 12);
-  if constexpr (TAPS == 5) {
-    even = even + g[4], odd = odd + g[3];
-    even2 = even2 + g[4] * (2.f / 3), odd2 = odd2 + g[3] * (1.f / 3);
-  }
+  f32v even = g[0], odd = g[1], even2 = g[0] * (1.f / 24), odd2 = g[1] * (1.f / 12);
+  if constexpr (TAPS >= 3) even = even + g[2], even2 = even2 + g[2] * (1.f / 6);
+  if constexpr (TAPS >= 4) odd = odd + g[3], odd2 = odd2 + g[3] * (1.f / 3);
+  if constexpr (TAPS >= 5) even = even + g[4], even2 = even2 + g[4] * (2.f / 3);
   const f32v a = even * (-1.f / 6), b = odd * (1.f / 6);
   t[0] = g[0] * 0.25f;
   t[1] = a - b;
@@ -137,6 +151,10 @@ void fill_strip(const ConvProblem& d, int64_t tw, int64_t columns, const float* 
                 int rows, float* strip) {
   using V = Vec<float>;
   constexpr int N = V::N;
+  if (d.stride_h > 1) {
+    const int64_t used = kTileOut<TAPS> * tw + TAPS - 1;
+    return fill_phase_rows(d, image, tile_row * kTileOut<TAPS>, rows, group, used, columns, strip);
+  }
   const int lanes = int(min64(N, d.c - group * N));
   const float* x = image + group * N * d.xc;
   for (int r = 0; r < rows; ++r) {

@@ -10,10 +10,10 @@ constexpr int kMaxRows = 14;  // tiles in registers
 constexpr int kMaxRows = 6;
 #endif
 
-// M[group][tile][lane] = (or +=) sum over c of V[c][tile] U[c][lanes], MR tiles by NV lane groups. Rows of U are 2 N
-// apart; PACKED: NV N, and they come from memory, so those `ahead` elements on are asked for.
+// M[group][tile][lane] = (or +=) sum over the channels c of V[c][tile] U[c][lanes], MR tiles by NV lane groups. Rows of
+// U are 2 N apart; PACKED: NV N, and they come from memory, so those `ahead` elements on are asked for.
 template <int MR, int NV, bool PACKED>
-void winograd_product(const float* v, int64_t v_group, const float* u, int64_t ahead, int64_t c_groups, float* m,
+void winograd_product(const float* v, int64_t v_group, const float* u, int64_t ahead, int64_t channels, float* m,
                       int64_t m_group, bool add) {
   using V = Vec<float>;
   using Raw = V::Raw;
@@ -23,8 +23,9 @@ void winograd_product(const float* v, int64_t v_group, const float* u, int64_t a
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) acc[i][j] = add ? V::load(m + j * m_group + i * N).v : Raw{};
-  for (int64_t g = 0; g < c_groups; ++g, v += v_group) {
-    for (int c = 0; c < N; ++c, u += (PACKED ? NV : 2) * N) {
+  for (int64_t left = channels; left > 0; left -= N, v += v_group) {
+    const int count = int(min64(N, left));
+    for (int c = 0; c < count; ++c, u += (PACKED ? NV : 2) * N) {
       Raw b[NV];
 #pragma GCC unroll 2
       for (int j = 0; j < NV; ++j) {
@@ -55,7 +56,7 @@ WinogradProduct find_winograd_product(int rows) {
 // The products of `tiles` tiles with one pair (nv = 2) or one (nv = 1) of output channel groups.
 template <bool PACKED>
 void winograd_products(const float* v, int64_t v_xi, int64_t v_group, int64_t tiles, const float* u, int64_t u_xi,
-                       int64_t c_groups, int nv, float* m, bool add) {
+                       int64_t channels, int nv, float* m, bool add) {
   constexpr int N = Vec<float>::N;
   constexpr int64_t kNear = 512, kFar = (32 << 10) / sizeof(float);
   const int64_t mr = ceil_div(tiles, ceil_div(tiles, kMaxRows)), m_group = tiles * N, m_xi = odd_lines(nv * m_group);
@@ -66,7 +67,7 @@ void winograd_products(const float* v, int64_t v_xi, int64_t v_group, int64_t ti
       const int64_t ahead = t + mr >= tiles && u_xi <= kFar ? u_xi : kNear;
       const WinogradProduct run = nv == 2 ? find_winograd_product<kMaxRows, 2, PACKED>(count)
                                           : find_winograd_product<kMaxRows, 1, PACKED>(count);
-      run(v + xi * v_xi + t * N, v_group, u + xi * u_xi, ahead, c_groups, m + xi * m_xi + t * N, m_group, add);
+      run(v + xi * v_xi + t * N, v_group, u + xi * u_xi, ahead, channels, m + xi * m_xi + t * N, m_group, add);
     }
 }
 

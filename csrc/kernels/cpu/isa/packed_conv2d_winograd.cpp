@@ -133,8 +133,8 @@ void run_block(const PackedConv2dParams& p, const Plan& o, int64_t block, int64_
   const float* const bias = p.packed + ceil_div(o.k_groups, 2) * 36 * u_xi;
   for (int64_t pair = first_pair; pair < last_pair; ++pair) {
     const int nv = int(min64(2, o.k_groups - 2 * pair));
-    winograd_products<true>(v, v_xi, group_v, tiles, p.packed + pair * 36 * u_xi, o.c_groups * N * nv * N, o.c_groups,
-                            nv, m, false);
+    winograd_products<true>(v, v_xi, group_v, tiles, p.packed + pair * 36 * u_xi, o.c_groups * N * nv * N, p.C, nv, m,
+                            false);
     const int64_t m_xi = odd_lines(nv * group_v);
     for (int j = 0; j < nv; ++j) {
       const int64_t k = (2 * pair + j) * N;
