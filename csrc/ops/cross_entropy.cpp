@@ -93,18 +93,14 @@ Tensor few_columns_as_rows(const Tensor& x) {
   return few ? x.movedim(1, -1).contiguous().movedim(-1, 1) : x;
 }
 
-// With `gradient`, which may_run_ahead() allows, the gradient for a grad_output of 1 comes with the loss.
-Results run_forward(const Tensor& input, const Tensor& target_, const OptTensor& weight_, int64_t reduction,
+// What takes() has judged. With `gradient`, which may_run_ahead() allows, the gradient for a grad_output of 1 comes
+// with the loss.
+Results run_forward(const Tensor& input, const Tensor& target_, const Tensor& w, int64_t reduction,
                     int64_t ignore_index, double label_smoothing, Tensor* gradient) {
-  const Tensor& w = or_undefined(weight_);
-  if (!takes(input, target_, w, reduction, ignore_index, label_smoothing)) {
-    return {at::cross_entropy_loss(input, target_, weight_, reduction, ignore_index, label_smoothing),
-            at::empty({0}, input.options())};
-  }
   const Tensor given = dense_classes(input), x = gradient ? given : few_columns_as_rows(given);
   const Tensor target = dense_target(target_, x), weight = w.defined() ? w.contiguous() : w;
   CrossEntropyParams p = params(x, target, weight, reduction, ignore_index, label_smoothing);
-  Tensor loss = p.reduction == Reduction::none ? fresh(row_sizes(x), x.options()) : at::empty({}, x.options());
+  Tensor loss = fresh(p.reduction == Reduction::none ? row_sizes(x) : c10::DimVector(), x.options());
   Tensor stats = fresh({2 * p.outer * p.inner + 1}, x.options().dtype(accumulator(x)));
   p.loss = loss.mutable_data_ptr();
   p.stats = stats.mutable_data_ptr();
@@ -116,7 +112,7 @@ Results run_forward(const Tensor& input, const Tensor& target_, const OptTensor&
   Tensor partials;
   p.partials = two_blocks;
   if (p.reduction != Reduction::none && (blocks > 2 || x.is_cuda())) {
-    partials = at::empty({2 * blocks}, stats.options());
+    partials = fresh({2 * blocks}, stats.options());
     p.partials = partials.mutable_data_ptr();
   }
   if (gradient) {
@@ -134,7 +130,12 @@ Results run_forward(const Tensor& input, const Tensor& target_, const OptTensor&
 
 Results forward(const Tensor& input, const Tensor& target, const OptTensor& weight, int64_t reduction,
                 int64_t ignore_index, double label_smoothing) {
-  return run_forward(input, target, weight, reduction, ignore_index, label_smoothing, nullptr);
+  const Tensor& w = or_undefined(weight);
+  if (!takes(input, target, w, reduction, ignore_index, label_smoothing)) {
+    return {at::cross_entropy_loss(input, target, weight, reduction, ignore_index, label_smoothing),
+            at::empty({0}, input.options())};
+  }
+  return run_forward(input, target, w, reduction, ignore_index, label_smoothing, nullptr);
 }
 
 Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor& target_, const OptTensor& weight_,
@@ -196,7 +197,7 @@ struct CrossEntropyGrad {
   static variable_list backward(const Saved& s, const Tensor& g) {
     if (const Tensor& ahead = s.tensors[4];
         ahead.defined() && plain(g) && plain(ahead) && !at::GradMode::is_enabled()) {
-      const double scale = g.item().toDouble();
+      const double scale = g.scalar_type() == at::kFloat ? *g.const_data_ptr<float>() : g.item().toDouble();
       if (s.again || torch::autograd::get_current_graph_task_keep_graph()) return {ahead.mul(scale), Tensor()};
       if (scale != 1) ahead.mul_(scale);
       return {ahead, Tensor()};
@@ -220,7 +221,7 @@ Results forward_autograd(const Tensor& input, const Tensor& target, const OptTen
   {
     at::AutoDispatchBelowADInplaceOrView guard;
     if (differentiable && may_run_ahead(input, target, or_undefined(weight), reduction, label_smoothing))
-      out = run_forward(input, target, weight, reduction, ignore_index, label_smoothing, &gradient);
+      out = run_forward(input, target, or_undefined(weight), reduction, ignore_index, label_smoothing, &gradient);
     else out = forward_op().call(input, target, weight, reduction, ignore_index, label_smoothing);
   }
   if (differentiable) {

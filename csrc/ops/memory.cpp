@@ -120,8 +120,11 @@ c10::Allocator* large_allocator() {
 c10::Allocator* large_allocator() { return nullptr; }
 #endif
 
+// Null where the tensor is not the CPU's. The CPU's are made here: at::empty passes the dispatcher twice.
 c10::Allocator* allocator_for(const c10::Device& device, int64_t elements, caffe2::TypeMeta type) {
-  return device.is_cpu() && size_t(elements) * type.itemsize() >= kLarge ? large_allocator() : nullptr;
+  if (!device.is_cpu()) return nullptr;
+  c10::Allocator* const large = size_t(elements) * type.itemsize() >= kLarge ? large_allocator() : nullptr;
+  return large ? large : c10::GetCPUAllocator();
 }
 
 constexpr c10::DispatchKeySet kCpu(c10::DispatchKey::CPU);
