@@ -14,8 +14,8 @@ template <class S>
 struct StripTargets {
   using A = acc_t<S>;
   using V = Vec<A>;
-  typename Problem<S>::Lane target[kMaxStrip];
-  A weight[kMaxStrip];
+  alignas(kVecBytes) typename Problem<S>::Lane target[kMaxStrip];
+  alignas(kVecBytes) A weight[kMaxStrip];
   bool all_count;
 
   FASTNN_VEC_FN void read(const Problem<S>& k, int64_t row, int64_t width) {
@@ -38,24 +38,25 @@ struct StripTargets {
   FASTNN_VEC_FN V counted(V v, int64_t i) const { return all_count ? v : V{targets(i) >= 0 ? v.v : V::zero().v}; }
 };
 
-// The gradient of neighbouring columns from exp(x - maximum), classes `stride` apart, and their sums.
+// The gradient of neighbouring columns from exp(x - maximum), which it replaces, and their sums.
 template <class S>
-FASTNN_INLINE void gradient_columns(const Problem<S>& k, const StripTargets<S>& t, S* exps, int64_t stride, S* dx,
-                                    int64_t width, const S* sum) {
+FASTNN_INLINE void gradient_columns(const Problem<S>& k, const StripTargets<S>& t, S* dx, int64_t width, const S* sum) {
   using V = Vec<S>;
   const int64_t n = k.p.classes, inner = k.p.inner;
-  for (int64_t i = 0; i < width; ++i)
-    if (t.target[i] >= 0) exps[t.target[i] * stride + i] -= sum[i];
-  S factor[kMaxStrip];
+  alignas(kVecBytes) S factor[kMaxStrip], kept[kMaxStrip];
   for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) {
-    (V::set1(k.unit) * V::load(t.weight + i) / V::load(sum + i)).store(factor + i);
+    const V of_target = V::set1(k.unit) * V::load(t.weight + i);
+    of_target.store(kept + i);
+    (of_target / V::load(sum + i)).store(factor + i);
   });
   for (int64_t c = 0; c < n; ++c) {
     for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-      const V e = load_some(exps + c * stride + i, lanes, S(0));
+      const V e = load_some(dx + c * inner + i, lanes, S(0));
       store_some(t.counted(e * V::load(factor + i), i), dx + c * inner + i, lanes);
     });
   }
+  for (int64_t i = 0; i < width; ++i)
+    if (t.target[i] >= 0) dx[t.target[i] * inner + i] -= kept[i];
 }
 
 // `width` <= kMaxStrip neighbouring columns, through a tile or where they lie.
@@ -65,32 +66,58 @@ FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t f
   using V = Vec<A>;
   const int64_t n = k.p.classes, inner = k.p.inner, row = outer * inner + first, at = outer * n * inner + first;
   const S* x = k.x + at;
-  A m[kMaxStrip], log_sum[kMaxStrip], loss[kMaxStrip], of_target[kMaxStrip];
+  alignas(kVecBytes) A m[kMaxStrip], log_sum[kMaxStrip], loss[kMaxStrip], of_target[kMaxStrip];
   for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) { V::zero().store(loss + i); });
   StripTargets<S> t;
   if (!k.probabilities) t.read(k, row, width);
   S* dx = kRunsAhead<S> && !k.probabilities && k.p.grad_input ? static_cast<S*>(k.p.grad_input) + at : nullptr;
-  const auto read_targets = [&](const auto* from, int64_t stride) {
-    if (k.probabilities) return;
-    V::zero().store(of_target + (width - 1) / V::N * V::N);
-    for (int64_t i = 0; i < width; ++i) of_target[i] = t.target[i] >= 0 ? to_acc(from[t.target[i] * stride + i]) : A(0);
-  };
   if (tile_width<A>(n) > 0) {
-    A tile[kTileBytes / sizeof(A)];
+    alignas(kVecBytes) A tile[kTileBytes / sizeof(A)];
     const int64_t stride = round_up(width, V::N);
-    load_tile(x, n, inner, width, tile);
-    read_targets(tile, stride);
-    tile_max_and_sum(tile, n, width, m, log_sum, dx != nullptr, x + width, dx, inner);
-    if constexpr (kRunsAhead<S>) {
-      if (dx) gradient_columns(k, t, tile, stride, dx, width, log_sum);
-    }
+    V at_target[kUnroll] = {};  // of a row that does not count: any
+    for_tile(
+        x, n, inner, width, tile, dx != nullptr, dx,
+        [&](auto vectors, int64_t i, int64_t c, const V* v) __attribute__((always_inline)) {
+          if (k.probabilities) return;
+          each<vectors.count>(
+              [&](int k) { at_target[k].v = t.targets(i + k * V::N) == every_lane<A>(c) ? v[k].v : at_target[k].v; });
+        },
+        [&](auto vectors, int64_t i, int last, const V* top, const V* total) __attribute__((always_inline)) {
+          constexpr int K = vectors.count;
+          each<K>([&](int k) {
+            top[k].store(m + i + k * V::N);
+            total[k].store(log_sum + i + k * V::N);
+            at_target[k].store(of_target + i + k * V::N);
+          });
+          if constexpr (kRunsAhead<S>) {
+            if (!dx) return;
+            V factor[K], kept[K];
+            typename V::Int target[K];
+            each<K>([&](int j) {
+              kept[j] = V::set1(k.unit) * V::load(t.weight + i + j * V::N);
+              factor[j] = kept[j] / total[j];
+              target[j] = t.targets(i + j * V::N);
+            });
+            for (int64_t c = 0; c < n; ++c) {
+              each<K>([&](int j) __attribute__((always_inline)) {
+                const V p = V::load(tile + c * stride + i + j * V::N) * factor[j];
+                const V less{target[j] == every_lane<A>(c) ? p.v - kept[j].v : p.v};
+                const V d{target[j] >= 0 ? less.v : V::zero().v};
+                store_some(d, dx + c * inner + i + j * V::N, j + 1 < K ? int(V::N) : last);
+              });
+            }
+          }
+        });
   } else {
-    read_targets(x, inner);
+    if (!k.probabilities) {
+      V::zero().store(of_target + (width - 1) / V::N * V::N);
+      for (int64_t i = 0; i < width; ++i) of_target[i] = t.target[i] >= 0 ? to_acc(x[t.target[i] * inner + i]) : A(0);
+    }
     strip_max_and_sum(x, n, inner, width, m, log_sum, [&](int64_t j, int lanes, V e) __attribute__((always_inline)) {
       if (dx) store_some(e, dx + j, lanes);
     });
     if constexpr (kRunsAhead<S>) {
-      if (dx) gradient_columns(k, t, dx, inner, dx, width, log_sum);
+      if (dx) gradient_columns(k, t, dx, width, log_sum);
     }
   }
   for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {

@@ -477,31 +477,29 @@ FASTNN_INLINE constexpr int64_t columns_together(int64_t classes) {
   return tile_width<A>(classes) > 0 ? tile_width<A>(classes) : strip_width(classes);
 }
 
-// Copies `width` columns of n classes; those of tile are round_up(width, N) apart.
-template <class S, class A = acc_t<S>>
-FASTNN_INLINE void load_tile(const S* x, int64_t n, int64_t inner, int64_t width, A* tile) {
+// `width` columns of n classes, `inner` apart, as many vectors of them at a time as keep their maxima in registers:
+// they are copied to `tile`, those of a class round_up(width, N) apart, and their exponentials replace them there with
+// `keep`. take(Vectors<K>, column, last, class, values) sees the copy of every class, done(Vectors<K>, column, last,
+// maxima, sums of exp(x - maximum)) comes last; for K and last see for_groups. Meanwhile the caches fetch what is read
+// and written next.
+template <class S, class A, class Take, class Done>
+FASTNN_INLINE void for_tile(const S* x, int64_t n, int64_t inner, int64_t width, A* tile, bool keep, const S* written,
+                            const Take& take, const Done& done) {
   using V = Vec<A>;
   const int64_t stride = round_up(width, V::N);
-  for (int64_t c = 0; c < n; ++c) {
-    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-      load_some(x + c * inner + i, lanes, A(0)).store(tile + c * stride + i);
-    });
-  }
-}
-
-// Maximum and sum of exp(x - maximum) of each column of a tile; with `keep`, the exponentials replace x. Meanwhile the
-// caches fetch what is read and written next, classes `inner` apart.
-template <class S, class A = acc_t<S>>
-FASTNN_INLINE void tile_max_and_sum(A* tile, int64_t n, int64_t width, A* m, A* sum, bool keep, const S* read,
-                                    S* written, int64_t inner) {
-  using V = Vec<A>;
-  const int64_t stride = round_up(width, V::N);
-  for_groups<V::N>(stride, [&](auto vectors, int64_t i, int) __attribute__((always_inline)) {
+  for_groups<V::N>(width, [&](auto vectors, int64_t i, int last) __attribute__((always_inline)) {
     constexpr int K = vectors.count;
     V top[K], total[K] = {};
     each<K>([&](int k) { top[k] = V::set1(kNegInf<A>); });
-    for (int64_t c = 0; c < n; ++c)
-      each<K>([&](int k) { top[k] = max(V::load(tile + c * stride + i + k * V::N), top[k]); });
+    for (int64_t c = 0; c < n; ++c) {
+      V v[K];
+      each<K>([&](int k) __attribute__((always_inline)) {
+        v[k] = load_some(x + c * inner + i + k * V::N, k + 1 < K ? int(V::N) : last, A(0));
+        v[k].store(tile + c * stride + i + k * V::N);
+        top[k] = max(v[k], top[k]);
+      });
+      take(vectors, i, c, v);
+    }
     for (int64_t c = 0; c < n; ++c) {
       A* const at = tile + c * stride + i;
       V e[K];
@@ -510,14 +508,11 @@ FASTNN_INLINE void tile_max_and_sum(A* tile, int64_t n, int64_t width, A* m, A* 
       each<K>([&](int k) {
         if (keep) e[k].store(at + k * V::N);
         total[k] = total[k] + e[k];
-        __builtin_prefetch(read + c * inner + i + k * V::N);
+        __builtin_prefetch(x + c * inner + width + i + k * V::N);
         if (written) __builtin_prefetch(written + c * inner + i + k * V::N, 1);
       });
     }
-    each<K>([&](int k) {
-      top[k].store(m + i + k * V::N);
-      total[k].store(sum + i + k * V::N);
-    });
+    done(vectors, i, last, top, total);
   });
 }
 

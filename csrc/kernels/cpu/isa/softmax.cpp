@@ -215,7 +215,7 @@ template <class S>
 FASTNN_INLINE void softmax_columns(const S* x, S* y, int64_t n, int64_t inner, int64_t width, bool log_form) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  A m[kMaxStrip], of_row[kMaxStrip];
+  alignas(kVecBytes) A m[kMaxStrip], of_row[kMaxStrip];
   // y from z(offset of the class, lane, lanes), exp(x - max) or x
   const auto write = [&](const auto& z) __attribute__((always_inline)) {
     for_vectors<V::N>(width, [&](int64_t i, int, int) {
@@ -231,9 +231,15 @@ FASTNN_INLINE void softmax_columns(const S* x, S* y, int64_t n, int64_t inner, i
     }
   };
   if (tile_width<A>(n) > 0) {
-    A tile[kTileBytes / sizeof(A)];
-    load_tile(x, n, inner, width, tile);
-    tile_max_and_sum(tile, n, width, m, of_row, !log_form, x + width, y, inner);
+    alignas(kVecBytes) A tile[kTileBytes / sizeof(A)];
+    for_tile(
+        x, n, inner, width, tile, !log_form, y, [](auto, int64_t, int64_t, const V*) {},
+        [&](auto vectors, int64_t i, int, const V* top, const V* total) __attribute__((always_inline)) {
+          each<vectors.count>([&](int k) {
+            top[k].store(m + i + k * V::N);
+            total[k].store(of_row + i + k * V::N);
+          });
+        });
     const int64_t stride = round_up(width, V::N);
     return write([&](int64_t c, int64_t i, int) { return V::load(tile + c * stride + i); });
   }
