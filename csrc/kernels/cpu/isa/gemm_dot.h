@@ -8,8 +8,11 @@ namespace fastnn::cpu::FASTNN_ISA_NS {
 #if defined(__AVX512F__)
 constexpr int kDotRows = 6;  // 6 x 4 sums, 4 vectors of B, 1-2 of A
 constexpr int64_t kDotNarrowN = 24;
+#elif defined(__AVX2__)
+constexpr int kDotRows = 3;  // 3 x 4 sums, 3 vectors of A, 1 of B; two rows are 8 sums and wait for each other
+constexpr int64_t kDotNarrowN = 12;
 #else
-constexpr int kDotRows = 2;  // 2 x 4 of 16 registers
+constexpr int kDotRows = 2;  // a product needs a register too
 constexpr int64_t kDotNarrowN = 12;
 #endif
 constexpr int64_t kDotMaxM = 64;
@@ -53,7 +56,7 @@ void dot_tile(int64_t k, const S* a, int64_t lda, const S* b, int64_t ldb, A* su
 #pragma GCC unroll 8
     for (int j = 0; j < NC; ++j) c[i][j] = V::zero();
   const auto step = [&](int64_t p, auto load) __attribute__((always_inline)) {
-    if constexpr (NC == 8) {
+    if constexpr (NC == 8 || kDotRows == 3) {
       V x[MR];
 #pragma GCC unroll 8
       for (int i = 0; i < MR; ++i) x[i] = load(a + i * lda + p);
