@@ -84,6 +84,16 @@ def test_repr_and_constructors_are_torchs():
     assert fastnn.MaxPool2d(3, 2)(torch.randn(1, 1, 7, 7)).shape == (1, 1, 3, 3)
 
 
+@pytest.mark.parametrize("given", ["text", None, [1.0]], ids=str)
+def test_a_layer_given_no_tensor_raises_torchs_error(given):
+    texts = []
+    for kind in (fastnn.Conv2d, torch.nn.Conv2d):
+        with pytest.raises(TypeError) as error:
+            kind(3, 6, 3)(given)
+        texts.append(str(error.value))
+    assert texts[0] == texts[1]
+
+
 # ---- copies and files ----------------------------------------------------------------------------------------------
 
 

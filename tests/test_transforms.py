@@ -111,6 +111,33 @@ def test_a_tangent_of_the_output_gradient(case):
     torch.testing.assert_close(list(zip(*got, strict=True)), expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("case", [c for c in SMALL if differentiable(*c.build(torch.float64))], ids=lambda c: c.name)
+def test_a_tangent_of_the_second_cotangent(case):
+    """A second derivative calls backward ops again: with a dual number they are torch's, which silu's does not take."""
+    if case.op == "silu":
+        return
+    results = []
+    for function in (case.fast, case.reference):
+        args, kwargs = case.build(torch.float64)
+        out = function(*args, **kwargs)
+        out = out[0] if isinstance(out, tuple) else out
+        inputs, generator = differentiable(args, kwargs), torch.Generator().manual_seed(6)
+        if out.numel() == 0:
+            return
+
+        def random(t, generator=generator):
+            return torch.randn(t.shape, generator=generator, dtype=t.dtype)
+
+        v = random(out).requires_grad_()
+        once = torch.autograd.grad(out, inputs, v, create_graph=True, allow_unused=True)
+        once = [g for g in once if g is not None and g.requires_grad]
+        with fwAD.dual_level():
+            seeds = [fwAD.make_dual(random(g), random(g)) for g in once]
+            twice = torch.autograd.grad(once, [v, *inputs], seeds, allow_unused=True)
+            results.append([(None, None) if g is None else fwAD.unpack_dual(g) for g in twice])
+    torch.testing.assert_close(*results, equal_nan=True)
+
+
 def test_a_dual_number_into_a_backward_op_raises():
     g, y = torch.ones(2, 3), torch.full((2, 3), 1 / 3)
     with fwAD.dual_level(), pytest.raises(RuntimeError, match="jvp is not implemented"):

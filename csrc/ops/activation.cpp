@@ -295,6 +295,10 @@ Tensor forward_autograd(const Tensor& input, A... args) {
 
 template <Act K, class... A>
 Tensor backward_autograd(const Tensor& grad_output, const Tensor& saved, A... args) {
+  if (has_tangent(grad_output) || has_tangent(saved)) {
+    note_fallback(Kind<K>::name, kForwardMode);
+    return Kind<K>::aten_backward(grad_output, saved, args...);
+  }
   if (needs_grad({&grad_output, &saved})) {
     return ActivationBackwardFunction<K, A...>::apply(grad_output, saved, args...);
   }

@@ -40,7 +40,7 @@ const char* why_not_native(const Tensor& t, bool has_cuda_kernels) {
     default: return "dtype";
   }
   if (t.is_neg() || t.is_nested()) return "lazy negation or nested tensor";
-  if (has_tangent(t)) return "forward-mode differentiation";
+  if (has_tangent(t)) return kForwardMode;
   return nullptr;
 }
 

@@ -40,6 +40,7 @@ struct Uncounted {
 // Why an op under a transform of torch.func is torch's own: its kernel at FuncTorchDynamicLayerFrontMode, which is
 // reached before any transform, hands the call on, since autograd functions written in C++ cannot be transformed.
 inline constexpr const char* kTransform = "torch.func transform";
+inline constexpr const char* kForwardMode = "forward-mode differentiation";
 // False inside fastnn.disabled(), on this thread: native() then is false without counting.
 bool enabled();
 
@@ -78,7 +79,7 @@ inline bool has_tangent(const Tensor& t) { return t.unsafeGetTensorImpl()->_fw_g
 
 // True when autograd has to record a node for a call with these inputs. Forward-mode tangents count: forward ops with
 // one run on aten (see native()), a node takes care of those of its output's gradient, and a backward op called with
-// one raises instead of dropping the tangent in silence.
+// one runs on aten too, or raises instead of dropping the tangent in silence.
 bool needs_grad(std::initializer_list<const Tensor*> inputs);
 
 inline const Tensor& or_undefined(const OptTensor& t) {

@@ -385,6 +385,10 @@ Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Te
                         IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::array<bool, 3> mask) {
   if (!valid(input, weight, std::nullopt, stride, padding, dilation, groups))
     return aten_backward(grad_output, input, weight, stride, padding, dilation, groups, mask);
+  if (has_tangent(grad_output) || has_tangent(input) || has_tangent(weight)) {
+    note_fallback(kBackwardName, kForwardMode);
+    return aten_backward(grad_output, input, weight, stride, padding, dilation, groups, mask);
+  }
   if ((mask[0] || mask[1] || mask[2]) && needs_grad({&grad_output, &input, &weight})) {
     const auto [dx, dw, db] = spread(
         Conv2dBackwardFunction::apply(grad_output, input, weight, stride, padding, dilation, groups, mask), mask);

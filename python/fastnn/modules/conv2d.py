@@ -13,4 +13,7 @@ class Conv2d(torch.nn.Conv2d):
         if self.padding_mode != "zeros":
             input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        try:
+            return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        except TypeError:  # torch's, which names the arguments it was given: the layer gives all of them
+            return torch.nn.functional.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
