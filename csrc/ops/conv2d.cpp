@@ -332,7 +332,6 @@ struct Conv2dBackwardFunction : Function<Conv2dBackwardFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &g = saved[0], &input = saved[1], &weight = saved[2];
-    if (g.sym_size(0) == 0) return variable_list(8);  // of no images torch has none
     const int64_t mask = ctx->saved_data["mask"].toInt();
     const auto [v_input, v_weight, v_bias] = spread(grads, {bool(mask & 1), bool(mask & 2), bool(mask & 4)});
     const Unpacked a{ctx->saved_data["args"].toIntVector()};
