@@ -224,13 +224,28 @@ def test_winograd_bound_of_strided_layers(isa, forced):
         x, weight = torch.randn(n, c, *size, generator=generator), torch.randn(k, c, *kernel, generator=generator)
         x = x.contiguous(memory_format=torch.channels_last) if pick(0, 1) else x
         weight = weight.contiguous(memory_format=torch.channels_last) if pick(0, 1) else weight
-        bias = torch.randn(k, generator=generator)
-        assert fastnn._C.conv2d_algorithm(x, weight, [stride] * 2, padding, [1, 1], 1, "forward") == "winograd"
-        y = fastnn.functional.conv2d(x, weight, bias, stride, padding)
-        exact = torch_conv2d(x.double(), weight.double(), bias.double(), stride, padding)
-        scale = torch_conv2d(x.double().abs(), weight.double().abs(), bias.double().abs(), stride, padding)
-        error = (y - exact).abs().max()
-        assert error <= 2**-17 * scale.max(), (n, c, k, size, kernel, stride, padding)
+        if i % 10 == 0:  # a weight large enough for the order of work that serves few tiles
+            n, size = 1, [2 * r for r in kernel]
+            x, weight = (
+                torch.randn(n, 64, *size, generator=generator),
+                torch.randn(96, 64, *kernel, generator=generator),
+            )
+        bias = torch.randn(len(weight), generator=generator)
+        args = ([stride] * 2, padding, [1, 1], 1)
+        for which in ("forward", "grad_weight"):
+            assert fastnn._C.conv2d_algorithm(x, weight, *args, which) == "winograd"
+
+        def run(function, dtype, sign, x=x, weight=weight, bias=bias, stride=stride, padding=padding, i=i):
+            x, weight, bias = (t.to(dtype) if sign else t.to(dtype).abs() for t in (x, weight, bias))
+            weight, bias = weight.requires_grad_(), bias.requires_grad_()
+            y = function(x, weight, bias, stride, padding)
+            g = torch.randn(y.shape, generator=torch.Generator().manual_seed(i)).to(dtype)
+            return [y, *torch.autograd.grad(y, (weight, bias), g if sign else g.abs())]
+
+        ours = run(fastnn.functional.conv2d, torch.float32, True)
+        exact, scales = (run(torch_conv2d, torch.float64, sign) for sign in (True, False))
+        for a, e, scale in zip(ours, exact, scales, strict=True):
+            assert (a - e).abs().max() <= 2**-17 * scale.max(), (n, c, k, size, kernel, stride, padding)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -238,15 +253,20 @@ def test_first_layers_run_by_winograd(layout):
     """AlexNet's 11x11/4 and ResNet's 7x7/2, but not in strict mode; a stride of 3 or unequal strides never."""
     for kernel, stride in ((11, 4), (7, 2), (5, 2)):
         x, weight = torch.randn(1, 3, 64, 64).contiguous(memory_format=layout), torch.randn(64, 3, kernel, kernel)
-        args = ([kernel // 2] * 2, [1, 1], 1, "forward")
-        assert fastnn._C.conv2d_algorithm(x, weight, [stride] * 2, *args) == "winograd"
-        assert fastnn._C.conv2d_algorithm(x, weight, [3, 3], *args) != "winograd"
-        assert fastnn._C.conv2d_algorithm(x, weight, [stride, 1], *args) != "winograd"
-        assert_same_bits_for_every_thread_count(
-            lambda x=x, w=weight, s=stride: [fastnn.functional.conv2d(x, w, None, s, w.shape[2] // 2)]
-        )
-        with fastnn.set_strict_conv(True):
-            assert fastnn._C.conv2d_algorithm(x, weight, [stride] * 2, *args) != "winograd"
+        weight.requires_grad_()
+        for which in ("forward", "grad_weight"):
+            args = ([kernel // 2] * 2, [1, 1], 1, which)
+            assert fastnn._C.conv2d_algorithm(x, weight, [stride] * 2, *args) == "winograd"
+            assert fastnn._C.conv2d_algorithm(x, weight, [3, 3], *args) != "winograd"
+            assert fastnn._C.conv2d_algorithm(x, weight, [stride, 1], *args) != "winograd"
+            with fastnn.set_strict_conv(True):
+                assert fastnn._C.conv2d_algorithm(x, weight, [stride] * 2, *args) != "winograd"
+
+        def step(x=x, weight=weight, stride=stride):
+            y = fastnn.functional.conv2d(x, weight, None, stride, weight.shape[2] // 2)
+            return [y, *torch.autograd.grad(y.square().sum(), weight)]
+
+        assert_same_bits_for_every_thread_count(step)
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())

@@ -51,7 +51,7 @@ bool winograd_takes(const Conv2dParams& p) {
   if (p.dtype != DType::f32 || p.dilation_h != 1 || p.dilation_w != 1 || p.pad_h >= p.R || p.pad_w >= p.S) return false;
   if (unit) return (p.R == 3 || p.R == 5) && p.S == p.R;
   const int64_t taps = ceil_div(p.R, p.stride_h);
-  return p.pass == Conv2dPass::forward && (p.stride_h == 2 || p.stride_h == 4) && p.stride_w == p.stride_h &&
+  return p.pass != Conv2dPass::grad_input && (p.stride_h == 2 || p.stride_h == 4) && p.stride_w == p.stride_h &&
          taps >= 2 && taps <= 5 && ceil_div(p.S, p.stride_w) == taps && p.R <= 16 && p.S <= 16;
 }
 
@@ -291,16 +291,17 @@ bool winograd_pays(const Conv2dParams& p, const Shape& s) {
          takes(p, Conv2dAlgorithm::winograd);
 }
 
-// Strided layers by Winograd, whatever the rules above chose. Of 14707 random ones (one thread, kernels of 3 to 12,
-// strides of 2 and 4, both layouts) this takes 5500: those x1.68 of the choice before, 1.6 % of them below x0.93.
+// Strided layers by Winograd, whatever the rules above chose. Of random ones timed on one thread (kernels of 3 to 12,
+// strides of 2 and 4, both layouts) this takes 5500 of 14707 forward passes, x1.68 of the choice before, and 1571 of
+// 4987 weight gradients, x1.51; 2 and 3 % of them are below x0.93.
 bool strided_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
-  if (p.pass != Conv2dPass::forward || p.groups > 1 || g_strict || p.stride_h == 1) return false;
-  const int64_t phases = p.stride_h * p.stride_w, out = 7 - ceil_div(p.R, p.stride_h);
-  if (s.k < 16 || s.c * phases < 12 || s.c * phases > 512 || (chosen == Conv2dAlgorithm::batch && s.k <= 32))
-    return false;
-  if (!takes(p, Conv2dAlgorithm::winograd)) return false;
+  if (p.pass == Conv2dPass::grad_input || p.groups > 1 || g_strict || p.stride_h == 1) return false;
+  const bool forward = p.pass == Conv2dPass::forward;
+  const int64_t phases = p.stride_h * p.stride_w, channels = s.c * phases, out = 7 - ceil_div(p.R, p.stride_h);
+  if (s.k < 16 || channels < 12 || channels > (forward ? 512 : 128)) return false;
+  if ((chosen == Conv2dAlgorithm::batch && s.k <= 32) || !takes(p, Conv2dAlgorithm::winograd)) return false;
   const int64_t tiles = ceil_div(p.P, out) * ceil_div(p.Q, out);
-  return p.N * tiles >= 5 && p.P * p.Q * s.taps >= 2 * 36 * phases * tiles;
+  return p.N * tiles >= (forward ? 5 : 9) && p.P * p.Q * s.taps >= 2 * 36 * phases * tiles;
 }
 
 // Layers of few output pixels that the rules above leave to torch, which copies the whole weight before it multiplies:

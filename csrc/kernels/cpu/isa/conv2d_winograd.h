@@ -75,10 +75,9 @@ FASTNN_INLINE void weight_line(const f32v g[TAPS], f32v t[6]) {
 template <int OUT>
 FASTNN_INLINE void grad_line(const f32v g[OUT], f32v t[6]) {
   f32v even = g[0], odd = g[1], even2 = g[0], odd2 = 2.f * g[1];
-  if constexpr (OUT == 4) {
-    even = even + g[2], odd = odd + g[3];
-    even2 = even2 + 4.f * g[2], odd2 = odd2 + 8.f * g[3];
-  }
+  if constexpr (OUT >= 3) even = even + g[2], even2 = even2 + 4.f * g[2];
+  if constexpr (OUT >= 4) odd = odd + g[3], odd2 = odd2 + 8.f * g[3];
+  if constexpr (OUT >= 5) even = even + g[4], even2 = even2 + 16.f * g[4];
   t[0] = g[0];
   t[1] = even + odd;
   t[2] = even - odd;

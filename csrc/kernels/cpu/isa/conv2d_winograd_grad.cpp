@@ -1,5 +1,4 @@
-// Gradient of a 3x3 or 5x5 stride-1 weight in Winograd's domain: the transpose of F(4x4, 3x3) or F(2x2, 5x5), with as
-// few multiplications.
+// Gradient of the weight in Winograd's domain: the transpose of F(4x4, 3x3) and its like, with as few multiplications.
 //
 // dW = G^T [ sum over tiles of (A g A^T) (B^T d B)^T ] G: each tile of grad_output becomes 36 values per output
 // channel, each 6x6 tile of the input 36 per input channel, and 36 matrix products over the tiles give dU[xi][k][c].
@@ -44,7 +43,7 @@ Plan make_plan(const ConvProblem& d, int64_t workers) {
   p.th = ceil_div(d.p, kTileOut<TAPS>);
   p.tw = ceil_div(d.q, kTileOut<TAPS>);
   p.tile_rows = d.n * p.th;
-  p.c_groups = ceil_div(d.c, N);
+  p.c_groups = ceil_div(phase_channels(d), N);
   p.k_groups = ceil_div(d.k, N);
   p.columns = strip_columns<TAPS>(p.tw);
   const auto pad = [](int64_t bytes) { return round_up(bytes, 64); };
@@ -162,8 +161,18 @@ void transform_grad_row(const ConvProblem& d, const Plan& p, int64_t row, int64_
   transform_grad<TAPS>(p, strip, m, m_xi, bias);
 }
 
-// dW[c] = G^T (sum of the slices' dU) G for one output channel
-// and `groups` groups of input channels; w at the first one.
+// The taps of N phase channels to where the kernel of their input channel has them.
+template <int TAPS>
+void scatter_phases(const ConvProblem& d, const float taps[][N], int64_t first, float* w) {
+  for (int64_t l = 0; l < min64(N, phase_channels(d) - first); ++l) {
+    const PhaseChannel p = phase_channel(d, first + l);
+    for (int64_t r = p.a, i = 0; r < d.r; r += d.stride_h, ++i)
+      for (int64_t s = p.b, j = 0; s < d.s; s += d.stride_h, ++j)
+        w[p.c * d.wc + r * d.wr + s * d.ws] = taps[i * TAPS + j][l];
+  }
+}
+
+// dW = G^T (sum of the slices' dU) G for one output channel, w, and `groups` groups of input channels from `group` on.
 template <int TAPS>
 void finish(const ConvProblem& d, const float* u, int64_t u_xi, int64_t slices, int64_t slice, int64_t group,
             int64_t groups, float* w) {
@@ -178,8 +187,12 @@ void finish(const ConvProblem& d, const float* u, int64_t u_xi, int64_t slices, 
     alignas(64) float taps[(kTaps + N - 1) / N * N][N];
     transform_tile<grad_weight_line<TAPS>, 6, TAPS>(
         load, [&](int r, int s, Raw w) __attribute__((always_inline)) { V{w}.store(taps[r * TAPS + s]); });
+    if (d.stride_h > 1) {
+      scatter_phases<TAPS>(d, taps, (group + g) * N, w);
+      continue;
+    }
     const int lanes = int(min64(N, d.c - (group + g) * N));
-    float* to = w + g * N * d.wc;
+    float* to = w + (group + g) * N * d.wc;
     if (d.ws == 1 && d.wr == TAPS) {
       for (int tap = 0; tap < kTaps; tap += N)
         untranspose_block(taps[tap], to + tap, d.wc, 1, lanes, int(min64(N, kTaps - tap)));
@@ -275,7 +288,7 @@ void run_few(const ConvProblem& d, const Plan& p, float* grad_weight, float* gra
           products(m + k * group_stride, p.m_xi, v + g * group_stride, p.v_xi, group_stride, p.tiles, N, groups, u,
                    p.u_xi, u_row, false);
           for (int64_t i = 0; i < min64(N, d.k - k * N); ++i)
-            finish<TAPS>(d, u + i * u_row, p.u_xi, 1, 0, g, groups, grad_weight + (k * N + i) * d.wk + g * N * d.wc);
+            finish<TAPS>(d, u + i * u_row, p.u_xi, 1, 0, g, groups, grad_weight + (k * N + i) * d.wk);
         }
     }
   });
@@ -295,13 +308,12 @@ void run(const ConvProblem& d, float* grad_weight, float* grad_bias, int64_t wor
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
 int64_t winograd_grad_workspace(const ConvProblem& d, int64_t workers) {
-  return d.r == 3 ? make_plan<3>(d, workers).total : make_plan<5>(d, workers).total;
+  return dispatch_taps(d, [&]<int TAPS>() { return make_plan<TAPS>(d, workers).total; });
 }
 
 void winograd_grad_weight(const ConvProblem& d, float* grad_weight, float* grad_bias, int64_t workers,
                           char* workspace) {
-  if (d.r == 3) run<3>(d, grad_weight, grad_bias, workers, workspace);
-  else run<5>(d, grad_weight, grad_bias, workers, workspace);
+  dispatch_taps(d, [&]<int TAPS>() { run<TAPS>(d, grad_weight, grad_bias, workers, workspace); });
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS
