@@ -1,6 +1,7 @@
 // An allocator of large CPU blocks in huge pages, and the tensors made from it.
 #include "memory.h"
 
+#include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -120,9 +121,12 @@ c10::Allocator* large_allocator() {
 c10::Allocator* large_allocator() { return nullptr; }
 #endif
 
-// Null where the tensor is not the CPU's. The CPU's are made here: at::empty passes the dispatcher twice.
+// Null where the tensor is not the CPU's, or torch is to fill new memory with NaN (deterministic algorithms). The CPU's
+// are made here: at::empty passes the dispatcher twice.
 c10::Allocator* allocator_for(const c10::Device& device, int64_t elements, caffe2::TypeMeta type) {
-  if (!device.is_cpu()) return nullptr;
+  const auto& context = at::globalContext();
+  if (!device.is_cpu() || (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()))
+    return nullptr;
   c10::Allocator* const large = size_t(elements) * type.itemsize() >= kLarge ? large_allocator() : nullptr;
   return large ? large : c10::GetCPUAllocator();
 }
