@@ -165,7 +165,7 @@ def test_unknown_algorithm_is_refused(forced):
     assert not forced("wavelet")
 
 
-@pytest.mark.parametrize(("kernel", "shapes"), [(3, 200), (5, 100)])
+@pytest.mark.parametrize(("kernel", "shapes"), [(2, 50), (3, 200), (4, 50), (5, 100)])
 @pytest.mark.parametrize("isa", fastnn._C.isas())
 def test_winograd_bound_on_random_shapes(isa, kernel, shapes, forced):
     """|error| <= 2**-17 * max(conv(|x|, |w|)) for the output and, with their own factors, both gradients."""
@@ -176,7 +176,8 @@ def test_winograd_bound_on_random_shapes(isa, kernel, shapes, forced):
         return int(torch.randint(low, high + 1, (), generator=generator))
 
     for i in range(shapes):
-        n, c, k = pick(1, 3), pick(1, 40), pick(1, 40)
+        least = 12 if kernel == 2 else 1
+        n, c, k = pick(1, 3), pick(least, 40), pick(least, 40)
         if i % 10 == 0:  # a weight large enough for the order of work that serves few tiles
             n, c, k = 1, pick(90, 130), pick(90, 130)
         h, w, padding = pick(kernel, 20), pick(kernel, 20), (pick(0, kernel - 1), pick(0, kernel - 1))
@@ -218,8 +219,10 @@ def test_winograd_bound_of_strided_layers(isa, forced):
     for i in range(120):
         stride, taps = (4, pick(2, 4)) if i % 4 == 0 else (2, pick(2, 5))
         kernel = [pick((taps - 1) * stride + 1, min(16, taps * stride)) for _ in range(2)]
+        if i % 3 == 0:  # the gradient of the input too
+            kernel = [stride * taps] * 2
         padding = [pick(0, r // 2) for r in kernel]
-        n, k, c = pick(1, 3), pick(1, 40), pick(1, 6) if i % 3 else 16 * pick(1, 2)
+        n, k, c = pick(1, 3), pick(12, 40), pick(3, 6) if i % 3 else 16 * pick(1, 2)
         size = [pick(max(1, r - 2 * p), 45) for r, p in zip(kernel, padding, strict=True)]
         x, weight = torch.randn(n, c, *size, generator=generator), torch.randn(k, c, *kernel, generator=generator)
         x = x.contiguous(memory_format=torch.channels_last) if pick(0, 1) else x
@@ -232,20 +235,29 @@ def test_winograd_bound_of_strided_layers(isa, forced):
             )
         bias = torch.randn(len(weight), generator=generator)
         args = ([stride] * 2, padding, [1, 1], 1)
-        for which in ("forward", "grad_weight"):
+        for which in ("forward", "grad_weight", *(["grad_input"] if i % 3 == 0 else [])):
             assert fastnn._C.conv2d_algorithm(x, weight, *args, which) == "winograd"
 
         def run(function, dtype, sign, x=x, weight=weight, bias=bias, stride=stride, padding=padding, i=i):
             x, weight, bias = (t.to(dtype) if sign else t.to(dtype).abs() for t in (x, weight, bias))
-            weight, bias = weight.requires_grad_(), bias.requires_grad_()
-            y = function(x, weight, bias, stride, padding)
+            inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
+            y = function(*inputs, stride, padding)
             g = torch.randn(y.shape, generator=torch.Generator().manual_seed(i)).to(dtype)
-            return [y, *torch.autograd.grad(y, (weight, bias), g if sign else g.abs())]
+            return [y, *torch.autograd.grad(y, inputs, g if sign else g.abs())]
 
         ours = run(fastnn.functional.conv2d, torch.float32, True)
         exact, scales = (run(torch_conv2d, torch.float64, sign) for sign in (True, False))
         for a, e, scale in zip(ours, exact, scales, strict=True):
             assert (a - e).abs().max() <= 2**-17 * scale.max(), (n, c, k, size, kernel, stride, padding)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_discriminators_run_by_winograd(layout):
+    """4x4/2 and 4x4 layers, every pass."""
+    for c, size, k, stride in ((64, 64, 128, 2), (64, 30, 64, 1)):
+        x, weight = torch.randn(4, c, size, size).contiguous(memory_format=layout), torch.randn(k, c, 4, 4)
+        for which in ("forward", "grad_input", *(["grad_weight"] if stride == 1 else [])):
+            assert fastnn._C.conv2d_algorithm(x, weight, [stride] * 2, [1, 1], [1, 1], 1, which) == "winograd"
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

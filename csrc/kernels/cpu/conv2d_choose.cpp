@@ -45,14 +45,17 @@ bool rows_together(const Conv2dParams& p) {
   return (input_apart || input_together) && (output_apart || output_together);
 }
 
-// Winograd's kernels of 2x2 to 5x5, each pixel phase of a stride being a channel of its own.
+// Winograd's kernels of 2x2 to 5x5, each pixel phase of a stride being a channel of its own. In the gradient of the
+// input the phases are problems of their own, all of one size where the stride divides the kernel.
 bool winograd_takes(const Conv2dParams& p) {
-  const bool unit = p.stride_h == 1 && p.stride_w == 1;
   if (p.dtype != DType::f32 || p.dilation_h != 1 || p.dilation_w != 1 || p.pad_h >= p.R || p.pad_w >= p.S) return false;
-  if (unit) return (p.R == 3 || p.R == 5) && p.S == p.R;
-  const int64_t taps = ceil_div(p.R, p.stride_h);
-  return p.pass != Conv2dPass::grad_input && (p.stride_h == 2 || p.stride_h == 4) && p.stride_w == p.stride_h &&
-         taps >= 2 && taps <= 5 && ceil_div(p.S, p.stride_w) == taps && p.R <= 16 && p.S <= 16;
+  const int64_t stride = p.stride_h, taps = ceil_div(p.R, stride);
+  const bool grad_input = p.pass == Conv2dPass::grad_input;
+  if (stride != p.stride_w || (stride != 1 && stride != 2 && stride != 4) || p.R > 16 || p.S > 16) return false;
+  if (taps < 2 || taps > 5 || taps != ceil_div(p.S, stride)) return false;
+  if ((stride == 1 || grad_input) && (p.R % stride || p.S != p.R)) return false;
+  // F(5x5, 2x2) weighs its points up to 16 fold: in a short sum that would show.
+  return taps > 2 || (grad_input ? p.K : p.C * stride * stride) >= 12 * p.groups;
 }
 
 bool takes(const Conv2dParams& p, Conv2dAlgorithm algorithm) {
@@ -83,7 +86,7 @@ std::atomic<int> g_forced{-1};
 struct Shape {
   int64_t c, k, taps, pixels;
   bool pointwise;    // 1x1, stride 1, no padding
-  bool winograd;     // 3x3 or 5x5, stride 1, and channels enough for its transforms to pay
+  bool winograd;     // 2x2 to 5x5, stride 1, and channels enough for its transforms to pay
   bool batch;        // images enough to fill the lanes of the batch algorithm, and small matrices of weights
   bool vendor_fits;  // torch's direct kernel wants output channels in sixteens
   bool sixteens;     // so are input channels
@@ -292,16 +295,26 @@ bool winograd_pays(const Conv2dParams& p, const Shape& s) {
 }
 
 // Strided layers by Winograd, whatever the rules above chose. Of random ones timed on one thread (kernels of 3 to 12,
-// strides of 2 and 4, both layouts) this takes 5500 of 14707 forward passes, x1.68 of the choice before, and 1571 of
-// 4987 weight gradients, x1.51; 2 and 3 % of them are below x0.93.
+// strides of 2 and 4, both layouts) this takes 5500 of 14707 forward passes, x1.68 of the choice before, 1571 of 4987
+// weight gradients, x1.51, and 428 of 1820 input gradients, x1.8; 1 to 3 % of them are below x0.93.
 bool strided_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
-  if (p.pass == Conv2dPass::grad_input || p.groups > 1 || g_strict || p.stride_h == 1) return false;
-  const bool forward = p.pass == Conv2dPass::forward;
-  const int64_t phases = p.stride_h * p.stride_w, channels = s.c * phases, out = 7 - ceil_div(p.R, p.stride_h);
-  if (s.k < 16 || channels < 12 || channels > (forward ? 512 : 128)) return false;
-  if ((chosen == Conv2dAlgorithm::batch && s.k <= 32) || !takes(p, Conv2dAlgorithm::winograd)) return false;
-  const int64_t tiles = ceil_div(p.P, out) * ceil_div(p.Q, out);
-  return p.N * tiles >= (forward ? 5 : 9) && p.P * p.Q * s.taps >= 2 * 36 * phases * tiles;
+  if (p.groups > 1 || g_strict || p.stride_h == 1 || s.k < 16 || !takes(p, Conv2dAlgorithm::winograd)) return false;
+  const int64_t stride = p.stride_h, phases = stride * stride, out = 7 - ceil_div(p.R, stride);
+  const auto tiles = [&](int64_t h, int64_t w) { return ceil_div(h, out) * ceil_div(w, out); };
+  const int64_t channels = s.c * phases, h = ceil_div(p.H, stride), w = ceil_div(p.W, stride);
+  switch (p.pass) {
+    case Conv2dPass::forward:
+    case Conv2dPass::grad_weight: {
+      const bool forward = p.pass == Conv2dPass::forward;
+      if (channels < 12 || channels > (forward ? 512 : 128) || (chosen == Conv2dAlgorithm::batch && s.k <= 32))
+        return false;
+      return p.N * tiles(p.P, p.Q) >= (forward ? 5 : 9) && p.P * p.Q * s.taps >= 2 * 36 * phases * tiles(p.P, p.Q);
+    }
+    case Conv2dPass::grad_input:
+      return s.c >= 8 && chosen != Conv2dAlgorithm::batch && p.N * tiles(h, w) >= 5 &&
+             4 * h * w * s.taps >= 7 * 36 * phases * tiles(h, w);
+  }
+  return false;
 }
 
 // Layers of few output pixels that the rules above leave to torch, which copies the whole weight before it multiplies:

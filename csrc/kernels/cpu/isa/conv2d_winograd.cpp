@@ -1,6 +1,5 @@
-// Convolution by Winograd's F(4x4, 3x3) and F(2x2, 5x5) (Lavin & Gray, arXiv:1509.09308): 36 multiplications for 16
-// outputs instead of 144, for 4 instead of 100; strided kernels by these, F(5x5, 2x2) and F(3x3, 4x4), with a channel
-// per phase of the stride.
+// Convolution by Winograd's F(5x5, 2x2), F(4x4, 3x3), F(3x3, 4x4) and F(2x2, 5x5) (Lavin & Gray, arXiv:1509.09308): 36
+// multiplications for 25, 16, 9 and 4 outputs instead of 100, 144, 144 and 100.
 //
 // Vector lanes are channels throughout. A strip of six input rows is laid out [row][column][channel] (a transposition
 // for NCHW, a copy for NHWC), each 6x6 tile is transformed into V[xi][channel group][tile][lane], 36 small matrix
