@@ -230,6 +230,7 @@ def test_frozen_results_lie_as_the_models(weights, images):
     """Feature maps: channels_last where the images or the weights are, the latter also if that is set afterwards."""
     x = torch.randn(2, 3, 12, 12).contiguous(memory_format=images)
     for layers in ([nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()], [nn.MaxPool2d(2), nn.Conv2d(3, 8, 1)]):
+        torch._dynamo.reset()  # it compiles one forward for eight models at most
         model = nn.Sequential(*layers).eval()
         late = fastnn.fuse(model).to(memory_format=weights)
         model.to(memory_format=weights)
@@ -542,6 +543,7 @@ def test_flops_are_counted_and_vmap_runs():
 
 @pytest.mark.parametrize("name", ["resnet", "mobilenet"])
 def test_compile_and_export(name):
+    torch._dynamo.reset()  # see above
     model, x = build(name)
     twin = copy.deepcopy(model)
     fastnn.fuse(model)
