@@ -21,7 +21,8 @@ enum class Write { kAdd, kStore, kStream };
 
 // ---- one window ----------------------------------------------------------------------------------------------------
 
-template <int kVectors, Write kWrite, class S>
+// SIDE: of a whole square window; 0 for any other.
+template <int SIDE, int kVectors, Write kWrite, class S>
 FASTNN_INLINE void spread_vectors(const Window& t, int64_t kernel, const S* g, const uint8_t* taps, S* first,
                                   int lanes) {
   using A = acc_t<S>;
@@ -31,24 +32,51 @@ FASTNN_INLINE void spread_vectors(const Window& t, int64_t kernel, const S* g, c
 #pragma GCC unroll 4
   for (int k = 0; k < kVectors; ++k)
     grad[k] = load_some(g + k * V::N, lanes), tap[k] = load_taps<A>(taps + k * V::N, lanes);
-  S* row = first;
-  for (int64_t i = t.i0; i < t.i1; ++i, row += t.row_step) {
-    S* pixel = row;
-    for (int64_t j = t.j0; j < t.j1; ++j, pixel += t.column_step)
+  const auto spread = [&](int64_t code, S* pixel) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-      for (int k = 0; k < kVectors; ++k) {
-        S* const to = pixel + k * V::N;
-        const int64_t code = i * kernel + j;
+    for (int k = 0; k < kVectors; ++k) {
+      S* const to = pixel + k * V::N;
 #if defined(__AVX512F__)
-        if constexpr (kWrite == Write::kStream && __is_same(S, float)) {
-          _mm512_stream_ps(to, only_where(tap[k], code, grad[k]).v);
-          continue;
-        }
-#endif
-        const V mine = only_where(tap[k], code, grad[k]);
-        store_some(kWrite == Write::kAdd ? load_some(to, lanes) + mine : mine, to, lanes);
+      if constexpr (kWrite == Write::kStream && __is_same(S, float)) {
+        _mm512_stream_ps(to, only_where(tap[k], code, grad[k]).v);
+        continue;
       }
+#endif
+      const V mine = only_where(tap[k], code, grad[k]);
+      store_some(kWrite == Write::kAdd ? load_some(to, lanes) + mine : mine, to, lanes);
+    }
+  };
+  if constexpr (SIDE > 0) {
+#pragma GCC unroll 3
+    for (int i = 0; i < SIDE; ++i)
+#pragma GCC unroll 3
+      for (int j = 0; j < SIDE; ++j) spread(i * SIDE + j, first + i * t.row_step + j * t.column_step);
+  } else {
+    S* row = first;
+    for (int64_t i = t.i0; i < t.i1; ++i, row += t.row_step) {
+      S* pixel = row;
+      for (int64_t j = t.j0; j < t.j1; ++j, pixel += t.column_step) spread(i * kernel + j, pixel);
+    }
   }
+}
+
+// Channels [0, split) of one window. What is left of a vector is masked; without masks the last vector begins earlier,
+// and writes again what the one before it wrote (see vector_channels()).
+template <int SIDE, Write kWrite, class S>
+FASTNN_INLINE void spread_window(const Window& t, int64_t kernel, const S* g, const uint8_t* taps, S* to,
+                                 int64_t split) {
+  constexpr int N = Vec<acc_t<S>>::N;
+  int64_t c = 0;
+  if constexpr (SIDE == 0)
+    for (; c + 4 * N <= split; c += 4 * N) spread_vectors<SIDE, 4, kWrite>(t, kernel, g + c, taps + c, to + c, N);
+  for (; c + N <= split; c += N) spread_vectors<SIDE, 1, kWrite>(t, kernel, g + c, taps + c, to + c, N);
+  if (c == split) return;
+#if defined(__AVX512F__)
+  spread_vectors<SIDE, 1, kWrite>(t, kernel, g + c, taps + c, to + c, int(split - c));
+#else
+  c = split - N;
+  spread_vectors<SIDE, 1, kWrite>(t, kernel, g + c, taps + c, to + c, N);
+#endif
 }
 
 // Adds (stores where windows do not overlap) g[i] to the sum
@@ -83,14 +111,47 @@ struct Corners : Columns {
   }
 };
 
-// Channels [0, count) of the input rows [top, bottom) of one image, `pitch` elements
-// a pixel in the gradient and `count` in the sums, which are cleared just before
-// they are needed. The channels before `split` go by vectors. Not inlined, as above.
+// What the windows of one row write, and where: `count` channels a pixel, `pitch` in the gradient. The channels before
+// `split` go by vectors.
+template <class S, class O>
+struct Row {
+  const Corners& columns;
+  const Distances<O>& distance;
+  int64_t count, pitch, split;
+  Window window;   // its rows; columns as they come
+  int64_t kernel;  // in columns
+  int64_t corner;  // of the row's first pixel in the sums
+  int64_t size;    // of the sums
+  const S* g;
+  const O* taps;
+  S* sums;
+};
+
+// Windows [from, to) of a row, SIDE (0: any) by SIDE taps. Not inlined, as above.
+template <int SIDE, Write kWrite, class S, class O>
+__attribute__((noinline)) void spread_row(const Row<S, O>& r, int64_t from, int64_t to) {
+  Window t = r.window;
+  for (int64_t o = from; o < to; ++o) {
+    t.j0 = r.columns.begin[o], t.j1 = r.columns.end[o];
+    if (SIDE == 0 && t.j0 >= t.j1) continue;
+    const int64_t window = r.corner + r.columns.first[o] * r.count;
+    const S* const g = r.g + o * r.pitch;
+    const O* const taps = r.taps + o * r.pitch;
+    if constexpr (__is_same(O, uint8_t)) {
+      S* const at = r.sums + window + (SIDE ? 0 : t.i0 * t.row_step + t.j0 * t.column_step);
+      if (r.split) spread_window<SIDE, kWrite>(t, r.kernel, g, taps, at, r.split);
+    }
+#pragma GCC unroll 4
+    for (int64_t c = r.split; c < r.count; ++c)
+      scatter_one<kWrite>(window + r.distance(taps[c]) + c, r.size, g[c], r.sums);
+  }
+}
+
+// Channels [0, count) of the input rows [top, bottom) of one image, `pitch` elements a pixel in the gradient and
+// `count` in the sums, which are cleared just before they are needed. The channels before `split` go by vectors.
 template <Write kWrite, class S, class O>
-__attribute__((noinline)) void band_backward(const Pool2dParams& p, const Corners& columns,
-                                             const Distances<O>& distance, const S* g, const O* taps, S* sums,
-                                             int64_t top, int64_t bottom, int64_t count, int64_t split) {
-  using V = Vec<acc_t<S>>;
+void band_backward(const Pool2dParams& p, const Corners& columns, const Distances<O>& distance, const S* g,
+                   const O* taps, S* sums, int64_t top, int64_t bottom, int64_t count, int64_t split) {
   const Axis h = axis_h(p), w = axis_w(p);
   const int64_t row = w.in * count, pitch = p.channels, size = (bottom - top) * row;
   const int64_t reach = (h.kernel - 1) * h.dilation + 1;
@@ -102,6 +163,14 @@ __attribute__((noinline)) void band_backward(const Pool2dParams& p, const Corner
     __builtin_memset(static_cast<void*>(sums + (cleared - top) * row), 0, uint64_t((end - cleared) * row) * sizeof(S));
     cleared = end;
   };
+  // Windows [low, high) of a row have all their columns.
+  int64_t low = 0, high = 0;
+  if (!p.adaptive && split > 0 && h.kernel == w.kernel && (w.kernel == 2 || w.kernel == 3)) {
+    const auto whole = [&](int64_t o) { return columns.end[o] - columns.begin[o] == w.kernel; };
+    high = columns.count;
+    while (low < high && !whole(low)) ++low;
+    while (low < high && !whole(high - 1)) --high;
+  }
   for (int64_t oh = h.low(top); oh < h.high(bottom - 1); ++oh) {
     const int64_t first = h.first(oh), corner = (first - top) * row;
     clear_until(min64(bottom, first + reach));
@@ -114,23 +183,15 @@ __attribute__((noinline)) void band_backward(const Pool2dParams& p, const Corner
                           columns.count * pitch);
       continue;
     }
-    for (int64_t o = 0; o < columns.count; ++o) {
-      const int64_t j0 = columns.begin[o], j1 = columns.end[o], out = out_row + o * pitch;
-      if (j0 >= j1) continue;
-      const int64_t window = corner + columns.first[o] * count;
-      if constexpr (__is_same(O, uint8_t)) {
-        const Window t = {i0, i1, j0, j1, h.dilation * row, w.dilation * count};
-        S* const to = sums + window + i0 * t.row_step + j0 * t.column_step;
-        int64_t c = 0;
-        for (; c + 4 * V::N <= split; c += 4 * V::N)
-          spread_vectors<4, kWrite>(t, w.kernel, g + out + c, taps + out + c, to + c, V::N);
-        for (; c < split; c += V::N)
-          spread_vectors<1, kWrite>(t, w.kernel, g + out + c, taps + out + c, to + c, int(min64(V::N, split - c)));
-      }
-#pragma GCC unroll 4
-      for (int64_t c = split; c < count; ++c)
-        scatter_one<kWrite>(window + distance(taps[out + c]) + c, size, g[out + c], sums);
-    }
+    const Row<S, O> all = {
+        columns,  distance, count, pitch,       split,          {i0, i1, 0, 0, h.dilation * row, w.dilation * count},
+        w.kernel, corner,   size,  g + out_row, taps + out_row, sums};
+    const bool whole = low < high && i1 - i0 == h.kernel;
+    spread_row<0, kWrite>(all, 0, whole ? low : columns.count);
+    if (!whole) continue;
+    if (w.kernel == 2) spread_row<2, kWrite>(all, low, high);
+    else spread_row<3, kWrite>(all, low, high);
+    spread_row<0, kWrite>(all, high, columns.count);
   }
   clear_until(bottom);
 }
@@ -149,6 +210,10 @@ FASTNN_INLINE int64_t vector_channels(const Pool2dParams& p) {
   const auto usual = [&](const PoolAxis& a) { return p.adaptive ? ceil_div(a.in, a.out) : a.kernel; };
   const int64_t taps = usual(p.h) * usual(p.w), rest = p.channels % N, whole = p.channels - rest;
   if (p.wide || taps > 64) return 0;
+#if !defined(__AVX512F__)
+  if (rest && windows_overlap(p)) return taps > 12 ? 0 : whole;
+  if (rest) return whole ? p.channels : 0;
+#endif
   if (!windows_overlap(p)) return rest == 0 || 3 * p.channels > 8 + 2 * taps ? p.channels : 0;
   if (taps > 12) return 0;
   return 3 * rest > 8 + 10 * taps ? p.channels : whole;
