@@ -144,36 +144,35 @@ FASTNN_INLINE int64_t strip_columns(int64_t tw) {
   return round_up(kTileOut<TAPS> * tw + TAPS - 1, N) + N;
 }
 
-// The first `rows` rows of channel group `group` for one row of tiles, padded: strip[row][column][lane].
+// The first `rows` rows of channel group `group` for one row of tiles, padded: strip[row][column][lane]. A phase of an
+// input's gradient may leave out the first column: negative padding.
 template <int TAPS>
 void fill_strip(const ConvProblem& d, int64_t tw, int64_t columns, const float* image, int64_t tile_row, int64_t group,
                 int rows, float* strip) {
   using V = Vec<float>;
   constexpr int N = V::N;
-  if (d.stride_h > 1) {
-    const int64_t used = kTileOut<TAPS> * tw + TAPS - 1;
-    return fill_phase_rows(d, image, tile_row * kTileOut<TAPS>, rows, group, used, columns, strip);
-  }
+  const int64_t used = kTileOut<TAPS> * tw + TAPS - 1;
+  if (d.stride_h > 1) return fill_phase_rows(d, image, tile_row * kTileOut<TAPS>, rows, group, used, columns, strip);
   const int lanes = int(min64(N, d.c - group * N));
-  const float* x = image + group * N * d.xc;
+  const int64_t skipped = max64(0, -d.pad_w), pad = max64(0, d.pad_w), count = min64(d.w - skipped, used - pad);
+  const float* x = image + group * N * d.xc + skipped * d.xw;
   for (int r = 0; r < rows; ++r) {
     float* row = strip + r * columns * N;
-    const int64_t ih = tile_row * kTileOut<TAPS> + r - d.pad_h, used = kTileOut<TAPS> * tw + TAPS - 1;
+    const int64_t ih = tile_row * kTileOut<TAPS> + r - d.pad_h;
     if (ih < 0 || ih >= d.h) {
       for (int64_t i = 0; i < used; ++i) V::zero().store(row + i * N);
       continue;
     }
-    for (int64_t i = 0; i < d.pad_w; ++i) V::zero().store(row + i * N);
+    for (int64_t i = 0; i < pad; ++i) V::zero().store(row + i * N);
     const float* from = x + ih * d.xh;
-    const int64_t count = min64(d.w, used - d.pad_w);
     if (d.xc == 1) {
       for (int64_t i = 0; i < count; ++i)
-        (lanes == N ? V::load(from + i * d.xw) : V::load_n(from + i * d.xw, lanes)).store(row + (d.pad_w + i) * N);
+        (lanes == N ? V::load(from + i * d.xw) : V::load_n(from + i * d.xw, lanes)).store(row + (pad + i) * N);
     } else {
       for (int64_t i = 0; i < count; i += N)
-        transpose_block(from + i * d.xw, d.xc, d.xw, lanes, int(min64(N, count - i)), row + (d.pad_w + i) * N);
+        transpose_block(from + i * d.xw, d.xc, d.xw, lanes, int(min64(N, count - i)), row + (pad + i) * N);
     }
-    for (int64_t i = d.pad_w + count; i < used; ++i) V::zero().store(row + i * N);
+    for (int64_t i = pad + max64(0, count); i < used; ++i) V::zero().store(row + i * N);
   }
 }
 
