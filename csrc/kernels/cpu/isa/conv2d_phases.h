@@ -30,8 +30,8 @@ FASTNN_INLINE void transpose_quarters(f32v r[4]) {
 }
 #endif
 
-// row[column][lane] of `count` columns of NCHW: STRIDE pixels of each of N / STRIDE rows, some of them null (zeros).
-// N columns more are written.
+// to[column][lane] of `count` columns of NCHW: STRIDE pixels of each of N / STRIDE rows, some of them null (zeros, as
+// `to` holds before). Up to N columns more are written.
 template <int STRIDE>
 void interleave_rows(const float* const* rows, int64_t count, float* to) {
   using V = Vec<float>;

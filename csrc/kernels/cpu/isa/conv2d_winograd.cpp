@@ -151,7 +151,7 @@ void transform_phase_weight(const ConvProblem& d, int64_t group, int64_t c0, int
 // U of N output channels for input channels [c0, c1): u[xi][c - c0][2 N], the first N of each 2 N written.
 template <int TAPS>
 void transform_weight(const ConvProblem& d, int64_t group, int64_t c0, int64_t c1, float* u, int64_t u_xi) {
-  if (d.stride_h > 1 || d.r != TAPS || d.s != TAPS) return transform_phase_weight<TAPS>(d, group, c0, c1, u, u_xi);
+  if (d.stride_h > 1) return transform_phase_weight<TAPS>(d, group, c0, c1, u, u_xi);
   const int lanes = int(min64(N, d.k - group * N));
   const float* w = static_cast<const float*>(d.weight) + group * N * d.wk;
   // The gradient of the input reads the weight across its rows, which no hardware prefetcher follows.

@@ -1,6 +1,7 @@
 // Cross-entropy of rows of contiguous classes, and what it shares with columns: the problem and its running sums.
 #pragma once
 #include "../../cross_entropy.h"
+#include "class_index.h"
 #include "rows.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
@@ -52,15 +53,7 @@ struct Problem {
   A weight_sum;
   A unit = 0;  // forward with a gradient: what multiplies a row of weight 1
 
-  // The class of a row; -1 when it does not count.
-  FASTNN_VEC_FN int64_t class_of(int64_t row) const {
-    const int64_t t = p.target_kind == TargetKind::uint8 ? static_cast<const uint8_t*>(p.target)[row]
-                                                         : static_cast<const int64_t*>(p.target)[row];
-    if (t == p.ignore_index) return -1;
-    if (t >= 0 && t < p.classes) return t;
-    if (p.out_of_range) __atomic_store_n(p.out_of_range, true, __ATOMIC_RELAXED);
-    return -1;
-  }
+  FASTNN_VEC_FN int64_t class_of(int64_t row) const { return class_index(p, row); }
   // The classes of neighbouring rows, -1 where one does not count. True when all do.
   FASTNN_VEC_FN bool targets_of(int64_t row, int64_t count, Lane* target) const {
     constexpr int kStep = sizeof(i64v) / 8;

@@ -2,21 +2,12 @@
 #include "../../nll_loss.h"
 
 #include "../../parallel.h"
+#include "class_index.h"
 #include "isa.h"
 #include "simd.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
-
-// The class of a row; -1 when it does not count.
-FASTNN_INLINE int64_t class_of(const NllLossParams& p, int64_t row) {
-  const int64_t t = p.target_kind == TargetKind::uint8 ? static_cast<const uint8_t*>(p.target)[row]
-                                                       : static_cast<const int64_t*>(p.target)[row];
-  if (t == p.ignore_index) return -1;
-  if (t >= 0 && t < p.classes) return t;
-  if (p.out_of_range) __atomic_store_n(p.out_of_range, true, __ATOMIC_RELAXED);
-  return -1;
-}
 
 template <class S>
 FASTNN_INLINE acc_t<S> weight_of(const NllLossParams& p, int64_t t) {
@@ -33,7 +24,7 @@ void forward(const NllLossParams& p) {
     if (begin >= end) return;
     int64_t o = begin / p.inner, i = begin % p.inner;
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t t = class_of(p, row);
+      const int64_t t = class_index(p, row);
       const A w = weight_of<S>(p, t);
       use(row, t < 0 ? A(0) : -w * to_acc(x[(o * p.classes + t) * p.inner + i]), w);
       if (++i == p.inner) ++o, i = 0;
@@ -65,7 +56,7 @@ void backward(const NllLossParams& p) {
     for (int64_t o = begin; o < end; ++o) {
       __builtin_memset(static_cast<void*>(dx + o * p.classes * p.inner), 0, sizeof(S) * p.classes * p.inner);
       for (int64_t row = o * p.inner; row < (o + 1) * p.inner; ++row) {
-        const int64_t t = class_of(p, row);
+        const int64_t t = class_index(p, row);
         if (t < 0) continue;
         const A of_row = p.reduction == Reduction::none ? to_acc(g[row]) : scale;
         dx[(o * p.classes + t) * p.inner + row - o * p.inner] = from_acc<S>(-weight_of<S>(p, t) * of_row);
