@@ -331,6 +331,22 @@ def test_class_out_of_range_anywhere_in_a_strip(value, at, isa):
         F.cross_entropy(torch.randn(1, 5, 65), target)
 
 
+@pytest.mark.parametrize("weight", [None, torch.rand(5).double(), torch.zeros(5).double()], ids=["", "weight", "zeros"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("rows", [[], [-100] * 3, [2, -100, 4]], ids=["empty", "ignored", "one ignored"])
+def test_second_derivatives_where_rows_do_not_count(rows, reduction, smoothing, weight):
+    target, found = torch.tensor(rows, dtype=torch.int64), []
+    start = torch.randn(len(rows), 5, dtype=torch.float64)
+    for f in (F, T):
+        x = start.clone().requires_grad_()
+        loss = f.cross_entropy(x, target, weight, reduction=reduction, label_smoothing=smoothing)
+        seed = torch.ones_like(loss, requires_grad=True)
+        (grad,) = torch.autograd.grad(loss, x, seed, create_graph=True)
+        found.append((grad, torch.autograd.grad(grad, (seed, x), torch.ones_like(grad))))
+    torch.testing.assert_close(*found, equal_nan=True)
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("shape", [(5, 0), (0,), (2, 0, 3)])
 def test_no_classes(shape, reduction):

@@ -101,6 +101,24 @@ def test_frozen_input(name):
         torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("each", [True, False], ids=["of each", "of all"])
+def test_second_derivatives_of_no_images(each):
+    """torch's are none or zeros, depending on whether the gradients are taken together."""
+    found = []
+    for f in (fastnn.functional, F):
+        x, w = torch.randn(0, 3, 8, 8, requires_grad=True), tensors()[1]
+        y = CALLS["conv2d"](f, x, w)
+        seed = torch.ones_like(y, requires_grad=True)
+        first = torch.autograd.grad(y, (x, w), seed, create_graph=True)
+        options = {"retain_graph": True, "allow_unused": True}
+        if each:
+            second = [torch.autograd.grad(g.sum(), (seed, x, w), **options) for g in first]
+        else:
+            second = torch.autograd.grad(first, (seed, x, w), [torch.ones_like(g) for g in first], **options)
+        found.append((first, second))
+    torch.testing.assert_close(*found)
+
+
 def test_deep_graph_is_freed():
     x = torch.randn(4, requires_grad=True)
     y = x

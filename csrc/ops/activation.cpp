@@ -135,7 +135,11 @@ struct Kind<Act::silu> {
   static constexpr InplaceSaves kInplace = InplaceSaves::nothing;
   static Tensor aten(const Tensor& x) { return at::silu(x); }
   static Tensor& aten_inplace(Tensor& x) { return at::silu_(x); }
-  static Tensor aten_backward(const Tensor& g, const Tensor& x) { return at::silu_backward(g, x); }
+  static Tensor aten_backward(const Tensor& g, const Tensor& x) {
+    if (!has_tangent(g) && !has_tangent(x)) return at::silu_backward(g, x);
+    const Tensor s = at::sigmoid(x);  // as torch's second derivatives: its operator takes no dual numbers
+    return g * (s * (1 + x * (1 - s)));
+  }
   static Tensor second(const Tensor& v, const Tensor& g, const Tensor& x) {
     const Tensor s = at::sigmoid(x);
     return v * g * s * (1 - s) * (2 + x * (1 - 2 * s));

@@ -5,6 +5,7 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/relu.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
@@ -87,6 +88,16 @@ Two aten_forward(const Arguments& a) {
   if (a.residual.defined()) y = at::add(y, a.residual);
   if (a.relu) y = at::relu(y);
   return {y, at::empty({0, 0}, a.input.options().dtype(acc_type(a.input)))};
+}
+
+// With the variance that invstd came from, and no eps to add.
+Four aten_backward(const Tensor& grad_output, const Tensor& input, const OptTensor& weight, const Tensor& statistics,
+                   const OptTensor& result, bool training, Mask mask) {
+  const Tensor &y = or_undefined(result), g = y.defined() ? grad_output.masked_fill(y <= 0, 0) : grad_output;
+  const Tensor mean = statistics[0], invstd = statistics[1];
+  const auto [dx, dw, db] = at::native_batch_norm_backward(g, input, weight, mean, invstd.pow(-2), mean, invstd,
+                                                           training, 0, {mask[0], mask[1], mask[2]});
+  return {dx, dw, db, g};
 }
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
@@ -354,6 +365,10 @@ Two eval_autograd(const Tensor& input, const OptTensor& weight, const OptTensor&
 
 Four backward_autograd(const Tensor& grad_output, const Tensor& input, const OptTensor& weight,
                        const Tensor& statistics, const OptTensor& result, bool training, Mask mask) {
+  if (has_tangent(grad_output) || has_tangent(input) || has_tangent(or_undefined(weight))) {
+    note_fallback("batch_norm_backward", kForwardMode);
+    return aten_backward(grad_output, input, weight, statistics, result, training, mask);
+  }
   if (needs_grad({&grad_output, &input, &or_undefined(weight)})) {
     const auto out = BatchNormBackwardFunction::apply(grad_output, input, weight, statistics, result, training, mask);
     return {out[0], out[1], out[2], out[3]};

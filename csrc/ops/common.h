@@ -78,8 +78,8 @@ c10::TypedOperatorHandle<Signature> handle(const char* name) {
 inline bool has_tangent(const Tensor& t) { return t.unsafeGetTensorImpl()->_fw_grad(0, t).defined(); }
 
 // True when autograd has to record a node for a call with these inputs. Forward-mode tangents count: forward ops with
-// one run on aten (see native()), a node takes care of those of its output's gradient, and a backward op called with
-// one runs on aten too, or raises instead of dropping the tangent in silence.
+// one run on aten (see native()), a node takes care of those of its output's gradient (GradNode), and a backward op
+// called with one runs on aten too, or raises instead of dropping the tangent in silence.
 bool needs_grad(std::initializer_list<const Tensor*> inputs);
 
 inline const Tensor& or_undefined(const OptTensor& t) {

@@ -389,6 +389,9 @@ Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Te
     return aten_backward(grad_output, input, weight, stride, padding, dilation, groups, mask);
   }
   if ((mask[0] || mask[1] || mask[2]) && needs_grad({&grad_output, &input, &weight})) {
+    // Whether the derivatives of no images are zeros or none differs from case to case, and is torch's to say.
+    if (TORCH_GUARD_OR_FALSE(input.sym_size(0).sym_eq(0)))
+      return aten_backward(grad_output, input, weight, stride, padding, dilation, groups, mask);
     const auto [dx, dw, db] = spread(
         Conv2dBackwardFunction::apply(grad_output, input, weight, stride, padding, dilation, groups, mask), mask);
     return {dx, dw, db};

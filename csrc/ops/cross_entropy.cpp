@@ -260,19 +260,20 @@ Gradients differentiable_backward(const Tensor& grad_output, const Tensor& input
     return {grad_input, grad_target};
   }
   const Tensor counts = target.ne(ignore_index).unsqueeze(dim);
-  const Tensor index = target.unsqueeze(dim).to(at::kLong).masked_fill(counts.logical_not(), 0);
+  const Tensor left_out = counts.logical_not();
+  const Tensor index = target.unsqueeze(dim).to(at::kLong).masked_fill(left_out, 0);
   Tensor of_class = counts.to(input.scalar_type());
   if (w.defined()) of_class = of_class * w.expand_as(input).gather(dim, index);
-  Tensor scale = g;
-  if (reduction == at::Reduction::Mean) scale = g / of_class.sum().masked_fill(counts.any().logical_not(), 1);
+  const Tensor scale = reduction == at::Reduction::Mean ? g / of_class.sum() : g;
   // q: what the probabilities are compared with, each row summing to what multiplies them.
   Tensor q = at::zeros_like(log_p).scatter(dim, index, of_class * (1 - eps));
   if (eps > 0) {
     const Tensor even = spread * counts.to(input.scalar_type());
     q = q + (w.defined() ? even * w : even.expand_as(q));
   }
-  // A row that does not count may hold anything: its gradient is zero, not 0 * NaN.
-  grad_input = (scale * (log_p.exp() * q.sum(dim, true) - q)).masked_fill(counts.logical_not(), 0);
+  // A row that does not count may hold anything: its gradient is zero, not 0 * NaN, and so are its second derivatives
+  // by the input. That of a mean of no rows by grad_output is NaN, as torch's.
+  grad_input = (scale * (log_p.exp() * q.sum(dim, true) - q).masked_fill(left_out, 0)).masked_fill(left_out, 0);
   return {grad_input, grad_target};
 }
 

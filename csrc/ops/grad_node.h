@@ -34,7 +34,7 @@ void depend_on(const Tensor& gradient, const torch::autograd::Edge& input);
 
 // F: kName; kTensors, how many are saved; backward(Saved, gradient of the one differentiable output), a gradient for
 // every recorded input; names_input(that gradient), where it is there: whether torch's first gradient is a function of
-// the first input although no value of it enters.
+// the first input although no value of it enters; kLinear, where the gradients read no value that is differentiated.
 template <class F>
 struct GradNode final : torch::autograd::Node {
   std::array<torch::autograd::SavedVariable, F::kTensors> saved;
@@ -59,7 +59,7 @@ struct GradNode final : torch::autograd::Node {
       for (size_t i = 0; i < F::kTensors; ++i) tensors[i] = saved[i].unpack(getptr());
     }
     const Saved all{tensors.data(), data, wanted()};
-    variable_list results = has_tangent(grads[0]) ? with_tangents(all, grads[0]) : F::backward(all, grads[0]);
+    variable_list results = splits(grads[0]) ? with_tangents(all, grads[0]) : F::backward(all, grads[0]);
     if constexpr (requires { F::names_input(grads[0]); }) {
       if (at::GradMode::is_enabled() && F::names_input(grads[0])) depend_on(results[0], next_edge(0));
     }
@@ -102,6 +102,11 @@ struct GradNode final : torch::autograd::Node {
  private:
   bool released = false;
 
+  // Whether a dual number's two parts go through the kernels one after the other. Not where a second derivative may
+  // read the gradient of the output again, and with it its tangent: F::backward then is torch's.
+  static bool splits(const Tensor& grad) {
+    return has_tangent(grad) && (!at::GradMode::is_enabled() || requires { F::kLinear; });
+  }
   // Every gradient is linear in that of the output, and what is saved has no tangents: such a call was torch's.
   static variable_list with_tangents(Saved all, const Tensor& grad) {
     all.again = true;

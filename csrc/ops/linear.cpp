@@ -59,6 +59,15 @@ Tensor empty_rows(const Tensor& like, int64_t last) {
   return fresh(sizes, like.options());
 }
 
+Grads aten_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, Mask mask) {
+  const Tensor g = as_rows(grad_output);
+  Tensor grad_input, grad_weight, grad_bias;
+  if (mask[0]) grad_input = grad_output.matmul(weight);
+  if (mask[1]) grad_weight = g.t().mm(as_rows(input));
+  if (mask[2]) grad_bias = g.sum(0);
+  return {grad_input, grad_weight, grad_bias};
+}
+
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
 Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias_) {
@@ -76,21 +85,16 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias_
 }
 
 Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, Mask mask) {
-  Grads grads;
-  auto& [grad_input, grad_weight, grad_bias] = grads;
   TORCH_CHECK(valid(input, weight, {}) && grad_output.dim() == input.dim() && grad_output.size(-1) == weight.size(0) &&
                   grad_output.sizes().slice(0, grad_output.dim() - 1) == input.sizes().slice(0, input.dim() - 1),
               "linear_backward: shapes do not match");
   const int64_t wanted[] = {mask[0], mask[1], mask[2]};
   const auto again = [&] { backward(grad_output, input, weight, mask); };
   if (!native("linear_backward", {&grad_output, &input, &weight}, true) ||
-      !own_product("linear_backward", {&grad_output, &input, &weight}, again, wanted)) {
-    const Tensor g = as_rows(grad_output);
-    if (mask[0]) grad_input = grad_output.matmul(weight);
-    if (mask[1]) grad_weight = g.t().mm(as_rows(input));
-    if (mask[2]) grad_bias = g.sum(0);
-    return grads;
-  }
+      !own_product("linear_backward", {&grad_output, &input, &weight}, again, wanted))
+    return aten_backward(grad_output, input, weight, mask);
+  Grads grads;
+  auto& [grad_input, grad_weight, grad_bias] = grads;
   const DType dtype = dtype_of(weight);
   Tensor keep_g, keep_x;
   const Matrix g = rows_of(grad_output, keep_g);
@@ -189,6 +193,10 @@ Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTens
 }
 
 Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& weight, Mask mask) {
+  if (has_tangent(grad_output) || (mask[1] && has_tangent(input)) || (mask[0] && has_tangent(weight))) {
+    note_fallback("linear_backward", kForwardMode);
+    return aten_backward(grad_output, input, weight, mask);
+  }
   const Tensor none;  // what the wanted gradients are functions of
   if (needs_grad({&grad_output, mask[1] ? &input : &none, mask[0] ? &weight : &none})) {
     const variable_list g = LinearBackwardFunction::apply(grad_output, input, weight, mask);

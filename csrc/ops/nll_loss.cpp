@@ -104,6 +104,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
 struct NllLossGrad {
   static constexpr const char* kName = "nll_loss";
   static constexpr size_t kTensors = 4;
+  static constexpr bool kLinear = true;
   static variable_list backward(const Saved& s, const Tensor& g) {
     return {backward_op().call(g, s.tensors[0], s.tensors[1], s.optional(2), s.tensors[3], s.data[0].toInt(),
                                s.data[1].toInt())};

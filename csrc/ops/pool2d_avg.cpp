@@ -133,6 +133,7 @@ void save_windows(AutogradContext* ctx, IntArrayRef kernel, IntArrayRef stride, 
 struct AvgGrad {
   static constexpr const char* kName = "avg_pool2d";
   static constexpr size_t kTensors = 0;
+  static constexpr bool kLinear = true;
   static bool names_input(const Tensor&) { return true; }
   static variable_list backward(const Saved& s, const Tensor& g) {
     const c10::SymInt size[] = {s.data[0].toSymInt(), s.data[1].toSymInt()};
@@ -169,6 +170,7 @@ struct AvgBackwardFunction : Function<AvgBackwardFunction> {
 struct AdaptiveAvgGrad {
   static constexpr const char* kName = "adaptive_avg_pool2d";
   static constexpr size_t kTensors = 0;
+  static constexpr bool kLinear = true;
   static bool names_input(const Tensor& g) { return g.sym_size(-1) != 1 || g.sym_size(-2) != 1; }  // else a mean
   static variable_list backward(const Saved& s, const Tensor& g) {
     const c10::SymInt size[] = {s.data[0].toSymInt(), s.data[1].toSymInt()};

@@ -167,6 +167,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& offsets, IntArrayRef in
 struct MaxGrad {
   static constexpr const char* kName = "max_pool2d";
   static constexpr size_t kTensors = 1;
+  static constexpr bool kLinear = true;
   static bool names_input(const Tensor&) { return true; }
   static variable_list backward(const Saved& s, const Tensor& g) {
     const c10::SymInt size[] = {s.data[0].toSymInt(), s.data[1].toSymInt()};

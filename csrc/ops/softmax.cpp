@@ -42,6 +42,12 @@ Tensor aten_forward(const Tensor& input, int64_t dim) {
   return kLog ? at::log_softmax(input, dim) : at::softmax(input, dim);
 }
 
+template <bool kLog>
+Tensor aten_backward(const Tensor& grad_output, const Tensor& result, int64_t dim) {
+  return kLog ? at::_log_softmax_backward_data(grad_output, result, dim, result.scalar_type())
+              : at::_softmax_backward_data(grad_output, result, dim, result.scalar_type());
+}
+
 bool valid_dim(const Tensor& t, int64_t dim) {
   const int64_t rank = std::max<int64_t>(t.dim(), 1);
   return dim >= -rank && dim < rank;
@@ -79,10 +85,8 @@ Tensor forward(const Tensor& input, int64_t dim) {
 template <bool kLog>
 Tensor backward(const Tensor& grad_output, const Tensor& result, int64_t dim) {
   if (!valid_dim(result, dim) || grad_output.sizes() != result.sizes() ||
-      !native(kBackwardName<kLog>, {&grad_output, &result}, true)) {
-    return kLog ? at::_log_softmax_backward_data(grad_output, result, dim, result.scalar_type())
-                : at::_softmax_backward_data(grad_output, result, dim, result.scalar_type());
-  }
+      !native(kBackwardName<kLog>, {&grad_output, &result}, true))
+    return aten_backward<kLog>(grad_output, result, dim);
   const Tensor y = result.contiguous(), g = grad_output.contiguous();
   Tensor dx = fresh_like(y);
   if (y.numel() == 0) return dx;
@@ -152,6 +156,10 @@ Tensor forward_autograd(const Tensor& input, int64_t dim) {
 
 template <bool kLog>
 Tensor backward_autograd(const Tensor& grad_output, const Tensor& result, int64_t dim) {
+  if (has_tangent(grad_output) || has_tangent(result)) {
+    note_fallback(kBackwardName<kLog>, kForwardMode);
+    return aten_backward<kLog>(grad_output, result, dim);
+  }
   if (needs_grad({&grad_output, &result})) {
     return SoftmaxBackwardFunction<kLog>::apply(grad_output, result, dim);
   }
