@@ -10,7 +10,7 @@ from systems import real_digits
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
-from vision import timm, torchvision
+from vision import feature_extraction, timm, torchvision
 from workers import run_and_change
 
 import fastnn
@@ -251,6 +251,22 @@ SUBCLASSES = {
     "Conv2dNormActivation": lambda: torchvision.ops.Conv2dNormActivation(4, 4),
     "SqueezeExcitation": lambda: torchvision.ops.SqueezeExcitation(4, 2),
 }
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_small", "vit_b_32"])
+def test_features_have_the_names_they_have_of_torchs(name):
+    """torchvision's, who traces by a torch.fx of its own."""
+    plain = torchvision.models.get_model(name)
+    fast, names = fastnn.convert(plain, inplace=False), feature_extraction.get_graph_node_names
+    assert names(fast) == names(plain)
+
+
+def test_extracted_features_are_torchs():
+    plain = torchvision.models.resnet18().eval()
+    fast, image = fastnn.convert(plain, inplace=False), torch.randn(2, 3, 64, 64)
+    wanted = ["layer1.0.relu_1", "layer2.1.conv1", "avgpool"]  # relu_1: the second call of one layer
+    ours, theirs = (feature_extraction.create_feature_extractor(model, wanted)(image) for model in (fast, plain))
+    assert_same(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("build", SUBCLASSES.values(), ids=SUBCLASSES)

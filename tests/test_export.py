@@ -50,17 +50,51 @@ def assert_same(function, model):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_symbolic_trace_keeps_the_layers(model, training):
-    """torch.fx, and torchvision's feature extraction by it; batch norm's bookkeeping is done when the graph runs."""
+    """torch.fx records what it does of torch.nn's; batch norm's bookkeeping is done when the graph runs."""
     steps = [m.num_batches_tracked.item() for m in model.modules() if hasattr(m, "num_batches_tracked")]
     traced = torch.fx.symbolic_trace(copy.deepcopy(model.train(training)))
-    functions = [node.target for node in traced.graph.nodes if node.op == "call_function"]
-    assert functions and all(f.__module__.startswith("fastnn.") for f in functions)
+    plain = torch.fx.symbolic_trace(fastnn.revert(copy.deepcopy(model)))
+    assert [(n.op, n.name, n.target) for n in traced.graph.nodes] == [
+        (n.op, n.name, n.target) for n in plain.graph.nodes
+    ]
+    assert type(traced.get_submodule("0")) is fastnn.Conv2d
     x = images(4)
     torch.testing.assert_close(traced(x), model(x))
     torch.testing.assert_close(dict(traced.state_dict()), dict(model.state_dict()))
     assert [m.num_batches_tracked.item() for m in traced.modules() if hasattr(m, "num_batches_tracked")] == [
         n + training for n in steps
     ]
+
+
+class IntoEverything(torch.fx.Tracer):
+    def is_leaf_module(self, module, name):
+        return False
+
+
+def test_symbolic_trace_looks_into_what_it_would_of_torchs():
+    class Own(fastnn.Linear):
+        pass
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.own, self.linear, self.relu, self.loss = (
+                Own(3, 3),
+                fastnn.Linear(3, 3),
+                fastnn.ReLU(),
+                fastnn.NLLLoss(),
+            )
+
+        def forward(self, x, target):
+            return self.loss(input=self.relu(self.relu(self.linear(self.own(x)))), target=target)
+
+    net = Net()
+    kinds = [(n.op, n.name) for n in torch.fx.symbolic_trace(net).graph.nodes if n.op.startswith("call")]
+    assert kinds[0] == ("call_function", "linear")  # a subclass
+    assert kinds[1:] == [("call_module", name) for name in ("linear_1", "relu", "relu_1", "loss")]
+    functions = [n.target for n in IntoEverything().trace(net).nodes if n.op.startswith("call")]
+    assert [f.__name__ for f in functions] == ["linear", "linear", "relu", "relu", "nll_loss"]
+    assert all(f.__module__.startswith("fastnn.") for f in functions)
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])

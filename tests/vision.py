@@ -34,5 +34,6 @@ torchvision = _import_torchvision()
 import timm  # noqa: E402
 import timm.layers  # noqa: E402
 import torchvision.models  # noqa: E402, F811
+from torchvision.models import feature_extraction  # noqa: E402
 
-__all__ = ["timm", "torchvision"]
+__all__ = ["feature_extraction", "timm", "torchvision"]

@@ -3,10 +3,16 @@
 import torch
 
 from fastnn import functional as F
+from fastnn.modules._trace import Proxy, one_node
 
 
 class Conv2d(torch.nn.Conv2d):
     """torch.nn.Conv2d on fastnn's kernels: [N, C, H, W] or [C, H, W] in, [N, K, P, Q] or [K, P, Q] out."""
+
+    def forward(self, input):
+        if type(input) is Proxy and (node := one_node(self, input)) is not None:
+            return node
+        return self._conv_forward(input, self.weight, self.bias)
 
     def _conv_forward(self, input, weight, bias):
         padding = self.padding
