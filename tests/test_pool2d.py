@@ -37,7 +37,8 @@ SHAPES = [((3, 5, 8, 8), (2,)), ((2, 3, 24, 24), (2,)), ((2, 3, 13, 37), (3, 2))
           ((2, 3, 3, 256), (3, 1, 1)), ((2, 3, 3, 257), (3, 1, 1)), ((3, 4, 8, 16), (3, 1, 1)),
           # Wider ones, along the columns and then the rows: planes at the tensor's ends and inside, blocks of channels.
           ((7, 5, 9, 13), (5, 1, 2)), ((1, 32, 20, 20), (5, 1, 2)), ((2, 16, 7, 20), (7, 1, 3)),
-          ((2, 3, 11, 8), ((3, 7), 1, (1, 3))), ((1, 48, 4, 120), (5, 1, 2)),
+          ((2, 3, 11, 8), ((3, 7), 1, (1, 3))), ((1, 48, 4, 120), (5, 1, 2)), ((5, 4, 13, 11), (5, 1, 2)),
+          ((3, 4, 7, 1), (7, 1, 3)), ((3, 5, 8, 90), ((3, 85), 1, (1, 42))),
           # channels_last: more windows in a row than are taken together, of short pixels of pixels with a rest; bands
           # of rows cut inside an image; channels and columns in tiles; a buffer of some channels, of some rows.
           ((1, 3, 5, 300), (3, 1)), ((1, 20, 4, 140), (2, 1)), ((2, 5, 20, 20), (17, 1, 8)),
