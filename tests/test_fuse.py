@@ -505,6 +505,46 @@ def test_untraceable_blocks_in_a_frozen_copy(kind):
             assert close(a, model(x), torch.float64)
 
 
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+        self.layers = nn.ModuleList([nn.Conv2d(8, 8, 3)])
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.conv(x)))
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("edit", ["append", "insert", "delete", "put_in_the_list"])
+def test_blocks_edited_afterwards_run_as_edited(edit):
+    """A layer more or less is seen at the next call; torch.fx recorded the ones there were."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Listed(), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU())
+    model, x = model.double().train(), torch.randn(2, 3, 9, 9).double()
+    twin = copy.deepcopy(model)
+    fused = fastnn.fuse(fastnn.convert(model))
+    step(fused, x)
+    step(twin, x)
+    for m in (fused, twin):
+        torch.manual_seed(1)
+        if edit == "append":
+            m.append(nn.Sigmoid())
+        elif edit == "insert":
+            m.insert(2, nn.Conv2d(4, 4, 3).double())
+        elif edit == "delete":
+            del m[4]
+        else:
+            m[0].layers.insert(1, nn.Conv2d(8, 8, 3, 2).double())
+    for mode in (True, False):
+        for a, b in zip(step(fused.train(mode), x), step(twin.train(mode), x), strict=True):
+            assert close(a, b, torch.float64)
+    reasons = {row.name: row.reason for row in quiet_report(fused)}
+    assert reasons["3"] == ("fused: 3 + 4" if edit == "insert" else "fused: 2 + 3")
+
+
 def test_other_arguments_run_as_written():
     class Two(nn.Module):
         def __init__(self):

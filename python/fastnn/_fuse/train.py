@@ -20,6 +20,7 @@ NORMS = (torch.nn.BatchNorm2d, modules.BatchNorm2d)
 RELUS = (torch.nn.ReLU, modules.ReLU)
 PRODUCTS = (torch.nn.Conv2d, modules.Conv2d, torch.nn.Linear, modules.Linear)
 RELU_FUNCTIONS = (torch.relu, torch.relu_, torch.nn.functional.relu, torch.nn.functional.relu_)
+LISTS = (torch.nn.ModuleList, torch.nn.ModuleDict)
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
@@ -130,11 +131,17 @@ def _flat(arguments):
     return [t for a in arguments for t in ([a] if isinstance(a, torch.Tensor) else a)]
 
 
+def _names(module):
+    """The names of a block's layers, those in its lists too: a trace knows none that was added since."""
+    lists = [tuple(m._modules) for m in module._modules.values() if type(m) in LISTS]
+    return tuple(module._modules), *lists
+
+
 class Plan:
-    """What a fused block runs: a function per mode and form of the arguments, made at the first such call."""
+    """What a fused block runs: a function per mode, form of the arguments and layers, made at the first such call."""
 
     def __init__(self):
-        # (training, with gradients, forms) -> a function of (self, *tensors), or None: as written
+        # (training, with gradients, forms, names of layers) -> a function of (self, *tensors), or None: as written
         self.functions = {}
         self.fused = ()
         self.arguments = 0
@@ -147,12 +154,14 @@ class Plan:
 
     def function(self, module, arguments):
         forms = tuple(map(_form, arguments))
-        key = module.training, torch.is_grad_enabled(), forms
+        modes = module.training, torch.is_grad_enabled(), forms
+        key = *modes, _names(module)
         if key not in self.functions:
             if None in forms or len(forms) != self.arguments or torch.compiler.is_compiling():
                 return None
             try:
-                self.functions[key] = _compile(module, *key)[0]
+                self.functions[key], fused = _compile(module, *modes)
+                self.fused = tuple(fused) or self.fused
             except CannotTrace:
                 self.functions[key] = None
         return self.functions[key]
@@ -211,8 +220,8 @@ def _prepare(module, plan):
     for forms in ((0,) * plan.arguments, (2,)):
         try:
             for training, grad in itertools.product((True, False), repeat=2):
-                key = training, grad, forms
-                plan.functions[key], fused = _compile(module, *key)
+                modes = training, grad, forms
+                plan.functions[(*modes, _names(module))], fused = _compile(module, *modes)
                 plan.fused = plan.fused or tuple(fused)
             return
         except CannotTrace:
