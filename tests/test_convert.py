@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 import fastnn
 from fastnn.convert import TWINS
@@ -95,6 +96,36 @@ def test_include_and_exclude(options, converted):
 class OwnConv(nn.Conv2d):
     def forward(self, x):
         return super().forward(x) * 2
+
+
+def test_revert_reaches_layers_parametrized_since():
+    model = fastnn.convert(nn.Sequential(nn.Linear(3, 3), nn.Conv2d(1, 2, 1)))
+    parametrizations.weight_norm(model[0])
+    parametrizations.spectral_norm(model[1])
+    other, x = copy.deepcopy(model).eval(), torch.randn(2, 1, 3, 3)
+    expected = model.eval()[1](x)
+    fastnn.revert(model)
+    assert [type(m).__base__ for m in model] == [nn.Linear, nn.Conv2d]
+    assert [type(m).__base__ for m in other] == [fastnn.Linear, fastnn.Conv2d]
+    torch.testing.assert_close(model[1](x), expected)
+    assert fastnn.report(other, console=Console(file=io.StringIO()))[0].native
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert type(model[0]) is nn.Linear and not fastnn.fallbacks()
+
+
+def test_report_tells_whose_forward_runs():
+    class Plain(fastnn.Linear):
+        pass
+
+    class Own(fastnn.Linear):
+        def forward(self, x):
+            return x
+
+    replaced = fastnn.ReLU()
+    replaced.forward = lambda x: x
+    rows = fastnn.report(nn.Sequential(Plain(2, 2), Own(2, 2), replaced), console=Console(file=io.StringIO()))
+    assert [r.native for r in rows] == [True, False, False]
+    assert "subclass" in rows[1].reason and "replaced" in rows[2].reason
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*")

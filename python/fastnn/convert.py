@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.nn.utils.parametrize import is_parametrized
 
 from fastnn import _C, modules
 from fastnn._fuse import layers as _frozen
@@ -42,6 +43,8 @@ class LayerReport:
 def _why_left(module):
     """Why convert() leaves a module as it is, or None when it has a twin and nothing stands in the way."""
     kind = type(module)
+    if kind in _ORIGINALS and "forward" in module.__dict__:
+        kind = _ORIGINALS[kind]
     if kind not in TWINS:
         base = next((c for c in kind.__mro__ if c in TWINS), None)
         if base is not None:
@@ -100,13 +103,24 @@ def convert(model, *, include=None, exclude=None, inplace=True):
 
 
 def revert(model):
-    """Undoes convert() and a fuse() in training mode: every fastnn layer becomes its torch.nn original again and every
-    fused block its own class, in place. Returns the model."""
+    """Undoes convert() and a fuse() in training mode: every fastnn layer becomes its torch.nn original again, a
+    parametrized one too, and every fused block its own class, in place. Returns the model."""
     for module in model.modules():
         _fused_training.unfuse(module)
-        if type(module) in _ORIGINALS:
-            module.__class__ = _ORIGINALS[type(module)]
+        kind = type(module)
+        if kind in _ORIGINALS:
+            module.__class__ = _ORIGINALS[kind]
+        elif kind.__base__ in _ORIGINALS and is_parametrized(module):  # by a class made for it, with a property each
+            own = {name: v for name, v in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+            original = _ORIGINALS[kind.__base__]
+            module.__class__ = type(kind.__name__, (original,), own)
     return model
+
+
+def _is_native(module):
+    """Whether the layer runs a forward() of fastnn's: a subclass, as a parametrized layer is, may have inherited it."""
+    source = getattr(getattr(type(module), "forward", None), "__module__", None)
+    return "forward" not in module.__dict__ and (source or "").startswith("fastnn.")
 
 
 def report(model, *, console=None):
@@ -131,7 +145,7 @@ def report(model, *, console=None):
         if container or (inside and name.startswith(inside)):
             continue
         inside = f"{name}." if frozen else ""
-        native = type(module).__module__.startswith("fastnn.")
+        native = _is_native(module)
         reason = "" if native else (_why_left(module) or "not converted")
         if frozen:
             native, reason = True, module.describe()
