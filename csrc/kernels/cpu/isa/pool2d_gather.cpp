@@ -107,7 +107,8 @@ FASTNN_INLINE Pair add_taps(Pair sum, const Windows& w, __m128i left, __m128i mi
   return sum;
 }
 
-constexpr int kMostStrips = 16;  // of 32 input columns
+constexpr int kMostStrips = 16;    // of 32 input columns
+constexpr int64_t kStaged = 4096;  // elements of planes on their way past the caches; of 40 KB nothing is gained
 
 // Masked loads and stores take twice as long as whole ones. kWhole: what surrounds the
 // plane's rows may be read, and what follows written, since it is written later: the end of
@@ -203,7 +204,10 @@ __attribute__((noinline)) void stride2_planes(const Pool2dParams& p, int64_t pla
 template <bool kPadded>
 void stride2_backward(const Pool2dParams& p) {
   const int64_t plane_in = p.h.in * p.w.in, plane_out = p.h.out * p.w.out;
-  const bool stream = leaves_caches(p) && p.w.in % 16 == 0, narrow = p.w.in <= 16 && p.w.out <= 8;
+  const bool leaves = leaves_caches(p), stream = leaves && p.w.in % 16 == 0, narrow = p.w.in <= 16 && p.w.out <= 8;
+  int64_t group = 1;  // planes over whole lines
+  while (group * plane_in % 16 != 0) group *= 2;
+  const bool staged = leaves && !stream && !narrow && group * plane_in <= kStaged;
   parallel_for(0, p.batch * p.channels, max64(1, kGrain / plane_in), [&](int64_t begin, int64_t end) {
     // Planes with something before, and enough after, that is this call's to read and this thread's to write.
     int64_t from = min64(end, max64(begin, 1));
@@ -214,13 +218,31 @@ void stride2_backward(const Pool2dParams& p) {
       stride2_planes<kPadded, 1, How::kTwo>(p, from, from + pairs);
       from += pairs;
     }
-    if (stream) stride2_planes<kPadded, 0, How::kStream>(p, from, to);
-    else if (p.w.in <= 32) stride2_planes<kPadded, 1, How::kWhole>(p, from, to);
-    else if (p.w.in <= 64) stride2_planes<kPadded, 2, How::kWhole>(p, from, to);
-    else if (p.w.in > 96 && p.w.in <= 128) stride2_planes<kPadded, 4, How::kWhole>(p, from, to);
-    else stride2_planes<kPadded, 0, How::kWhole>(p, from, to);
+    const auto whole = [&](const Pool2dParams& q, int64_t begin, int64_t end) __attribute__((always_inline)) {
+      if (p.w.in <= 32) stride2_planes<kPadded, 1, How::kWhole>(q, begin, end);
+      else if (p.w.in <= 64) stride2_planes<kPadded, 2, How::kWhole>(q, begin, end);
+      else if (p.w.in > 96 && p.w.in <= 128) stride2_planes<kPadded, 4, How::kWhole>(q, begin, end);
+      else stride2_planes<kPadded, 0, How::kWhole>(q, begin, end);
+    };
+    if (stream) {
+      stride2_planes<kPadded, 0, How::kStream>(p, from, to);
+    } else if (staged) {  // past the caches by way of a buffer
+      alignas(64) float buffer[kStaged + 32];
+      Pool2dParams q = p;
+      const int64_t first = min64(to, round_up(from, group));
+      stride2_planes<kPadded, 0, How::kMasked>(p, from, first);
+      for (from = first; from + group <= to; from += group) {
+        q.grad_input = buffer - from * plane_in;
+        whole(q, from, from + group);
+        float* const at = static_cast<float*>(p.grad_input) + from * plane_in;
+        for (int64_t i = 0; i < group * plane_in; i += 16) _mm512_stream_ps(at + i, _mm512_load_ps(buffer + i));
+      }
+      stride2_planes<kPadded, 0, How::kMasked>(p, from, to);
+    } else {
+      whole(p, from, to);
+    }
     stride2_planes<kPadded, 0, How::kMasked>(p, to, end);
-    if (stream) _mm_sfence();
+    if (stream || staged) _mm_sfence();
   });
 }
 #else
