@@ -118,7 +118,7 @@ def test_a_changed_weight_is_packed_again():
 
 
 @pytest.mark.parametrize("inference", [False, True])
-@pytest.mark.parametrize("how", ["assigned", "loaded", "loaded and assigned", "cast"])
+@pytest.mark.parametrize("how", ["assigned", "loaded", "loaded and assigned", "cast", "other data"])
 def test_a_replaced_weight_is_packed_again(how, inference):
     with torch.inference_mode(inference), torch.no_grad():
         frozen = fastnn.fuse(torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3, padding=1)).eval())
@@ -130,6 +130,8 @@ def test_a_replaced_weight_is_packed_again(how, inference):
                 other = {name: torch.randn_like(t) for name, t in frozen.state_dict().items()}
                 if how == "assigned":
                     layer.weight = torch.randn_like(layer.weight)
+                elif how == "other data":
+                    layer.weight.data = torch.randn_like(layer.weight)
                 elif how == "cast":
                     frozen.bfloat16().float()
                 else:

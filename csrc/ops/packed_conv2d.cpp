@@ -22,10 +22,16 @@ void* aligned(const Tensor& bytes) {
 Tensor empty_bytes(int64_t bytes) { return fresh({bytes + 64}, at::TensorOptions().dtype(at::kByte)); }
 
 // What a packed weight was made from; weak pointers, because a tensor that takes a freed one's place may take its
-// address too. A version counter does not see `.data`, but a frozen weight has no such users.
+// address too. A version counter sees neither `.data = other`, for which the storage is here, nor what is done to the
+// values of `.data`, but a frozen weight has no such users.
 using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
+WeakStorage storage_of(const Tensor& t) {
+  return t.defined() ? t.storage().getWeakStorageImpl() : WeakStorage(c10::intrusive_ptr<c10::StorageImpl>());
+}
 struct Source {
   Weak weight{c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>()}, bias = weight;
+  WeakStorage storages[2] = {storage_of({}), storage_of({})};
   uint64_t versions[2] = {};
   const char* isa = nullptr;
   bool operator==(const Source&) const = default;
@@ -128,6 +134,7 @@ class PackedConv2d {
   Tensor pack(PackedConv2dParams p, const Tensor& weight, const Tensor& bias) {
     const Source source{Weak(weight.getIntrusivePtr()),
                         Weak(bias.getIntrusivePtr()),
+                        {storage_of(weight), storage_of(bias)},
                         {version(weight), version(bias)},
                         cpu::kernels().isa};
     const std::lock_guard<std::mutex> lock(mutex_);
