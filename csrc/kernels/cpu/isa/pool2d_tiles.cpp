@@ -77,9 +77,10 @@ template <bool kMax, int kKernel, int kRows, Ends kEnds>
 __attribute__((noinline)) void run(const Spread& spread, const Pool2dParams& p, int64_t rows, const float* g,
                                    const uint8_t* taps, float* dx, int64_t count) {
   const int64_t kernel = kKernel ? kKernel : p.w.kernel, width = p.w.in, out = p.w.out, strip = 16 * kernel;
-  const int64_t strips = out / 16, step = (kRows ? kRows : rows) * width, bare = width - out * kernel;
+  const int64_t step = (kRows ? kRows : rows) * width, bare = width - out * kernel;
+  const int64_t strips = (out - (bare < 0)) / 16;  // what a cut-off window writes too much is overwritten
   const Divide<float> mean(p.divisor ? p.divisor : p.h.kernel * p.w.kernel);
-  const __mmask16 all = 0xffff, ends = __mmask16((1u << out % 16) - 1);
+  const __mmask16 all = 0xffff, ends = __mmask16((1u << (out - 16 * strips)) - 1);
   if (kKernel && strips == 0 && bare <= 0) {
     for (const float* const stop = g + count * out; g < stop; g += out, taps += out, dx += step)
       block<kMax, kKernel, kRows, kEnds>(spread, mean, kernel, rows, width, ends, g, taps, dx, width);
