@@ -6,14 +6,12 @@
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
 
-// Whether the 2x2 backward is faster than scattering: not where short rows end in a part of a vector (8x64x14x14 in
-// float64: 24 instead of 52 us, in bfloat16 16 instead of 22), or without masks at all.
+// Whether the 2x2 backward is faster than scattering: not where a row is a small part of a vector (64x40x8x2 in
+// float32 by AVX2: 20 instead of 10 us, but 64x40x8x8 19 instead of 36), nor where rounding to bfloat16 takes longer.
 bool prefers_2x2(const Pool2dParams& p) {
-#if defined(__AVX512F__)
-  return p.dtype == DType::f64 ? p.w.out % 8 == 0 || p.w.out > 28 : p.w.out >= 12;
-#else
-  return p.w.out % 8 == 0;
-#endif
+  if (kVecBytes < 32) return p.w.out % 8 == 0;
+  if (p.dtype == DType::bf16) return kVecBytes == 64 ? p.w.out >= 10 : p.w.out % 8 == 0;
+  return p.w.out >= 4 + (kVecBytes == 64 && p.dtype == DType::f16);
 }
 
 // The row kernels shuffle strides up to 3; longer ones they load lane by lane.

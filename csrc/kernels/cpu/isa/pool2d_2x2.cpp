@@ -81,12 +81,13 @@ FASTNN_INLINE void avg_rows(const S* x, int64_t pitch, S* y, int64_t n, const Di
   });
 }
 
-// One gradient row of n elements to two of `width`, which is 2 * n or one more.
-template <class S>
+// One gradient row of n elements to two of `width`, which is 2 * n or one more. kSpill: a vector more of gradients may
+// be read, and two more of inputs written, since they are written later: the end of the rows first.
+template <bool kSpill, class S>
 FASTNN_INLINE void max_rows_backward(const S* g, const uint8_t* taps, S* dx, int64_t width, int64_t n) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  for_vectors<V::N>(n, [&](int64_t i, int lanes) {
+  const auto vector = [&](int64_t i, int lanes) __attribute__((always_inline)) {
     const V grad = load_some(g + i, lanes);
     const auto tap = load_taps<A>(taps + i, lanes);
 #pragma GCC unroll 2
@@ -96,7 +97,14 @@ FASTNN_INLINE void max_rows_backward(const S* g, const uint8_t* taps, S* dx, int
       store_upto(interleave_low(left, right), to, 2 * lanes);
       store_upto(interleave_high(left, right), to + V::N, 2 * lanes - V::N);
     }
-  });
+  };
+  if constexpr (kSpill) {
+    const int64_t whole = n / V::N * V::N;
+    if (whole < n) vector(whole, V::N);
+    for (int64_t i = 0; i < whole; i += V::N) vector(i, V::N);
+  } else {
+    for_vectors<V::N>(n, vector);
+  }
   if (width > 2 * n) dx[2 * n] = dx[width + 2 * n] = from_acc<S>(A(0));
 }
 
@@ -130,6 +138,20 @@ void for_row_pairs(const Pool2dParams& p, const F& f) {
       if (++row == p.h.out) row = 0, ++plane;
     }
   });
+}
+
+// Output rows [begin, end). Not inlined: its loop needs the registers.
+template <bool kSpill, class S>
+__attribute__((noinline)) void max_planes_backward(const Pool2dParams& p, int64_t begin, int64_t end) {
+  const int64_t n = p.w.out, width = p.w.in, height = p.h.out, rest = (p.h.in - 2 * height) * width;
+  int64_t row = begin % height;
+  const S* g = static_cast<const S*>(p.grad_output) + begin * n;
+  const uint8_t* taps = static_cast<const uint8_t*>(p.offsets) + begin * n;
+  S* dx = static_cast<S*>(p.grad_input) + 2 * begin * width + begin / height * rest;
+  for (int64_t r = begin; r < end; ++r, g += n, taps += n, dx += 2 * width) {
+    max_rows_backward<kSpill>(g, taps, dx, width, n);
+    if (++row == height) row = 0, dx += rest;
+  }
 }
 
 // The last row of a plane of odd height belongs to no window.
@@ -169,13 +191,16 @@ Status max_pool2d_forward_2x2(const Pool2dParams& p) {
 }
 
 Status max_pool2d_backward_2x2(const Pool2dParams& p) {
+  const int64_t rows = p.batch * p.channels * p.h.out;
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    const S* g = static_cast<const S*>(p.grad_output);
     S* dx = static_cast<S*>(p.grad_input);
-    const uint8_t* taps = static_cast<const uint8_t*>(p.offsets);
-    for_row_pairs(
-        p, [&](int64_t to, int64_t from) { max_rows_backward(g + from, taps + from, dx + to, p.w.in, p.w.out); });
+    parallel_for(0, rows, max64(1, kGrain / (2 * p.w.in)), [&](int64_t begin, int64_t end) {
+      // Rows with a vector of outputs after them that is this thread's.
+      const int64_t safe = max64(begin, end - ceil_div(Vec<acc_t<S>>::N, p.w.out));
+      max_planes_backward<true, S>(p, begin, safe);
+      max_planes_backward<false, S>(p, safe, end);
+    });
     clear_last_rows(p, dx);
     return Status::ok;
   });
