@@ -29,7 +29,8 @@ struct StripTargets {
     __builtin_memcpy(&t, target + i, kVecBytes);
     return t;
   }
-  FASTNN_VEC_FN A total_weight(int64_t width) const {
+  FASTNN_VEC_FN A total_weight(const Problem<S>& k, int64_t width) const {
+    if (all_count && !k.weight) return A(width);
     V sum = V::zero();
     for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) { sum = sum + V::load(weight + i); });
     return reduce_add(sum);
@@ -38,25 +39,32 @@ struct StripTargets {
   FASTNN_VEC_FN V counted(V v, int64_t i) const { return all_count ? v : V{targets(i) >= 0 ? v.v : V::zero().v}; }
 };
 
-// The gradient of neighbouring columns from exp(x - maximum), which it replaces, and their sums.
+// The gradient of `count` columns from `first` on, from exp(x - maximum) of those, classes `stride` apart, and its
+// sums.
 template <class S>
-FASTNN_INLINE void gradient_columns(const Problem<S>& k, const StripTargets<S>& t, S* dx, int64_t width, const S* sum) {
+FASTNN_INLINE void gradient_columns(const Problem<S>& k, const StripTargets<S>& t, const S* e, int64_t stride, S* dx,
+                                    int64_t first, int64_t count, const S* sum) {
   using V = Vec<S>;
-  const int64_t n = k.p.classes, inner = k.p.inner;
   alignas(kVecBytes) S factor[kMaxStrip], kept[kMaxStrip];
-  for_vectors<V::N>(round_up(width, V::N), [&](int64_t i, int, int) {
-    const V of_target = V::set1(k.unit) * V::load(t.weight + i);
+  for_vectors<V::N>(round_up(count, V::N), [&](int64_t i, int, int) {
+    const V of_target = V::set1(k.unit) * V::load(t.weight + first + i);
     of_target.store(kept + i);
-    (of_target / V::load(sum + i)).store(factor + i);
+    (of_target / V::load(sum + first + i)).store(factor + i);
   });
-  for (int64_t c = 0; c < n; ++c) {
-    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-      const V e = load_some(dx + c * inner + i, lanes, S(0));
-      store_some(t.counted(e * V::load(factor + i), i), dx + c * inner + i, lanes);
-    });
-  }
-  for (int64_t i = 0; i < width; ++i)
-    if (t.target[i] >= 0) dx[t.target[i] * inner + i] -= kept[i];
+  const int64_t n = k.p.classes, inner = k.p.inner;
+  const auto write = [&](auto all) __attribute__((always_inline)) {
+    for (int64_t c = 0; c < n; ++c) {
+      for_vectors<V::N>(count, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+        V d = load_some(e + c * stride + i, lanes, S(0)) * V::load(factor + i);
+        const auto target = t.targets(first + i);
+        d.v = target == every_lane<S>(c) ? d.v - V::load(kept + i).v : d.v;
+        if constexpr (all.count == 0) d.v = target >= 0 ? d.v : V::zero().v;
+        store_some(d, dx + c * inner + first + i, lanes);
+      });
+    }
+  };
+  if (t.all_count) write(Vectors<1>{});
+  else write(Vectors<0>{});
 }
 
 // `width` <= kMaxStrip neighbouring columns, through a tile or where they lie.
@@ -73,7 +81,6 @@ FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t f
   S* dx = kRunsAhead<S> && !k.probabilities && k.p.grad_input ? static_cast<S*>(k.p.grad_input) + at : nullptr;
   if (tile_width<A>(n) > 0) {
     alignas(kVecBytes) A tile[kTileBytes / sizeof(A)];
-    const int64_t stride = round_up(width, V::N);
     V at_target[kUnroll] = {};  // of a row that does not count: any
     for_tile(
         x, n, inner, width, tile, dx != nullptr, dx,
@@ -82,30 +89,16 @@ FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t f
           each<vectors.count>(
               [&](int k) { at_target[k].v = t.targets(i + k * V::N) == every_lane<A>(c) ? v[k].v : at_target[k].v; });
         },
-        [&](auto vectors, int64_t i, int last, const V* top, const V* total) __attribute__((always_inline)) {
-          constexpr int K = vectors.count;
-          each<K>([&](int k) {
+        [&](auto vectors, int64_t i, const V* top, const V* total) __attribute__((always_inline)) {
+          each<vectors.count>([&](int k) {
             top[k].store(m + i + k * V::N);
             total[k].store(log_sum + i + k * V::N);
             at_target[k].store(of_target + i + k * V::N);
           });
+        },
+        [&](int64_t first, int64_t count, const A* tile, int64_t stride) __attribute__((always_inline)) {
           if constexpr (kRunsAhead<S>) {
-            if (!dx) return;
-            V factor[K], kept[K];
-            typename V::Int target[K];
-            each<K>([&](int j) {
-              kept[j] = V::set1(k.unit) * V::load(t.weight + i + j * V::N);
-              factor[j] = kept[j] / total[j];
-              target[j] = t.targets(i + j * V::N);
-            });
-            for (int64_t c = 0; c < n; ++c) {
-              each<K>([&](int j) __attribute__((always_inline)) {
-                const V p = V::load(tile + c * stride + i + j * V::N) * factor[j];
-                const V less{target[j] == every_lane<A>(c) ? p.v - kept[j].v : p.v};
-                const V d{target[j] >= 0 ? less.v : V::zero().v};
-                store_some(d, dx + c * inner + i + j * V::N, j + 1 < K ? int(V::N) : last);
-              });
-            }
+            if (dx) gradient_columns(k, t, tile, stride, dx, first, count, log_sum);
           }
         });
   } else {
@@ -117,7 +110,7 @@ FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t f
       if (dx) store_some(e, dx + j, lanes);
     });
     if constexpr (kRunsAhead<S>) {
-      if (dx) gradient_columns(k, t, dx, width, log_sum);
+      if (dx) gradient_columns(k, t, dx, inner, dx, 0, width, log_sum);
     }
   }
   for_vectors<V::N>(width, [&](int64_t i, int lanes, int) {
@@ -142,7 +135,7 @@ FASTNN_INLINE void forward_columns(const Problem<S>& k, int64_t outer, int64_t f
       const V of_row = fma(V::set1(k.keep) * w, z, V::set1(k.spread) * V::load(loss + i));
       t.counted(of_row, i).store(loss + i);
     });
-    sums.weight += t.total_weight(width);
+    sums.weight += t.total_weight(k, width);
   }
   if (k.p.reduction == Reduction::none) {
     for (int64_t i = 0; i < width; ++i) static_cast<S*>(k.p.loss)[row + i] = from_acc<S>(loss[i]);
@@ -234,7 +227,7 @@ A unit_gradient(const Problem<S>& k) {
   for (int64_t row = 0; row < k.rows; row += kMaxStrip) {
     const int64_t count = min64(kMaxStrip, k.rows - row);
     t.read(k, row, count);
-    weights += t.total_weight(count);
+    weights += t.total_weight(k, count);
   }
   return A(1) / A(weights);
 }

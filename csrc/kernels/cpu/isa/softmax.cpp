@@ -216,42 +216,42 @@ FASTNN_INLINE void softmax_columns(const S* x, S* y, int64_t n, int64_t inner, i
   using A = acc_t<S>;
   using V = Vec<A>;
   alignas(kVecBytes) A m[kMaxStrip], of_row[kMaxStrip];
-  // y from z(offset of the class, lane, lanes), exp(x - max) or x
-  const auto write = [&](const auto& z) __attribute__((always_inline)) {
-    for_vectors<V::N>(width, [&](int64_t i, int, int) {
-      const V sum = V::load(of_row + i);
-      (log_form ? log(sum) : V::set1(A(1)) / sum).store(of_row + i);
-    });
-    for (int64_t c = 0; c < n; ++c) {
-      for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-        const V from = z(c, i, lanes);
-        store_some(log_form ? (from - V::load(m + i)) - V::load(of_row + i) : from * V::load(of_row + i),
-                   y + c * inner + i, lanes);
-      });
-    }
-  };
   if (tile_width<A>(n) > 0) {
     alignas(kVecBytes) A tile[kTileBytes / sizeof(A)];
-    for_tile(
+    return for_tile(
         x, n, inner, width, tile, !log_form, y, [](auto, int64_t, int64_t, const V*) {},
-        [&](auto vectors, int64_t i, int, const V* top, const V* total) __attribute__((always_inline)) {
+        [&](auto vectors, int64_t i, const V* top, const V* total) __attribute__((always_inline)) {
           each<vectors.count>([&](int k) {
             top[k].store(m + i + k * V::N);
-            total[k].store(of_row + i + k * V::N);
+            (log_form ? log(total[k]) : V::set1(A(1)) / total[k]).store(of_row + i + k * V::N);
           });
+        },
+        [&](int64_t first, int64_t count, const A* tile, int64_t stride) __attribute__((always_inline)) {
+          for (int64_t c = 0; c < n; ++c) {
+            for_vectors<V::N>(count, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+              const V from = V::load(tile + c * stride + i), scale = V::load(of_row + first + i);
+              store_some(log_form ? (from - V::load(m + first + i)) - scale : from * scale, y + c * inner + first + i,
+                         lanes);
+            });
+          }
         });
-    const int64_t stride = round_up(width, V::N);
-    return write([&](int64_t c, int64_t i, int) { return V::load(tile + c * stride + i); });
   }
   strip_max_and_sum(x, n, inner, width, m, of_row, [&](int64_t at, int lanes, V e) __attribute__((always_inline)) {
     if (kKeepsExp<S> && !log_form) store_some(e, y + at, lanes);
   });
-  write([&](int64_t c, int64_t i, int lanes) __attribute__((always_inline)) {
-    const int64_t at = c * inner + i;
-    if (kKeepsExp<S> && !log_form) return load_some(y + at, lanes, A(0));
-    const V from = load_some(x + at, lanes, A(0));
-    return log_form ? from : exp(from - V::load(m + i));
+  for_vectors<V::N>(width, [&](int64_t i, int, int) {
+    const V sum = V::load(of_row + i);
+    (log_form ? log(sum) : V::set1(A(1)) / sum).store(of_row + i);
   });
+  for (int64_t c = 0; c < n; ++c) {
+    for_vectors<V::N>(width, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
+      const int64_t at = c * inner + i;
+      const V scale = V::load(of_row + i);
+      if (kKeepsExp<S> && !log_form) return store_some(load_some(y + at, lanes, A(0)) * scale, y + at, lanes);
+      const V z = load_some(x + at, lanes, A(0)) - V::load(m + i);
+      store_some(log_form ? z - scale : exp(z) * scale, y + at, lanes);
+    });
+  }
 }
 
 template <class S>
