@@ -28,12 +28,9 @@ def faults_of(function):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.parametrize("bytes_", [4 * MB // 3 - 4, 4 * MB // 3 + 4, 2 * MB, 2 * MB + 4, 3 * MB, 5 * MB + 12, 96 * MB])
+@pytest.mark.parametrize(
+    "bytes_", [MB - 4, MB + 4, 4 * MB // 3 - 4, 4 * MB // 3 + 4, 2 * MB, 2 * MB + 4, 3 * MB, 5 * MB + 12, 96 * MB]
+)
 def test_results_around_the_sizes_where_blocks_change(bytes_):
     x = torch.linspace(-1, 1, bytes_ // 4)
     for _ in range(3):
@@ -67,13 +64,53 @@ def test_a_result_can_be_resized(elements):
     assert y.sum() == elements
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_is_kept_is_bounded():
+KEPT = """if True:
+    import os, resource, torch, fastnn
+    MB = 1 << 20
+    torch.set_num_threads(1)
+    relu = fastnn.functional.relu
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MB
+    x = torch.ones(100 * MB // 4)
+    def results(count, megabytes): return [relu(x[: megabytes * MB // 4]) for _ in range(count)]
+    results(2, 2)
     before = resident()
-    held = [fastnn.functional.relu(big(40)) for _ in range(8)]
-    assert resident() - before > 8 * 40 * MB * 0.9
+"""
+
+
+def in_its_own_process(program):
+    subprocess.run([sys.executable, "-c", KEPT + program], check=True, timeout=300)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_as_much_is_kept_as_was_in_use():
+    in_its_own_process("""
+    held = results(8, 40)
+    assert resident() - before > 8 * 40 * 0.9
     del held
-    assert resident() - before < 80 * MB
+    for megabytes in (40, 30, 50, 20):  # other sizes take the place of what is kept
+        held = results(160 // megabytes, megabytes)
+        assert resident() - before < 8 * 40 + 60, (megabytes, resident() - before)
+        del held
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for step in range(4):
+        held = results(6, 24)
+        del held
+        if step == 0: faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 100
+    """)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_kept_is_bounded_and_given_back():
+    in_its_own_process("""
+    held = results(12, 100)
+    del held
+    assert resident() - before < 1100
+    for _ in range(2 * 4096 + 2): results(1, 1)
+    assert resident() - before < 90, resident() - before
+    """)
 
 
 def test_threads_share_the_blocks():

@@ -1,8 +1,9 @@
 // Where large results and workspaces live. The first touch of a page costs a fault, which on a virtual machine is three
 // to ten times the work of filling it (measured: 1.7 GB/s into fresh 4 KB pages, 26-38 GB/s into fresh 2 MB pages), and
-// the C library gives large blocks back to the system at every step of a training loop. CPU tensors of 4/3 MB and more
-// therefore get blocks of their own: mapped in huge pages where the system grants them, and up to 64 MB of freed ones
-// kept for the next call. FASTNN_HUGE_PAGES=0 leaves every allocation to torch.
+// the C library gives large blocks back to the system at every step of a training loop. CPU tensors of 1 MB and more
+// therefore get blocks of their own: mapped in huge pages where the system grants them, and kept for the next call when
+// they are freed, as far as the program had them in use at once before (64 MB in any case, 1 GB at most).
+// FASTNN_HUGE_PAGES=0 leaves every allocation to torch.
 #pragma once
 #include <ATen/core/Tensor.h>
 
