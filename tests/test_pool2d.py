@@ -57,6 +57,10 @@ SHAPES = [((3, 5, 8, 8), (2,)), ((2, 3, 24, 24), (2,)), ((2, 3, 13, 37), (3, 2))
           ((3, 11, 7, 5), (3, 2, 1)), ((2, 9, 300, 7), (5, 3, 2)), ((1, 19, 90, 23), (2, 5, 1, 2)),
           ((3, 6, 40, 21), (20, 20)), ((2, 17, 13, 9), ((4, 2), (4, 2), 0, 1, True)),
           ((1, 35, 3, 3), (3, 3)),
+          # The first window's taps, dilated and padded, begin below the second's.
+          ((2, 17, 13, 8), (5, 1, 1, 2)), ((3, 11, 15, 6), (3, 1, 1, 2)),
+          # Scattered: outputs eight at a time and what is left, of a plane and of a row.
+          ((5, 3, 14, 13), (5, 3)), ((3, 3, 16, 40), (4, 3, 1)), ((1, 2, 70, 61), (5, 2, 2)),
           # channels_last: pixels under few windows, those listed for all channels.
           ((2, 33, 9, 12), (3, 2, 1)), ((2, 20, 11, 7), ((2, 4), 1, 0, 2)),
           # 16-bit sums of some rows of a large plane, also with rows under no window; few sums in a small plane.

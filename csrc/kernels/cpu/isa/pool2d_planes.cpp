@@ -86,7 +86,8 @@ void for_windows(const Pool2dParams& p, const Pool& pool) {
       for (int64_t oh = 0; oh < h.out; ++oh) {
         const int64_t first = h.first(oh), i0 = h.begin(oh), i1 = h.end(oh), from = first + i0 * h.dilation;
         if (i0 < i1 && first + (i1 - 1) * h.dilation >= bottom) {
-          top = from, bottom = min64(h.in, top + kPixels / width);
+          // Not from: the taps of a padded window, dilated, may begin below the next one's.
+          top = max64(0, first), bottom = min64(h.in, top + kPixels / width);
           const int64_t pixels = (bottom - top) * width;
           for (int64_t i = 0; i < pixels; i += N)
             transpose_block(x + top * width + i, plane_in, 1, count, int(min64(N, pixels - i)), tile + i * N);
