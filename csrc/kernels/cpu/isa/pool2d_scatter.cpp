@@ -24,17 +24,52 @@ FASTNN_INLINE void clear(S* p, int64_t n) {
   for (; i < n; ++i) p[i] = S{};
 }
 
+#if defined(__AVX2__)
+// Where the maxima of 8 outputs lie in their plane, by arithmetic instead of a table: 0.87 to 0.93 of the time.
+struct Places {
+  bool fits;  // 32 bits
+  __m256i inverse, column_step, row_end, last, size;
+  explicit Places(const Pool2dParams& p)
+      : fits((p.h.in + p.h.padding + reach_of(p.h)) * p.w.in + reach_of(p.w) < 1 << 30),
+        inverse(_mm256_set1_epi32(int(65536 / p.w.kernel + 1))),  // exact for every tap
+        column_step(_mm256_set1_epi32(int(p.w.dilation))),
+        row_end(_mm256_set1_epi32(int(p.h.dilation * p.w.in - p.w.kernel * p.w.dilation))),
+        last(_mm256_set1_epi32(int(p.h.kernel * p.w.kernel - 1))),
+        size(_mm256_set1_epi32(int(p.h.in * p.w.in))) {}
+  // Which of them lie nowhere.
+  FASTNN_VEC_FN __m256i find(const uint8_t* taps, __m256i corner, uint32_t* to) const {
+    const __m256i tap = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)taps));
+    const __m256i row = _mm256_srli_epi32(_mm256_mullo_epi32(tap, inverse), 16);
+    const __m256i inside = _mm256_add_epi32(_mm256_mullo_epi32(tap, column_step), _mm256_mullo_epi32(row, row_end));
+    const __m256i at = _mm256_add_epi32(corner, inside);
+    _mm256_store_si256((__m256i*)to, at);
+    return _mm256_or_si256(_mm256_cmpeq_epi32(_mm256_max_epu32(at, size), at), _mm256_cmpgt_epi32(tap, last));
+  }
+};
+#endif
+
 // Where windows begin: those of one row, or of a whole plane when it has few.
 struct Corners {
   int64_t rows, count;
   int64_t at[kLongest];
-  Corners(const Pool2dParams& p, bool by_rows) {
+#if defined(__AVX2__)
+  int32_t lanes[kLongest];  // the same
+  Places places;
+#endif
+  Corners(const Pool2dParams& p, bool by_rows)
+#if defined(__AVX2__)
+      : places(p)
+#endif
+  {
     const Axis h = axis_h(p), w = axis_w(p);
     const bool few = !by_rows && h.out * w.out <= kLongest;
     rows = few ? 1 : h.out, count = few ? h.out * w.out : w.out;
     int64_t i = 0;
     for (int64_t oh = 0; oh < (few ? h.out : 1); ++oh)
       for (int64_t ow = 0; ow < w.out; ++ow) at[i++] = (few ? h.first(oh) * w.in : 0) + w.first(ow);
+#if defined(__AVX2__)
+    for (i = 0; i < (few ? count : w.out); ++i) lanes[i] = int32_t(at[i]);
+#endif
   }
 };
 
@@ -43,18 +78,55 @@ template <int kPlanes, bool kOverlap, class S, class A, class O>
 FASTNN_INLINE void scatter_planes(const Axis& h, int64_t width, const Corners& corners, const Distances<O>& distance,
                                   const S* g, const O* taps, A* sums) {
   const int64_t plane_in = h.in * width, count = corners.count, plane_out = corners.rows * count;
-  for (int64_t row = 0; row < corners.rows; ++row, g += count, taps += count) {
-    const int64_t top = corners.rows > 1 ? h.first(row) * width : 0;
-    for (int64_t i = 0; i < count; ++i) {
+  const auto add = [&](int64_t at, int64_t k, int64_t i) __attribute__((always_inline)) {
+    if constexpr (!kOverlap) sums[k * plane_in + at] = g[k * plane_out + i];
+    else sums[k * plane_in + at] += to_acc(g[k * plane_out + i]);
+  };
+  const auto one_by_one = [&](int64_t top, int64_t begin, int64_t end) __attribute__((always_inline)) {
+    for (int64_t i = begin; i < end; ++i) {
       const int64_t corner = top + corners.at[i];
 #pragma GCC unroll 4
       for (int k = 0; k < kPlanes; ++k) {
         const int64_t at = corner + distance(taps[k * plane_out + i]);
         if (__builtin_expect(uint64_t(at) >= uint64_t(plane_in), 0)) continue;
-        if constexpr (!kOverlap) sums[k * plane_in + at] = g[k * plane_out + i];
-        else sums[k * plane_in + at] += to_acc(g[k * plane_out + i]);
+        add(at, k, i);
       }
     }
+  };
+  for (int64_t row = 0; row < corners.rows; ++row, g += count, taps += count) {
+    const int64_t top = corners.rows > 1 ? h.first(row) * width : 0;
+#if defined(__AVX2__)
+    if constexpr (sizeof(O) == 1) {
+      if (corners.places.fits && count >= 8) {
+        const __m256i row_top = _mm256_set1_epi32(int(top));
+        for (int64_t i = 0; i < count; i += 8) {
+          const int64_t from = min64(i, count - 8);  // the last ones begin earlier
+          const __m256i corner = _mm256_add_epi32(row_top, _mm256_loadu_si256((const __m256i*)(corners.lanes + from)));
+          alignas(32) uint32_t at[kPlanes][8];
+          __m256i nowhere = _mm256_setzero_si256();
+#pragma GCC unroll 4
+          for (int k = 0; k < kPlanes; ++k)
+            nowhere = _mm256_or_si256(nowhere, corners.places.find(taps + k * plane_out + from, corner, at[k]));
+          if (__builtin_expect(!_mm256_testz_si256(nowhere, nowhere), 0)) {
+            one_by_one(top, i, min64(count, i + 8));
+            continue;
+          }
+          if (from == i) {
+#pragma GCC unroll 8
+            for (int64_t j = 0; j < 8; ++j)
+#pragma GCC unroll 4
+              for (int k = 0; k < kPlanes; ++k) add(at[k][j], k, i + j);
+          } else {
+            for (int64_t j = i - from; j < 8; ++j)
+#pragma GCC unroll 4
+              for (int k = 0; k < kPlanes; ++k) add(at[k][j], k, from + j);
+          }
+        }
+        continue;
+      }
+    }
+#endif
+    one_by_one(top, 0, count);
   }
 }
 
