@@ -54,10 +54,30 @@ struct Problem {
   A unit = 0;  // forward with a gradient: what multiplies a row of weight 1
 
   FASTNN_VEC_FN int64_t class_of(int64_t row) const { return class_index(p, row); }
+  // Copies the targets and tells whether all are classes and count; the first `vectors` of them in whole vectors.
+  FASTNN_VEC_FN bool all_classes(int64_t row, int64_t vectors, int64_t count, Lane* target) const {
+    constexpr int kStep = sizeof(i64v) / 8;
+    if (vectors == 0 || (0 <= p.ignore_index && p.ignore_index < p.classes)) return false;
+    using u64v = uint64_t __attribute__((vector_size(kVecBytes)));
+    const uint64_t* const from = static_cast<const uint64_t*>(p.target) + row;
+    const uint64_t last = p.classes - 1;
+    u64v signs = u64v{};  // a class t has neither t nor last - t below zero
+    for (int64_t i = 0; i < vectors; i += kStep) {
+      u64v t;
+      __builtin_memcpy(&t, from + i, sizeof(t));
+      store_lanes(i64v(t), target + i);
+      signs |= t | (last - t);
+    }
+    uint64_t sign = 0;
+    for (int l = 0; l < kStep; ++l) sign |= signs[l];
+    for (int64_t i = vectors; i < count; ++i) target[i] = Lane(from[i]), sign |= from[i] | (last - from[i]);
+    return int64_t(sign) >= 0;
+  }
   // The classes of neighbouring rows, -1 where one does not count. True when all do.
   FASTNN_VEC_FN bool targets_of(int64_t row, int64_t count, Lane* target) const {
     constexpr int kStep = sizeof(i64v) / 8;
     const int64_t vectors = p.target_kind == TargetKind::int64 ? count / kStep * kStep : 0;
+    if (all_classes(row, vectors, count, target)) return true;
     i64v all = ~i64v{}, astray = i64v{};
     for (int64_t i = 0; i < vectors; i += kStep) {
       i64v t;
