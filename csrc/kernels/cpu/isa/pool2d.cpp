@@ -43,19 +43,60 @@ bool prefers_planes_avg(const Pool2dParams& p) {
   return fits_planes(p) && p.w.kernel <= lanes_of(p) && (is_2x2(p) ? 4 : 1) * p.w.out <= lanes_of(p) * 3 / 4;
 }
 
+// to[i] = corner + first[i] (first null: 0) + the distance of taps[i]. Where taps are bytes, the divisions go by
+// multiplication, in 32 bits: 0.15 to 0.3 of the time.
+template <class O>
+void indices_of_run(const Pool2dParams& p, const O* taps, int64_t count, int64_t corner, const int64_t* first,
+                    int64_t* to) {
+  const int64_t width = p.w.kernel, row_step = p.h.dilation * p.w.in, column_step = p.w.dilation;
+  const int64_t row_end = row_step - width * column_step;
+  int64_t i = 0;
+  if (sizeof(O) == 1 && max64(row_step, width * column_step) < 1 << 22) {
+    const int32_t inverse = int32_t(65536 / width + 1), column = int32_t(column_step), end = int32_t(row_end);
+#if defined(__AVX2__)
+    const __m256i corners = _mm256_set1_epi64x(corner);
+    for (; i + 8 <= count; i += 8) {
+      const __m256i tap = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(taps + i)));
+      const __m256i row = _mm256_srli_epi32(_mm256_mullo_epi32(tap, _mm256_set1_epi32(inverse)), 16);
+      const __m256i distance = _mm256_add_epi32(_mm256_mullo_epi32(tap, _mm256_set1_epi32(column)),
+                                                _mm256_mullo_epi32(row, _mm256_set1_epi32(end)));
+      const __m128i halves[] = {_mm256_castsi256_si128(distance), _mm256_extracti128_si256(distance, 1)};
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; ++k) {
+        __m256i at = _mm256_add_epi64(_mm256_cvtepi32_epi64(halves[k]), corners);
+        if (first) at = _mm256_add_epi64(at, _mm256_loadu_si256((const __m256i*)(first + i + 4 * k)));
+        _mm256_storeu_si256((__m256i*)(to + i + 4 * k), at);
+      }
+    }
+#endif
+    for (; i < count; ++i) {
+      const int32_t tap = int32_t(taps[i]);
+      to[i] = corner + (first ? first[i] : 0) + tap * column + (tap * inverse >> 16) * end;
+    }
+    return;
+  }
+  for (; i < count; ++i)
+    to[i] = corner + (first ? first[i] : 0) + taps[i] * column_step + quick_div(taps[i], width) * row_end;
+}
+
 template <class O>
 void indices_from_taps(const Pool2dParams& p) {
   const Axis h = axis_h(p), w = axis_w(p);
-  const O* taps = static_cast<const O*>(p.offsets);
   const int64_t inner = p.channels_last ? p.channels : 1, planes = p.channels_last ? p.batch : p.batch * p.channels;
-  parallel_for(0, planes * h.out, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      for (int64_t ow = 0; ow < w.out; ++ow)
-        for (int64_t c = 0; c < inner; ++c) {
-          const int64_t at = (r * w.out + ow) * inner + c, tap = taps[at];
-          const int64_t row = h.first(r % h.out) + tap / w.kernel * h.dilation;
-          p.indices[at] = row * w.in + w.first(ow) + tap % w.kernel * w.dilation;
-        }
+  const int64_t row = w.out * inner;
+  parallel_for(0, planes * h.out, max64(1, 4096 / row), [&](int64_t begin, int64_t end) {
+    for (int64_t from = 0; from < w.out; from += Columns::kMost) {
+      const Columns columns(w, from);
+      for (int64_t r = begin; r < end; ++r) {
+        const O* const taps = static_cast<const O*>(p.offsets) + r * row + from * inner;
+        int64_t* const to = p.indices + r * row + from * inner;
+        const int64_t top = h.first(r % h.out) * w.in;
+        if (inner == 1) indices_of_run(p, taps, columns.count, top, columns.first, to);
+        else
+          for (int64_t o = 0; o < columns.count; ++o)
+            indices_of_run(p, taps + o * inner, inner, top + columns.first[o], nullptr, to + o * inner);
+      }
+    }
   });
 }
 
