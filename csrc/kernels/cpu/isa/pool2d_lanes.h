@@ -90,6 +90,15 @@ FASTNN_INLINE Vec<A> add_where(Vec<A> sum, typename Vec<A>::Int taps, int64_t co
 
 template <class A, class O>
 FASTNN_INLINE void store_taps(typename Vec<A>::Int taps, O* p, int lanes) {
+#if defined(__AVX2__) && !defined(__AVX512F__)  // gcc 12 converts these element by element, too
+  if constexpr (sizeof(O) == 1 && Vec<A>::N == 8) {
+    if (lanes == 8) {
+      const __m256i all = (__m256i)taps;
+      const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+      return _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(words, words));
+    }
+  }
+#endif
   const auto raw = __builtin_convertvector(taps, TapBytes<A, O>);
   if (lanes == Vec<A>::N) {
     __builtin_memcpy(p, &raw, sizeof(raw));
