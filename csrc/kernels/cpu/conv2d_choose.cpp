@@ -292,8 +292,8 @@ Conv2dAlgorithm unless_aten(const Conv2dParams& p, const Shape& s) {
 
 // Winograd instead of gemm to few output channels, which best_forward() does not send there: of 55 random layers x1.33.
 bool winograd_pays(const Conv2dParams& p, const Shape& s) {
-  return p.pass == Conv2dPass::forward && s.taps > 1 && s.c >= 16 && !g_strict && (!s.together || s.k <= 64) &&
-         takes(p, Conv2dAlgorithm::winograd);
+  return p.pass == Conv2dPass::forward && p.stride_h == 1 && s.taps > 1 && s.c >= 16 && !g_strict &&
+         (!s.together || s.k <= 64) && takes(p, Conv2dAlgorithm::winograd);
 }
 
 // Strided layers by Winograd, whatever the rules above chose. Of random ones timed on one thread (kernels of 3 to 12,
