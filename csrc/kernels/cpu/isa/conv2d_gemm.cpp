@@ -35,14 +35,39 @@ void pack_weight_rows(const ConvProblem& d, float* dst, int mr, int64_t m0, int 
   }
 }
 
+// Packed rows of the weight. With every row of a panel the next panel's part of it is fetched: of images read in place
+// these are as many streams as channels, more than the hardware follows.
+struct WeightRows {
+  const float* p;
+};
+FASTNN_INLINE WeightRows next_rows(WeightRows a, int64_t mr, int64_t kb) { return {a.p + mr * kb}; }
+
+template <class A, int MR, int NV>
+FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, WeightRows rows, const A* b,
+                              int64_t ldb) {
+  constexpr int kWidth = NV * V::N, kLine = 16;
+  const float* a = rows.p;
+  gemm_sums(tile, k, sum_k, [&](GemmTile<A, MR, NV>& c, int64_t n) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+    for (int64_t p = 0; p < n; ++p) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kWidth; j += kLine) __builtin_prefetch(b + kWidth + j);
+      add_products(c, b, [&](int i) __attribute__((always_inline)) { return a[i]; });
+      a += MR;
+      b += ldb;
+    }
+  });
+}
+
 void forward_rows(const ConvProblem& d, int64_t workers, char* workspace) {
   const GemmPlan plan = plan_for(forward_product(d), workers);
   const ConvStore store{&d,    static_cast<float*>(d.y),          Axis::channels, Axis::pixels,
                         false, static_cast<const float*>(d.bias), nullptr};
   gemm_blocked<float>(
       plan, workspace,
-      [&](float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) {
+      [&](float* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) -> WeightRows {
         pack_weight_rows(d, dst, mr, m0, mb, k0, kb);
+        return {dst};
       },
       [&](float* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) {
         return pack_pixel_columns(d, dst, nr, k0, kb, n0, nb);
