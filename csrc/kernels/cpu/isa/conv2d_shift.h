@@ -79,8 +79,11 @@ ShiftPlan make_plan(const ConvProblem& d) {
   s.pitch = d.q + s.reach_w;
   s.taps = d.c * d.r * d.s;
   s.half = d.q <= N / 2 && d.p > 1;
+  // Tiles may read past the last output: at most 4 vectors, or 8 rows in half mode.
+  const int64_t past = max64(4 * N, 8 * s.pitch + N);
   s.in_place = __is_same(S, A) && d.stride_h == 1 && d.stride_w == 1 && d.pad_h == 0 && d.pad_w == 0 && d.xw == 1 &&
                d.xh == s.pitch && d.w == s.pitch && d.h == d.p + s.reach_h && d.xc == d.h * d.w &&
+               d.c * d.h * d.w >= past &&                               // which the next image has to hold
                d.c * d.h * d.w * int64_t(sizeof(A)) <= 2 * kBandBytes;  // beyond that, a copied band that stays in L2
   const int64_t row = d.c * s.phases_h * s.phases_w * s.pitch * int64_t(sizeof(A));
   const int64_t rows = s.in_place ? d.p : max64(2, kBandBytes / max64(1, row) - s.reach_h);
@@ -92,8 +95,7 @@ ShiftPlan make_plan(const ConvProblem& d) {
   s.image = d.c * s.phases_h * s.phases_w * s.plane;
   s.images = s.bands > 1 ? 1 : max64(1, min64(d.n, kBandBytes / max64(1, s.image * int64_t(sizeof(A)))));
   s.groups = ceil_div(d.n, s.images) * s.bands;
-  // Tiles may read past the last output: at most 4 vectors, or 8 rows in half mode.
-  s.buffer = (s.in_place ? 1 : s.images) * s.image + max64(4 * N, 8 * s.pitch + N) + N;
+  s.buffer = (s.in_place ? 1 : s.images) * s.image + past + N;
   s.vectors = s.half ? ceil_div(s.band_p, 2) : ceil_div((s.band_p - 1) * s.pitch + d.q, N);
   s.tile = choose_tile(d.k, s.vectors);
   s.k_blocks = ceil_div(d.k, s.tile.mr);
