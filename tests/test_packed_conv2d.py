@@ -12,7 +12,7 @@ INF = float("inf")
 
 # C, K, H, W, kernel, stride, padding, dilation, groups, the algorithm
 SHAPES = [
-    (3, 8, 15, 17, 7, 2, 3, 1, 1, "direct"),
+    (3, 8, 9, 17, 7, 2, 3, 1, 1, "direct"),
     (1, 5, 9, 9, 3, 1, 1, 1, 1, "direct"),
     (5, 1, 4, 4, 1, 1, 0, 1, 1, "direct"),
     (64, 40, 7, 7, 1, 1, 0, 1, 1, "direct"),
@@ -29,6 +29,16 @@ SHAPES = [
     (64, 40, 28, 28, 3, 1, 1, 1, 1, "winograd"),
     (130, 16, 16, 16, 3, 1, 0, 1, 1, "winograd"),
     (33, 17, 12, 12, 5, 1, 2, 1, 1, "winograd"),
+    (40, 48, 19, 13, 2, 1, 1, 1, 1, "winograd"),
+    (19, 34, 11, 14, 4, 1, 2, 1, 1, "winograd"),
+    (64, 160, 12, 12, 3, 1, 1, 1, 1, "winograd"),  # few tiles: threads share out output channels
+    (3, 40, 45, 38, 7, 2, 3, 1, 1, "winograd"),  # phases by strips, the others below in place
+    (3, 33, 66, 51, 11, 4, 2, 1, 1, "winograd"),
+    (20, 48, 23, 26, 5, 2, 2, 1, 1, "winograd"),
+    (48, 128, 60, 80, 3, 2, 1, 1, 1, "winograd"),
+    (32, 32, 22, 25, 6, 2, 0, 1, 1, "winograd"),
+    (16, 50, 22, 19, 8, 2, 3, 1, 1, "winograd"),
+    (16, 32, 28, 32, 10, 2, 4, 1, 1, "winograd"),
     (32, 32, 9, 9, 3, 1, 1, 1, 32, "depthwise"),
     (20, 20, 17, 19, 3, 2, 1, 1, 20, "depthwise"),
     (48, 48, 7, 7, 5, 1, 2, 1, 48, "depthwise"),
@@ -108,8 +118,39 @@ def test_non_finite_values_pass_as_in_torch():
         assert torch.equal(kernel(x, weight, None, None, 0.0, high).nan_to_num(77.0), wanted.nan_to_num(77.0))
 
 
-def test_a_changed_weight_is_packed_again():
-    kernel, x, weight, bias, product, scale = problem(SHAPES[11], 1)
+ONE_OF_EACH = {shape[-1]: shape for shape in SHAPES}  # an algorithm's last
+
+
+def test_both_layouts_are_packed_for():
+    kernel, x, weight, bias, product, scale = problem(ONE_OF_EACH["winograd"], 1)
+    for given in (x, x.contiguous(memory_format=torch.channels_last), x):
+        assert (kernel(given, weight, None, None, -INF, INF) - product).abs().max() <= 2.0**-17 * scale
+    wide = torch.randn(2, x.shape[1] + 3, x.shape[2] + 2, x.shape[3] + 5)
+    for given in (wide, wide.contiguous(memory_format=torch.channels_last)):
+        part = given[:, 1:-2, 1:-1, 2:-3]
+        exact = TF.conv2d(part.double(), weight.double(), None, 2, 4)
+        assert (kernel(part, weight, None, None, -INF, INF) - exact).abs().max() <= 2.0**-17 * scale
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_choice_does_not_depend_on_the_threads(norm):
+    shape = (600, 64, 10, 10, 1, 1, 0, 1, 1, "direct") if norm else (256, 256, 60, 60, 3, 1, 1, 1, 1, "winograd")
+    kernel, x, weight, bias, *_ = problem(shape, 4)
+    front = [torch.rand(shape[0]) for _ in range(2 * norm)]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 90):  # whose workspaces together are more than is allowed
+            torch.set_num_threads(threads)
+            results.append(kernel(x, weight, bias, None, 0.0, INF, *front))
+            assert kernel.algorithm() == shape[-1]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("shape", ONE_OF_EACH.values(), ids=str)
+def test_a_changed_weight_is_packed_again(shape):
+    kernel, x, weight, bias, product, scale = problem(shape, 1)
     kernel(x, weight, bias, None, -INF, INF)
     weight.mul_(2), bias.zero_()
     assert (kernel(x, weight, bias, None, -INF, INF) - 2 * product).abs().max() <= 2.0**-16 * scale
@@ -157,11 +198,14 @@ def test_what_it_does_not_take():
         assert call(x, weight, bias, None) is None
 
 
-def test_strict_mode_forbids_winograd():
-    kernel, x, weight, bias, product, scale = problem(SHAPES[11], 1)
-    with fastnn.set_strict_conv(True):
-        y = kernel(x, weight, None, None, -INF, INF)
-        assert kernel.algorithm() == "direct" and (y - product).abs().max() <= 2.0**-20 * scale
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s[-1] == "winograd"], ids=str)
+def test_strict_mode_forbids_winograd(shape):
+    kernel, x, weight, bias, product, scale = problem(shape, 1)
+    for strict in (True, False, True):
+        with fastnn.set_strict_conv(strict):
+            y = kernel(x, weight, None, None, -INF, INF)
+        assert kernel.algorithm() == ("direct" if strict else "winograd")
+        assert (y - product).abs().max() <= 2.0 ** (-20 if strict else -17) * scale
 
 
 def test_autocast_runs_the_plain_layer():

@@ -7,7 +7,7 @@ namespace fastnn {
 enum class PackedConv2dAlgorithm : uint8_t {
   none,       // not taken: the caller uses conv2d
   direct,     // a matrix product whose rows are read from the image in place
-  winograd,   // F(4x4, 3x3), its weight transformed once
+  winograd,   // kernels of 2x2 to 5x5, or a stride's phases of them, the weight transformed once
   depthwise,  // one input and one output channel per group
 };
 
@@ -34,9 +34,10 @@ struct PackedConv2dParams {
 constexpr int64_t kPackedConv2dMaxWorkspace = 32 << 20;
 
 namespace cpu {
-// The algorithm for these sizes; strides and pointers are not read. `strict`: never Winograd.
+// The algorithm for these sizes; strides, pointers and the number of threads are not read. `strict`: never Winograd.
 PackedConv2dAlgorithm packed_conv2d_choose(const PackedConv2dParams& p);
-// Bytes of p.packed, a function of the weight's sizes, the algorithm and the ISA.
+// Bytes of p.packed, a function of the weight's sizes, the algorithm and the ISA. What it holds depends on the image's
+// layout too: by input_stride_w == 1, Winograd orders a stride's phases.
 int64_t packed_conv2d_bytes(const PackedConv2dParams& p);
 void packed_conv2d_pack(const PackedConv2dParams& p);
 int64_t packed_conv2d_workspace(const PackedConv2dParams& p);

@@ -64,8 +64,10 @@ class PackedConv2d {
     p.algorithm = cpu::packed_conv2d_choose(p);
     if (p.algorithm == PackedConv2dAlgorithm::none) return std::nullopt;
     RECORD_FUNCTION("fastnn::packed_conv2d", (c10::ArrayRef<const c10::IValue>{}));
-    const Tensor packed = pack(p, weight, or_undefined(bias));
-    const bool takes_any = p.algorithm == PackedConv2dAlgorithm::direct && (p.pad_h || p.pad_w || p.C < 4);
+    // A stride's phases are taken out of rows as they are.
+    const bool planes = p.algorithm == PackedConv2dAlgorithm::winograd && p.stride_h > 1 && input.stride(3) == 1 &&
+                        !input.is_contiguous(kNhwc);
+    const bool takes_any = planes || (p.algorithm == PackedConv2dAlgorithm::direct && (p.pad_h || p.pad_w || p.C < 4));
     // The first channels of a wider NHWC tensor are read where they lie.
     const bool in_place =
         takes_any || (input.stride(1) == 1 && input.stride(3) >= p.C && p.W > 1 &&
@@ -75,6 +77,7 @@ class PackedConv2d {
     p.input_stride_h = x.stride(2), p.input_stride_w = x.stride(3);
     if (!in_place || x.is_contiguous(kNhwc))
       set_dense(x, p.input_stride_n, p.input_stride_h, p.input_stride_w), p.input_stride_c = 1;
+    const Tensor packed = pack(p, packed_[planes][size_t(p.algorithm)], weight, or_undefined(bias));
     const Tensor y = fresh({p.N, p.K, p.P, p.Q}, input.options().memory_format(kNhwc));
     p.output_stride_w = p.K, p.output_stride_h = p.Q * p.K, p.output_stride_n = p.P * p.Q * p.K;
     Tensor r;
@@ -130,8 +133,8 @@ class PackedConv2d {
     return !r.defined() || r.sizes() == at::IntArrayRef({p.N, p.K, p.P, p.Q});
   }
 
-  // The packed weight of p.algorithm, made at the first call and whenever the weight is another.
-  Tensor pack(PackedConv2dParams p, const Tensor& weight, const Tensor& bias) {
+  // `packed`, made at the first call and whenever the weight is another.
+  Tensor pack(PackedConv2dParams p, Tensor& packed, const Tensor& weight, const Tensor& bias) {
     const Source source{Weak(weight.getIntrusivePtr()),
                         Weak(bias.getIntrusivePtr()),
                         {storage_of(weight), storage_of(bias)},
@@ -139,10 +142,9 @@ class PackedConv2d {
                         cpu::kernels().isa};
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!(source == source_)) {
-      for (Tensor& t : packed_) t = Tensor();
+      for (auto& of : packed_) of = {};
       source_ = source;
     }
-    Tensor& packed = packed_[size_t(p.algorithm)];
     if (!packed.defined()) {
       const Tensor bytes = empty_bytes(cpu::packed_conv2d_bytes(p));
       const Tensor b = bias.defined() ? bias.contiguous() : bias;
@@ -161,7 +163,7 @@ class PackedConv2d {
   int64_t groups_;
   std::mutex mutex_;
   Source source_;
-  std::array<Tensor, 4> packed_;
+  std::array<Tensor, 4> packed_[2];  // by algorithm; [1]: for images in NCHW, whose phases lie in another order
   PackedConv2dAlgorithm last_ = PackedConv2dAlgorithm::none;
 };
 

@@ -68,6 +68,12 @@ Plan make_plan(const PackedConv2dParams& p) {
   return o;
 }
 
+// As many threads as the bound on the workspace has room for: the choice does not depend on them.
+int64_t workers_for(const Plan& o) {
+  const int64_t room = kPackedConv2dMaxWorkspace - o.image_bytes;
+  return o.block_bytes ? max64(1, min64(num_threads(), room / o.block_bytes)) : num_threads();
+}
+
 // One tile: `first` and `second` rows of pixels, each `step` apart, from a0 and a1.
 struct Tile {
   const float *a0, *a1;
@@ -277,7 +283,7 @@ void packed_direct_pack(const PackedConv2dParams& p) {
 
 int64_t packed_direct_workspace(const PackedConv2dParams& p) {
   const Plan o = make_plan(p);
-  return o.image_bytes + o.block_bytes * num_threads();
+  return o.image_bytes + o.block_bytes * workers_for(o);
 }
 
 void packed_direct_run(const PackedConv2dParams& p) {
@@ -287,16 +293,16 @@ void packed_direct_run(const PackedConv2dParams& p) {
   const int64_t rows = g.pairs ? ceil_div(g.rows, 2) : g.rows, tiles = rows * g.tiles;
   // Tiles of a block read their input from L2 for every panel; a panel comes from L2 for every tile of the block.
   const int64_t tile_bytes = max64(1, g.size * (g.pairs ? 2 : 1) * o.stride_w * o.stride_h * p.C * 4);
-  int64_t block = max64(1, min64(tiles, kBlockBytes / tile_bytes));
-  int64_t blocks = ceil_div(tiles, block);
+  int64_t blocks = ceil_div(tiles, max64(1, kBlockBytes / tile_bytes));
   // Threads share out blocks of pixels, or panels where pixels are few.
-  const int64_t threads = num_threads();
+  const int64_t threads = workers_for(o);
   int64_t chunks = 1;
   if (threads > 1 && blocks % threads) {
-    if (tiles >= 4 * threads)
-      blocks = round_up(blocks, threads), block = ceil_div(tiles, blocks), blocks = ceil_div(tiles, block);
+    if (tiles >= 4 * threads) blocks = round_up(blocks, threads);
     else chunks = min64(o.panels, threads);
   }
+  const int64_t block = ceil_div(tiles, blocks);  // even ones
+  blocks = ceil_div(tiles, block);
   for (int64_t n = 0; n < p.N; ++n) {
     const float* x = p.input + n * p.input_stride_n;
     if (o.copies) {

@@ -1,8 +1,8 @@
-// Winograd on a weight that was transformed once: F(4x4, 3x3) and F(2x2, 5x5) in NHWC, the epilogue in the last
-// transform.
+// Winograd on a weight that was transformed once: F(5x5, 2x2), F(4x4, 3x3), F(3x3, 4x4) and F(2x2, 5x5) in NHWC, the
+// epilogue in the last transform. A stride's phases are channels of their own (conv2d_phases.h).
 //
-// As conv2d_winograd.cpp, but tiles are read from and written to the images in place, and U lies in the order it is
-// read: [pair of channel groups][xi][c][2 N].
+// As conv2d_winograd.cpp, but tiles are written to the image in place and read from it where N channels of a phase lie
+// side by side, and U lies in the order it is read: [pair of channel groups][xi][c][2 N].
 #include "../../parallel.h"
 #include "conv2d_winograd_product.h"
 #include "packed_conv2d.h"
@@ -19,26 +19,40 @@ struct Plan {
   int64_t tile_rows;                      // over the batch
   int64_t rows_per_block, blocks, tiles;  // tiles: per block, at most
   int64_t c_groups, k_groups;
-  int64_t m, worker;  // byte offset of M behind V; bytes of one worker
+  int64_t columns;           // of a strip; 0: tiles are read in place
+  int64_t m, strip, worker;  // byte offsets of M and of a strip behind V; bytes of one worker
 };
+
+// What the phases of a stride are told by.
+ConvProblem problem(const PackedConv2dParams& p) {
+  ConvProblem d{};
+  d.xn = p.input_stride_n, d.xc = p.input_stride_c, d.xh = p.input_stride_h, d.xw = p.input_stride_w;
+  d.n = p.N, d.c = p.C, d.h = p.H, d.w = p.W, d.r = p.R, d.s = p.S;
+  d.stride_h = p.stride_h, d.stride_w = p.stride_w, d.pad_h = p.pad_h, d.pad_w = p.pad_w;
+  return d;
+}
 
 template <int TAPS>
 Plan make_plan(const PackedConv2dParams& p, int64_t workers) {
   Plan o{};
   o.th = ceil_div(p.P, kTileOut<TAPS>), o.tw = ceil_div(p.Q, kTileOut<TAPS>);
   o.tile_rows = p.N * o.th;
-  o.c_groups = ceil_div(p.C, N), o.k_groups = ceil_div(p.K, N);
+  o.c_groups = ceil_div(phase_channels(problem(p)), N), o.k_groups = ceil_div(p.K, N);
   const int64_t row_bytes = 36 * o.tw * o.c_groups * kVecBytes;
   // V shares a 1 MB L2 with M and a panel of U; unless U itself comes from memory once per block.
   const int64_t u_bytes = 36 * o.c_groups * N * o.k_groups * N * 4, v_bytes = u_bytes > (4 << 20) ? 4 << 20 : 640 << 10;
   o.rows_per_block = max64(1, min64(v_bytes / row_bytes, ceil_div(4 * kMaxRows, o.tw)));
-  o.rows_per_block = min64(o.rows_per_block, max64(1, ceil_div(o.tile_rows, workers)));
+  // Few tiles: each thread transforms all of them for its channel groups, so that U is read once.
+  const bool few = 10 * o.tile_rows * o.tw < 3 * p.K && 2 * workers <= o.k_groups && o.tile_rows <= o.rows_per_block;
+  if (!few) o.rows_per_block = min64(o.rows_per_block, max64(1, ceil_div(o.tile_rows, workers)));
   o.blocks = ceil_div(o.tile_rows, o.rows_per_block);
   o.rows_per_block = ceil_div(o.tile_rows, o.blocks);  // even blocks
   o.blocks = ceil_div(o.tile_rows, o.rows_per_block);
   o.tiles = o.rows_per_block * o.tw;
   o.m = 36 * odd_lines(o.c_groups * o.tiles * N) * 4;
-  o.worker = o.m + 36 * odd_lines(2 * o.tiles * N) * 4;
+  o.strip = o.m + 36 * odd_lines(2 * o.tiles * N) * 4;
+  o.columns = p.stride_h == 1 || (p.input_stride_c == 1 && p.C % N == 0) ? 0 : strip_columns<TAPS>(o.tw);
+  o.worker = o.strip + 6 * o.columns * kVecBytes;
   return o;
 }
 
@@ -53,24 +67,32 @@ FASTNN_INLINE void transform_input_tile(const float* x, int64_t xh, int64_t xw, 
 // V of one row of tiles and one group of channels.
 template <int TAPS>
 void transform_row(const PackedConv2dParams& p, const Plan& o, const float* image, int64_t tile_row, int64_t group,
-                   float* v, int64_t xi_stride) {
+                   float* strip, float* v, int64_t xi_stride) {
   constexpr int OUT = kTileOut<TAPS>;
-  const int lanes = int(min64(N, p.C - group * N));
-  const int64_t h = tile_row * OUT - p.pad_h, xh = p.input_stride_h, xw = p.input_stride_w;
-  const bool rows_inside = h >= 0 && h + 6 <= p.H && lanes == N;
-  const float* x = image + group * N;
+  const ConvProblem d = problem(p);
+  if (o.columns) {
+    fill_phase_rows(d, image, tile_row * OUT, 6, group, OUT * o.tw + TAPS - 1, o.columns, strip);
+    return transform_input<TAPS>(o.tw, o.columns, strip, v, xi_stride);
+  }
+  const PhaseChannel f = phase_channel(d, group * N);
+  const int lanes = int(min64(N, p.C - f.c));
+  const int64_t stride = p.stride_h, reach = 5 * stride, xh = p.input_stride_h, xw = p.input_stride_w;
+  const int64_t h = tile_row * OUT * stride + f.a - p.pad_h;
+  const bool rows_inside = h >= 0 && h + reach < p.H && lanes == N;
+  const float* x = image + f.c;
   for (int64_t t = 0; t < o.tw; ++t, v += N) {
-    const int64_t w = t * OUT - p.pad_w;
-    if (rows_inside && w >= 0 && w + 6 <= p.W) {
-      transform_input_tile(x + h * xh + w * xw, xh, xw, v, xi_stride);
+    const int64_t w = t * OUT * stride + f.b - p.pad_w;
+    if (rows_inside && w >= 0 && w + reach < p.W) {
+      transform_input_tile(x + h * xh + w * xw, stride * xh, stride * xw, v, xi_stride);
       continue;
     }
     alignas(64) float patch[36 * N];
     for (int r = 0; r < 6; ++r)
       for (int s = 0; s < 6; ++s) {
+        const int64_t ih = h + r * stride, iw = w + s * stride;
         V value = V::zero();
-        if (h + r >= 0 && h + r < p.H && w + s >= 0 && w + s < p.W) {
-          const float* from = x + (h + r) * xh + (w + s) * xw;
+        if (ih >= 0 && ih < p.H && iw >= 0 && iw < p.W) {
+          const float* from = x + ih * xh + iw * xw;
           value = lanes == N ? V::load(from) : V::load_n(from, lanes);
         }
         value.store(patch + (r * 6 + s) * N);
@@ -94,14 +116,14 @@ void finish_row(const PackedConv2dParams& p, const Plan& o, const float* m, int6
     const int columns = int(min64(OUT, p.Q - t * OUT));
     Raw mid[OUT][6];
     transform_columns<output_line<OUT>, 6, OUT>(load_points(m, xi_stride), mid);
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int r = 0; r < OUT; ++r) {
       if (r >= rows) break;
       Raw out[OUT];
       output_line<OUT>(mid[r], out);
       float* const to = y + r * p.output_stride_h + t * OUT * p.output_stride_w;
       const float* const add = residual ? residual + r * p.residual_stride_h + t * OUT * p.residual_stride_w : nullptr;
-#pragma GCC unroll 4
+#pragma GCC unroll 5
       for (int s = 0; s < OUT; ++s) {
         if (s >= columns) break;
         Raw value = out[s] + bias;
@@ -127,14 +149,15 @@ void run_block(const PackedConv2dParams& p, const Plan& o, int64_t block, int64_
   for (int64_t g = 0; g < o.c_groups; ++g)
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t image = (row0 + r) / o.th, tile_row = (row0 + r) % o.th;
-      transform_row<TAPS>(p, o, p.input + image * p.input_stride_n, tile_row, g, v + g * group_v + r * o.tw * N, v_xi);
+      transform_row<TAPS>(p, o, p.input + image * p.input_stride_n, tile_row, g,
+                          reinterpret_cast<float*>(own + o.strip), v + g * group_v + r * o.tw * N, v_xi);
     }
   const int64_t u_xi = o.c_groups * N * 2 * N;
   const float* const bias = p.packed + ceil_div(o.k_groups, 2) * 36 * u_xi;
   for (int64_t pair = first_pair; pair < last_pair; ++pair) {
     const int nv = int(min64(2, o.k_groups - 2 * pair));
-    winograd_products<true>(v, v_xi, group_v, tiles, p.packed + pair * 36 * u_xi, o.c_groups * N * nv * N, p.C, nv, m,
-                            false);
+    winograd_products<true>(v, v_xi, group_v, tiles, p.packed + pair * 36 * u_xi, o.c_groups * N * nv * N,
+                            phase_channels(problem(p)), nv, m, false);
     const int64_t m_xi = odd_lines(nv * group_v);
     for (int j = 0; j < nv; ++j) {
       const int64_t k = (2 * pair + j) * N;
@@ -148,9 +171,17 @@ void run_block(const PackedConv2dParams& p, const Plan& o, int64_t block, int64_
   }
 }
 
+// As many threads as the bound on the workspace has room for: the choice does not depend on them.
+template <int TAPS>
+int64_t workers_for(const PackedConv2dParams& p) {
+  int64_t workers = num_threads();
+  while (workers > 1 && workers * make_plan<TAPS>(p, workers).worker > kPackedConv2dMaxWorkspace) --workers;
+  return workers;
+}
+
 template <int TAPS>
 void run(const PackedConv2dParams& p) {
-  const int64_t workers = num_threads();
+  const int64_t workers = workers_for<TAPS>(p);
   const Plan o = make_plan<TAPS>(p, workers);
   // Threads share out blocks of tiles, and pairs of channels where blocks are few.
   const int64_t pairs = ceil_div(o.k_groups, 2), chunks = o.blocks < workers ? min64(pairs, workers) : 1;
@@ -167,20 +198,23 @@ void run(const PackedConv2dParams& p) {
 
 template <int TAPS>
 void pack(const PackedConv2dParams& p) {
-  const int64_t c_padded = round_up(p.C, N), k_groups = ceil_div(p.K, N), pairs = ceil_div(k_groups, 2);
-  const int64_t u_pair = 36 * c_padded * 2 * N;
+  const ConvProblem d = problem(p);
+  const int64_t channels = phase_channels(d), c_padded = round_up(channels, N);
+  const int64_t k_groups = ceil_div(p.K, N), pairs = ceil_div(k_groups, 2), u_pair = 36 * c_padded * 2 * N;
   parallel_for(0, k_groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       const int nv = group / 2 * 2 + 1 < k_groups ? 2 : 1;
       float* const u = p.packed + group / 2 * u_pair + group % 2 * N;
       const int64_t k0 = group * N, lanes = min64(N, p.K - k0);
       for (int64_t c = 0; c < c_padded; ++c) {
+        const PhaseChannel f = phase_channel(d, c);
         const auto load = [&](int r, int s) {
+          const int64_t at_r = r * p.stride_h + f.a, at_s = s * p.stride_w + f.b;
           alignas(64) float lane[N] = {};
-          if (c < p.C)
+          if (c < channels && at_r < p.R && at_s < p.S)
             for (int64_t l = 0; l < lanes; ++l)
-              lane[l] = p.weight[(k0 + l) * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r +
-                                 s * p.weight_stride_s];
+              lane[l] = p.weight[(k0 + l) * p.weight_stride_k + f.c * p.weight_stride_c + at_r * p.weight_stride_r +
+                                 at_s * p.weight_stride_s];
           return V::load(lane).v;
         };
         transform_tile<weight_line<TAPS>, TAPS, 6>(load, store_points(u + c * nv * N, c_padded * nv * N));
@@ -197,22 +231,22 @@ void pack(const PackedConv2dParams& p) {
 
 int64_t packed_winograd_bytes(const PackedConv2dParams& p) {
   const int64_t pairs = ceil_div(p.K, 2 * N);
-  return (pairs * 36 * round_up(p.C, N) * 2 * N + pairs * 2 * N) * 4 + 64;
+  return (pairs * 36 * round_up(phase_channels(problem(p)), N) * 2 * N + pairs * 2 * N) * 4 + 64;
 }
 
 void packed_winograd_pack(const PackedConv2dParams& p) {
-  if (p.R == 3) pack<3>(p);
-  else pack<5>(p);
+  dispatch_taps(problem(p), [&]<int TAPS>() { pack<TAPS>(p); });
 }
 
 int64_t packed_winograd_workspace(const PackedConv2dParams& p) {
-  const int64_t workers = num_threads();
-  return workers * (p.R == 3 ? make_plan<3>(p, workers) : make_plan<5>(p, workers)).worker;
+  return dispatch_taps(problem(p), [&]<int TAPS>() {
+    const int64_t workers = workers_for<TAPS>(p);
+    return workers * make_plan<TAPS>(p, workers).worker;
+  });
 }
 
 void packed_winograd_run(const PackedConv2dParams& p) {
-  if (p.R == 3) run<3>(p);
-  else run<5>(p);
+  dispatch_taps(problem(p), [&]<int TAPS>() { run<TAPS>(p); });
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS
