@@ -98,11 +98,27 @@ def test_gradient_that_came_with_the_loss_is_freed():
     assert x.numel() * 4 <= taken < 1.01 * x.numel() * 4
 
 
-def test_logits_changed_in_place_is_an_error():
-    x = torch.randn(4, 5, requires_grad=True) * 1.0
-    loss = F.cross_entropy(x, torch.zeros(4, dtype=torch.int64))
-    x.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_what_is_changed_in_place(reduction):
+    """The logits where their gradient did not come with the loss; the target always, as in torch."""
+    changed = pytest.raises(RuntimeError, match="modified by an inplace operation")
+    x, target = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 4, 2, 2])
+    (expected,) = torch.autograd.grad(T.cross_entropy(x, target, reduction=reduction).sum(), x)
+
+    logits = x * 1.0
+    loss = F.cross_entropy(logits, target, reduction=reduction).sum()
+    logits.detach().fill_(-math.inf)
+    if reduction == "none":
+        with changed:
+            torch.autograd.grad(loss, x)
+    else:
+        torch.testing.assert_close(torch.autograd.grad(loss, x, retain_graph=True)[0], expected)
+        with changed:
+            torch.autograd.grad(loss, x, create_graph=True)
+
+    loss = F.cross_entropy(x * 1.0, target, reduction=reduction).sum()
+    target.zero_()
+    with changed:
         loss.backward()
 
 

@@ -30,7 +30,7 @@ CALLS = {
     "nll_loss": lambda f, x, w: f.nll_loss(x, x.detach().argmin(1)),
 }
 PRODUCTS = {"linear", "mm", "bmm", "matmul", "addmm"}
-SAVES_INPUT = {"leaky_relu", "gelu", "conv2d", "batch_norm", "cross_entropy"} | PRODUCTS
+SAVES_INPUT = {"leaky_relu", "gelu", "conv2d", "batch_norm"} | PRODUCTS
 
 
 def tensors():

@@ -193,14 +193,16 @@ bool may_run_ahead(const Tensor& input, const Tensor& target, const Tensor& weig
 
 struct CrossEntropyGrad {
   static constexpr const char* kName = "cross_entropy";
-  static constexpr size_t kTensors = 5;
+  static constexpr size_t kTensors = 5, kAhead = 4;
+  static bool ahead(const Tensor& gradient, const Tensor& g) {
+    return gradient.defined() && plain(g) && plain(gradient) && !at::GradMode::is_enabled();
+  }
   static variable_list backward(const Saved& s, const Tensor& g) {
-    if (const Tensor& ahead = s.tensors[4];
-        ahead.defined() && plain(g) && plain(ahead) && !at::GradMode::is_enabled()) {
+    if (const Tensor& gradient = s.tensors[kAhead]; ahead(gradient, g)) {
       const double scale = g.scalar_type() == at::kFloat ? *g.const_data_ptr<float>() : g.item().toDouble();
-      if (s.again || torch::autograd::get_current_graph_task_keep_graph()) return {ahead.mul(scale), Tensor()};
-      if (scale != 1) ahead.mul_(scale);
-      return {ahead, Tensor()};
+      if (s.again || torch::autograd::get_current_graph_task_keep_graph()) return {gradient.mul(scale), Tensor()};
+      if (scale != 1) gradient.mul_(scale);
+      return {gradient, Tensor()};
     }
     auto [grad_input, grad_target] =
         backward_op().call(g, s.tensors[0], s.tensors[1], s.optional(2), s.tensors[3], s.data[0].toInt(),

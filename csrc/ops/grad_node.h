@@ -34,7 +34,9 @@ void depend_on(const Tensor& gradient, const torch::autograd::Edge& input);
 
 // F: kName; kTensors, how many are saved; backward(Saved, gradient of the one differentiable output), a gradient for
 // every recorded input; names_input(that gradient), where it is there: whether torch's first gradient is a function of
-// the first input although no value of it enters; kLinear, where the gradients read no value that is differentiated.
+// the first input although no value of it enters; kLinear, where the gradients read no value that is differentiated;
+// kAhead and ahead(what is saved there, that gradient): whether backward does not read the first tensor, the input,
+// which may have changed since.
 template <class F>
 struct GradNode final : torch::autograd::Node {
   std::array<torch::autograd::SavedVariable, F::kTensors> saved;
@@ -56,7 +58,13 @@ struct GradNode final : torch::autograd::Node {
     {
       const std::lock_guard lock(mutex_);
       TORCH_CHECK(!released, torch::autograd::ERR_BACKWARD_TWICE);
-      for (size_t i = 0; i < F::kTensors; ++i) tensors[i] = saved[i].unpack(getptr());
+      size_t i = 0;
+      if constexpr (requires { F::kAhead; }) {
+        tensors[F::kAhead] = saved[F::kAhead].unpack(getptr());
+        i = F::ahead(tensors[F::kAhead], grads[0]);
+      }
+      for (; i < F::kTensors; ++i)
+        if (!tensors[i].defined()) tensors[i] = saved[i].unpack(getptr());
     }
     const Saved all{tensors.data(), data, wanted()};
     variable_list results = splits(grads[0]) ? with_tangents(all, grads[0]) : F::backward(all, grads[0]);
