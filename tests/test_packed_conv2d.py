@@ -121,6 +121,19 @@ def test_non_finite_values_pass_as_in_torch():
 ONE_OF_EACH = {shape[-1]: shape for shape in SHAPES}  # an algorithm's last
 
 
+@pytest.mark.parametrize("shape", [(1, 10, 28, 28, 5), (6, 16, 14, 14, 5), (10, 20, 12, 12, 5)], ids=str)
+def test_batches_to_few_channels_are_left_to_conv2d(shape):
+    for batch, left in ((1, False), (11, False), (64, True)):
+        kernel, x, weight, bias, product, scale = problem((*shape, 1, 0, 1, 1, ""), batch)
+        assert (kernel(x, weight, bias, None, 0.0, INF) is None) == left
+    frozen = fastnn.fuse(torch.nn.Sequential(torch.nn.Conv2d(*shape[:2], 5), torch.nn.ReLU()).eval())
+    layer = next(m for m in frozen.modules() if hasattr(m, "weight"))
+    layer.weight, layer.bias = weight, bias
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        with torch.no_grad():
+            assert (frozen(given) - (product + bias[:, None, None]).relu()).abs().max() <= 2.0**-17 * scale
+
+
 def test_both_layouts_are_packed_for():
     kernel, x, weight, bias, product, scale = problem(ONE_OF_EACH["winograd"], 1)
     for given in (x, x.contiguous(memory_format=torch.channels_last), x):
