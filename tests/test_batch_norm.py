@@ -52,6 +52,18 @@ def test_blocks_with_different_means():
         assert (y - exact).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("channels", [16, 96, 512])
+def test_pixels_unlike_those_before_them(isa, channels):
+    """channels_last sums are about the mean of a few pixels that come first."""
+    fastnn._C.set_isa(isa)
+    x = images(2, channels, 24, 24, layout="nhwc")
+    x.permute(0, 2, 3, 1).reshape(-1, channels).view(18, 64, channels)[:, :8] += 100
+    exact = F.batch_norm(x.double(), None, None, training=True)
+    y, theirs = fastnn.functional.batch_norm(x, None, None, training=True), F.batch_norm(x, None, None, training=True)
+    assert (y - exact).abs().max() <= 2 * (theirs - exact).abs().max() + 1e-6
+
+
 # ---- running statistics --------------------------------------------------------------------------------------------
 
 
@@ -302,15 +314,27 @@ def test_compiles_with_its_statistics():
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
 @pytest.mark.parametrize("training", [True, False])
-def test_planes_past_the_caches(isa, training):
+@pytest.mark.parametrize(("layout", "shape"), [("nchw", (2, 33, 256, 256)), ("nhwc", (2, 32, 260, 260))])
+def test_images_past_the_caches(isa, training, layout, shape):
     """Outputs and gradients of 17 MB, written past the caches."""
     fastnn._C.set_isa(isa)
-    x, g, w = images(2, 33, 256, 256).requires_grad_(), images(2, 33, 256, 256), torch.randn(33, requires_grad=True)
-    arguments = torch.zeros(33), torch.ones(33), w, torch.randn(33), training
-    y, expected = fastnn.functional.batch_norm(x, *arguments), F.batch_norm(x, *arguments)
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
-    for a, b in zip(torch.autograd.grad(y, [x, w], g), torch.autograd.grad(expected, [x, w], g), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+    x, g = (images(*shape, layout=layout) for _ in range(2))
+    channels, w = shape[1], torch.randn(shape[1], requires_grad=True)
+    x.requires_grad_()
+    statistics = torch.zeros(channels), torch.ones(channels), torch.randn(channels)
+
+    def run(batch_norm, dtype):
+        mean, var, b = (s.to(dtype) for s in statistics)
+        y = batch_norm(x.to(dtype), mean, var, w.to(dtype), b, training)
+        return y, *torch.autograd.grad(y, [x, w], g.to(dtype))
+
+    (y, *grads), (exact, *exact_grads) = (
+        run(fastnn.functional.batch_norm, torch.float32),
+        run(F.batch_norm, torch.double),
+    )
+    torch.testing.assert_close(y, exact.float(), rtol=1e-5, atol=1e-5)
+    for a, b in zip(grads, exact_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())

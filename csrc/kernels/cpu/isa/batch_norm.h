@@ -103,12 +103,13 @@ FASTNN_INLINE int64_t fetched_ahead(const BatchNormParams& p) {
   return far && 128 <= p.inner && p.inner <= 1024 && together < p.channels ? together * p.inner : 0;
 }
 
-// Whether planes written to `to` are streamed: of more than `elements` they leave the caches anyway.
-// In training (forward 3 << 20) that takes 0.6-0.8 of the time on one thread, 0.8-1 on two; backward, with
-// a third tensor, 0.67-0.79 on one thread from 3 << 19 on (6 to 12 MB). In evaluation two threads are slower
-// with 12 MB, not with 19.
+// Whether planes or rows of channels written to `to` are streamed: of more than `elements` they leave the caches
+// anyway. In training (forward 3 << 20) that takes 0.6-0.8 of the time on one thread, 0.8-1 on two; backward, with a
+// third tensor, 0.67-0.79 on one thread from 3 << 19 on (6 to 12 MB). In evaluation two threads are slower with 12 MB,
+// not with 19.
 FASTNN_INLINE bool streams(const BatchNormParams& p, const void* to, int64_t elements) {
-  return kVecBytes == 64 && p.dtype == DType::f32 && p.inner % 16 == 0 && uintptr_t(to) % 64 == 0 &&
+  const int64_t run = p.inner == 1 ? p.channels : p.inner;
+  return kVecBytes >= 32 && p.dtype == DType::f32 && run % 16 == 0 && uintptr_t(to) % 64 == 0 &&
          p.batch * p.channels * p.inner > elements;
 }
 

@@ -305,7 +305,9 @@ void backward_planes(const BatchNormParams& p) {
 
 // ---- rows of channels ----------------------------------------------------------------------------------------------
 
-// Sums of g and g (x - mean) over one chunk of rows, for every channel.
+// Sums of g and g (x - mean) over one chunk of rows, for every channel. Where a tile has no more than two cache lines
+// of a row, by strips of rows of which the next is fetched (AVX2: 4x96x112x112 0.8 of the time; AVX-512 would
+// take 1.04).
 template <class S>
 void chunk_sums(const BatchNormParams& p, int64_t begin, int64_t rows, acc_t<S>* out) {
   using A = acc_t<S>;
@@ -315,27 +317,41 @@ void chunk_sums(const BatchNormParams& p, int64_t begin, int64_t rows, acc_t<S>*
   const S* x = static_cast<const S*>(p.input) + begin * channels;
   const S* y = p.result ? static_cast<const S*>(p.result) + begin * channels : nullptr;
   const A* means = static_cast<const A*>(p.mean);
-  with_mask<false>(p, [&](Mask mask) __attribute__((always_inline)) {
+  constexpr bool kStrips = kVecBytes < 64;
+  constexpr int kLine = 64 / sizeof(S);
+  const int64_t strip = kStrips ? max64(8, kBlock / 2 / channels) : rows;
+  const auto sum_strip = [&](Mask mask, int64_t first, int64_t last) __attribute__((always_inline)) {
     for_tiles<V::N>(channels, [&]<int T, int U>(int64_t c, int lanes) __attribute__((always_inline)) {
       V both[2][T], mean[T];
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) mean[t] = load_lanes(means + c + t * V::N, lanes);
-      accumulate_rows<2, T, U>(rows, both, [&](int64_t r, int t, const auto& add) __attribute__((always_inline)) {
-        const int64_t at = r * channels + c + t * V::N;
-        const V v = load_gradient(mask, g + at, x + at, y + at, lanes, only_mean(mean[t]));
-        add(0, v);
-        add(1, v * (load_lanes(x + at, lanes) - mean[t]));
-      });
+      accumulate_rows<2, T, U>(last - first, both,
+                               [&](int64_t r, int t, const auto& add) __attribute__((always_inline)) {
+                                 const int64_t at = (first + r) * channels + c + t * V::N;
+                                 if (kStrips && t * V::N % kLine == 0) {
+                                   __builtin_prefetch(g + at + strip * channels);
+                                   __builtin_prefetch(x + at + strip * channels);
+                                 }
+                                 const V v = load_gradient(mask, g + at, x + at, y + at, lanes, only_mean(mean[t]));
+                                 add(0, v);
+                                 add(1, v * (load_lanes(x + at, lanes) - mean[t]));
+                               });
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
-        store_lanes(both[0][t], out + c + t * V::N, lanes);
-        store_lanes(both[1][t], out + channels + c + t * V::N, lanes);
+        A *const sum = out + c + t * V::N, *const dot = sum + channels;
+        if (first > 0)
+          both[0][t] = both[0][t] + load_lanes(sum, lanes), both[1][t] = both[1][t] + load_lanes(dot, lanes);
+        store_lanes(both[0][t], sum, lanes);
+        store_lanes(both[1][t], dot, lanes);
       }
     });
+  };
+  with_mask<false>(p, [&](Mask mask) __attribute__((always_inline)) {
+    for (int64_t r = 0; r < rows; r += strip) sum_strip(mask, r, min64(rows, r + strip));
   });
 }
 
-template <class S>
+template <bool kStream, class S>
 void write_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
   using A = acc_t<S>;
   using V = Vec<A>;
@@ -352,10 +368,10 @@ void write_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
       S* dr = static_cast<S*>(p.grad_residual) + (o.residual ? at : 0);
       for_lanes<V::N>(0, channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
         const V none = V::zero();
-        write_lanes<false>(o, g + c, x + c, y + c, dx + c, dr + c, lanes,
-                           only_mean(o.statistics ? load_lanes(mean + c, lanes) : none), load_lanes(scale + c, lanes),
-                           o.statistics ? load_lanes(slope + c, lanes) : none,
-                           o.statistics ? load_lanes(offset + c, lanes) : none);
+        write_lanes<kStream>(o, g + c, x + c, y + c, dx + c, dr + c, lanes,
+                             only_mean(o.statistics ? load_lanes(mean + c, lanes) : none), load_lanes(scale + c, lanes),
+                             o.statistics ? load_lanes(slope + c, lanes) : none,
+                             o.statistics ? load_lanes(offset + c, lanes) : none);
       });
     }
   });
@@ -383,8 +399,12 @@ void backward_rows(const BatchNormParams& p) {
     finish_channels<S>(p, first, width, sum, dot, Coefficients<A>{scale, scale + channels, scale + 2 * channels});
   });
   if (!p.grad_input && !p.grad_residual) return;
-  parallel_for(0, p.batch, ceil_div(kParallelElements, channels),
-               [&](int64_t begin, int64_t end) { write_rows<S>(p, begin, end); });
+  const bool stream = streams(p, p.grad_input, 3 << 19);
+  parallel_for(0, p.batch, ceil_div(kParallelElements, channels), [&](int64_t begin, int64_t end) {
+    if (stream) write_rows<true, S>(p, begin, end);
+    else write_rows<false, S>(p, begin, end);
+    end_streams(stream);
+  });
 }
 
 }  // namespace

@@ -82,11 +82,13 @@ template <class S, class A>
 FASTNN_INLINE void stream(Vec<A> v, S* p) {
 #if defined(__AVX512F__)
   if constexpr (__is_same(S, float)) return _mm512_stream_ps(p, v.v);
+#elif defined(__AVX2__)
+  if constexpr (__is_same(S, float)) return _mm256_stream_ps(p, v.v);
 #endif
   v.store(p);
 }
 FASTNN_INLINE void end_streams([[maybe_unused]] bool streamed) {
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
   if (streamed) _mm_sfence();
 #endif
 }
