@@ -145,6 +145,13 @@ def test_both_layouts_are_packed_for():
         assert (kernel(part, weight, None, None, -INF, INF) - exact).abs().max() <= 2.0**-17 * scale
 
 
+def test_few_tiles_beside_a_large_weight_are_direct():
+    for size, algorithm in ((7, "direct"), (14, "winograd")):
+        kernel, x, weight, *_ = problem((512, 512, size, size, 3, 1, 1, 1, 1, algorithm), 1)
+        kernel(x, weight, None, None, 0.0, INF)
+        assert kernel.algorithm() == algorithm
+
+
 @pytest.mark.parametrize("norm", [False, True])
 def test_the_choice_does_not_depend_on_the_threads(norm):
     shape = (600, 64, 10, 10, 1, 1, 0, 1, 1, "direct") if norm else (256, 256, 60, 60, 3, 1, 1, 1, 1, "winograd")

@@ -22,8 +22,10 @@ bool winograd_pays(const PackedConv2dParams& p) {
   if (channels < (stride == 1 ? 16 : 12)) return false;  // in a short sum the error of the points' weights would show
   const int64_t tiles = p.N * ceil_div(p.P, out) * ceil_div(p.Q, out), c = round_up(channels, 16),
                 k = round_up(p.K, 16);
+  // More than 18 MB come from memory, at the pace of one core's reads for all of them.
+  const int64_t reading = c * k > 1 << 17 ? 8 : 4;
   const int64_t direct = p.N * p.P * p.Q * k * (p.C * p.R * p.S + 4);
-  return direct > 36 * (tiles * (5 * channels * k / 4 + 10 * c + 5 * k) + 4 * c * k);
+  return direct > 36 * (tiles * (5 * channels * k / 4 + 10 * c + 5 * k) + reading * c * k);
 }
 
 // Batches to few output channels, which would leave lanes of a panel empty: conv2d takes an image per lane. Of 2000
