@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
@@ -151,6 +152,45 @@ def test_missing_gradients_and_groups(name):
     before = [p.detach().clone() for p in ps]
     ours.step()  # nothing to do
     assert all(torch.equal(p, q) for p, q in zip(ps, before, strict=True))
+    assert fastnn.fallbacks() == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_in_another_order(name):
+    """State found by parameter, wherever it stands in the dictionary and whatever else does."""
+    ps, qs = parameters(), parameters()
+    ours, torchs = pair(name, ps, qs, lr=1e-2, **FULL[name])
+    for step in range(5):
+        set_grads(step, ps, qs)
+        if step == 2:
+            for x, o in ((ps, ours), (qs, torchs)):
+                entries = [(x[i], o.state.pop(x[i])) for i in (3, 5, 0, 1, 4, 2)]
+                o.state[torch.nn.Parameter(torch.zeros(3))] = {}  # nobody's
+                o.state.update(entries)
+        if step == 4:
+            for x in (ps, qs):
+                x[3].grad = x[0].grad = None
+        ours.step()
+        torchs.step()
+    assert_same(ps, qs)
+    assert fastnn.fallbacks() == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("elements", [1000, 600_000])
+def test_nothing_is_kept(name, elements):
+    """Short steps borrow their tensors from Python, long ones share them: both leave every count as it was."""
+    ps = [torch.nn.Parameter(torch.ones(n)) for n in (elements, 7)]
+    ours, _ = pair(name, ps, [torch.nn.Parameter(torch.ones(1))], lr=1e-2, **FULL[name])
+    for step in range(3):
+        for p in ps:
+            p.grad = torch.full_like(p, step + 1)
+        ours.step()
+    tensors = [*ps, *(p.grad for p in ps), *(t for s in ours.state.values() for t in s.values() if torch.is_tensor(t))]
+    counts = [(sys.getrefcount(t), t._use_count()) for t in tensors]
+    for _ in range(3):
+        ours.step()
+    assert [(sys.getrefcount(t), t._use_count()) for t in tensors] == counts
     assert fastnn.fallbacks() == {}
 
 
