@@ -108,12 +108,17 @@ Shape shape_of(const Conv2dParams& p) {
   return s;
 }
 
+// Pointwise sums of so few channels over a batch that a product loses to shift, which takes x0.95 of its time. With
+// groups or one channel shift takes x1.4 to x2.9 of it for one or two images (their copies), x1.1 to x1.3 for batches
+// of five channels and more (800 random layers, one thread and two); of 2 to 31 channels batch takes x1.7.
+bool thin_batch(const Conv2dParams& p, int64_t sums, int64_t results) {
+  return p.N > 2 && (sums == 1 || (sums < 5 && (results < 3 || p.groups > 1)));
+}
+
 // Measured on one thread in float32 (benches/sweep_conv2d.py); 16-bit types have no product kernels of their own here.
 Conv2dAlgorithm best_forward(const Conv2dParams& p, const Shape& s) {
   if (s.winograd) return Conv2dAlgorithm::winograd;
-  // Of 5887 random layers of 2 to 31 channels shift took x1.4 and batch x1.7 of gemm's time (AVX2 x1.5 each).
-  const bool thin = s.c == 1 || (s.c < 5 && s.k < 3) || (s.c < 32 && p.groups > 1);
-  if (s.pointwise && (!thin || p.P * p.Q == 1)) return Conv2dAlgorithm::gemm;
+  if (s.pointwise && (!thin_batch(p, s.c, s.k) || p.P * p.Q == 1)) return Conv2dAlgorithm::gemm;
   if (s.together) {
     if (s.pointwise || (s.taps == 1 && s.c >= 128)) return Conv2dAlgorithm::gemm;
     if (s.batch && s.c > 1 && s.k <= 20) return Conv2dAlgorithm::batch;
@@ -350,7 +355,8 @@ Conv2dAlgorithm among_groups(const Conv2dParams& p, const Shape& s, Conv2dAlgori
       // 24 random layers of 400 to 1568 pixels and a kernel took x1.0 to x3.3 of shift's time by gemm (x1.5).
       {
         const int64_t most = s.k <= 2 ? 100 : !strided && s.taps > 1 ? 400 : 1568;  // pixels by gemm
-        return chosen == gemm && !s.together && s.pixels > most ? shift : chosen;
+        const bool shifts = s.pixels > most && (!s.pointwise || thin_batch(p, s.k, s.c));
+        return chosen == gemm && !s.together && shifts ? shift : chosen;
       }
     case Conv2dPass::grad_weight:
       if (s.together ? chosen != aten || s.c <= 12 : chosen != gemm) return chosen;
