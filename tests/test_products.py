@@ -122,6 +122,14 @@ def test_sums_of_few_terms_cross_blocks_of_columns(isa, k):
         assert close(F.linear(x, weight, bias), expected, k, torch.float32)
 
 
+@pytest.mark.parametrize("shape", [(2, 67), (37, 784), (1025, 1030)], ids=str)
+def test_one_term_is_rounded_once(isa, shape):
+    m, n = shape
+    x, y = torch.randn(m, 1), torch.randn(1, n)
+    assert torch.equal(F.mm(x, y), x * y)
+    assert torch.equal(F.addmm(y[0], x, y), x * y + y)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 7, 255, 256, 257, 700])
 def test_bias_gradients(isa, rows):
     for columns in (1, 3, 10, 16, 17, 48, 64, 100, 127, 128, 129, 300):
