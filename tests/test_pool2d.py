@@ -81,7 +81,7 @@ ADAPTIVE = [((2, 5, 12, 24), 1), ((2, 5, 12, 24), (3, 5)), ((2, 5, 12, 24), (6, 
             ((2, 3, 41, 90), 2), ((2, 2, 60, 121), (1, 3)), ((1, 3, 200, 170), (3, 1)),
             # A remainder of one, in both dimensions and in one: windows of one size.
             ((3, 5, 13, 29), (4, 7)), ((2, 3, 57, 9), (28, 8)), ((2, 3, 13, 14), (6, 4)), ((2, 3, 1, 13), (2, 3)),
-            ((1, 2, 41, 35), (8, 34))]  # fmt: skip
+            ((1, 2, 41, 35), (8, 34)), ((1, 150, 13, 14), 2)]  # fmt: skip
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

@@ -50,11 +50,10 @@ FASTNN_INLINE void max_vectors(const Window& t, int64_t kernel, const S* first, 
   }
 }
 
-// Calls f(vectors, channel, lanes) for the vectors of a pixel's channels, four of them together or what is left: the
-// last one whole, over the one before, where it would else go lane by lane.
+// Calls f(vectors, channel, lanes) for the vectors of a pixel's channels from c on, four of them together or what is
+// left: the last one whole, over the one before, where it would else go lane by lane.
 template <int N, class F>
-FASTNN_INLINE void for_channels(int64_t channels, const F& f) {
-  int64_t c = 0;
+FASTNN_INLINE void for_channels(int64_t c, int64_t channels, const F& f) {
   for (; c + 4 * N <= channels; c += 4 * N) f(Constant<4>{}, c, N);
   if (c + 3 * N <= channels) f(Constant<3>{}, c, N), c += 3 * N;
   else if (c + 2 * N <= channels) f(Constant<2>{}, c, N), c += 2 * N;
@@ -132,27 +131,31 @@ void max_row(const Pool2dParams& p, const Axis& h, const Columns& w, const S* x,
     if (2 * channels <= kLanes && p.w.dilation == 1 && (t.j1 - t.j0) * channels >= 2 * kLanes &&
         max_pixels(t, p.w.kernel, channels, first, y, offsets ? offsets + o * channels : offsets))
       continue;
-    for_channels<kLanes>(channels, [&](auto vectors, int64_t c, int lanes) __attribute__((always_inline)) {
+    for_channels<kLanes>(0, channels, [&](auto vectors, int64_t c, int lanes) __attribute__((always_inline)) {
       constexpr int kVectors = decltype(vectors)::value;
       max_vectors<kVectors>(t, p.w.kernel, first + c, y + c, offsets ? offsets + o * channels + c : offsets, lanes);
     });
   }
 }
 
+// Windows of so many pixels do not stay in L1 from one group of channels to the next: eight vectors together there read
+// each cache line once and fewer of one set (512 channels to 10x10 windows 0.7 of the time; of 5x5 1.2).
+constexpr int64_t kFarTaps = 36;
+
 template <int kVectors, class S>
 FASTNN_INLINE void avg_vectors(const Window& t, const S* first, S* y, const Divide<acc_t<S>>& mean, int lanes) {
   using V = Vec<acc_t<S>>;
   V sum[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int k = 0; k < kVectors; ++k) sum[k] = V::zero();
   const S* row = first;
   for (int64_t i = t.i0; i < t.i1; ++i, row += t.row_step) {
     const S* at = row;
     for (int64_t j = t.j0; j < t.j1; ++j, at += t.column_step)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int k = 0; k < kVectors; ++k) sum[k] = sum[k] + load_some(at + k * V::N, lanes);
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int k = 0; k < kVectors; ++k) store_some(mean(sum[k]), y + k * V::N, lanes);
 }
 
@@ -163,6 +166,7 @@ void avg_row(const Pool2dParams& p, const Axis& h, const Columns& w, const S* x,
   const int64_t i0 = h.begin(oh), i1 = h.end(oh);
   const S* const top = x + (h.first(oh) + i0) * row;
   const Axis all = axis_w(p);
+  constexpr int N = Vec<A>::N;
   int64_t count = 0;
   Divide<A> mean(0);
   const int64_t ahead = rows_ahead<S>(p);
@@ -172,7 +176,10 @@ void avg_row(const Pool2dParams& p, const Axis& h, const Columns& w, const S* x,
     if (taps != count) count = taps, mean = Divide<A>(taps);
     const S* const first = top + (w.first[o] + t.j0) * channels;
     if (ahead) prefetch_below(p, first, ahead);
-    for_channels<Vec<A>::N>(channels, [&](auto vectors, int64_t c, int lanes) __attribute__((always_inline)) {
+    int64_t from = 0;
+    if ((t.i1 - t.i0) * (t.j1 - t.j0) >= kFarTaps)
+      for (; from + 8 * N <= channels; from += 8 * N) avg_vectors<8>(t, first + from, y + from, mean, N);
+    for_channels<N>(from, channels, [&](auto vectors, int64_t c, int lanes) __attribute__((always_inline)) {
       avg_vectors<decltype(vectors)::value>(t, first + c, y + c, mean, lanes);
     });
   }
