@@ -28,6 +28,20 @@ FASTNN_INLINE void for_vectors(int64_t from, int64_t to, const F& f) {
   if (i < to) f(i, int(to - i));
 }
 
+// Has the caches fetch what lies a page ahead of element i in every array: the hardware follows each stream to the end
+// of its page alone. Adam of 575 k parameters out of the caches 205-250 -> 155-165 us, in them 90-125 -> 102.
+template <class S>
+FASTNN_INLINE void fetch_ahead(const OptimTensor& t, int64_t i, int64_t to) {
+  constexpr int64_t kAhead = 4096 / sizeof(S);
+  if (i + kAhead >= to) return;
+  const auto fetch = [&](const void* base) __attribute__((always_inline)) {
+    if (base) __builtin_prefetch(static_cast<const S*>(base) + i + kAhead);
+  };
+  fetch(t.param), fetch(t.grad);
+#pragma GCC unroll 3
+  for (const void* state : t.state) fetch(state);
+}
+
 // The larger of two vectors; NaN in either gives NaN, as torch.maximum does.
 template <class A>
 FASTNN_INLINE Vec<A> maximum(Vec<A> a, Vec<A> b) {
@@ -67,7 +81,8 @@ void adam(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) 
   const V rest1 = V::set1(1 - o.beta1), beta2 = V::set1(o.beta2), rest2 = V::set1(1 - o.beta2), eps = V::set1(o.eps);
   const V step = V::set1(-t.step_size), denom_scale = V::set1(t.denom_scale), param_scale = V::set1(o.param_scale);
   const bool decoupled = o.param_scale != 1, amsgrad = t.state[2] != nullptr;
-  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) {
+  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+    fetch_ahead<S>(t, i, to);
     V param = get<S>(t.param, i, lanes);
     if (decoupled) param = param * param_scale;
     const V g = gradient(i, lanes, param);
@@ -90,7 +105,8 @@ void sgd(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) {
   const Gradient<S> gradient(o, t);
   const V momentum = V::set1(o.beta1), undamped = V::set1(o.beta2), step = V::set1(-t.step_size);
   const bool buffered = t.state[0] != nullptr;
-  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) {
+  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+    fetch_ahead<S>(t, i, to);
     const V param = get<S>(t.param, i, lanes);
     V g = gradient(i, lanes, param);
     if (buffered) {
@@ -107,7 +123,8 @@ void adagrad(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t t
   using V = Vec<acc_t<S>>;
   const Gradient<S> gradient(o, t);
   const V step = V::set1(-t.step_size), eps = V::set1(o.eps);
-  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) {
+  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+    fetch_ahead<S>(t, i, to);
     const V param = get<S>(t.param, i, lanes), g = gradient(i, lanes, param);
     const V sum = fma(g, g, get<S>(t.state[0], i, lanes));
     put<S>(t.state[0], i, lanes, sum);
@@ -122,7 +139,8 @@ void rmsprop(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t t
   const V alpha = V::set1(o.beta2), rest = V::set1(1 - o.beta2), momentum = V::set1(o.beta1);
   const V step = V::set1(-t.step_size), eps = V::set1(o.eps);
   const bool buffered = t.state[1] != nullptr, centered = t.state[2] != nullptr;
-  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) {
+  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+    fetch_ahead<S>(t, i, to);
     const V param = get<S>(t.param, i, lanes), g = gradient(i, lanes, param);
     V v = get<S>(t.state[0], i, lanes);
     v = fma(rest * g, g, alpha * v);
@@ -147,7 +165,8 @@ void adadelta(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t 
   using V = Vec<acc_t<S>>;
   const Gradient<S> gradient(o, t);
   const V rho = V::set1(o.beta2), rest = V::set1(1 - o.beta2), step = V::set1(-t.step_size), eps = V::set1(o.eps);
-  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) {
+  for_vectors<V::N>(from, to, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+    fetch_ahead<S>(t, i, to);
     const V param = get<S>(t.param, i, lanes), g = gradient(i, lanes, param);
     V v = get<S>(t.state[0], i, lanes), acc = get<S>(t.state[1], i, lanes);
     v = fma(rest * g, g, rho * v);
