@@ -117,6 +117,27 @@ def test_thin_pointwise_layers_are_products():
         assert fastnn._C.conv2d_algorithm(x, weight, [1, 1], [0, 0], [1, 1], 1, "forward") == "gemm"
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_large_pointwise_results(isa, layout):
+    """More than the caches keep, which is written past them: tiles within an image, of two images, and odd planes."""
+    assert fastnn._C.set_isa(isa)
+    generator = torch.Generator().manual_seed(13)
+    for n, c, size, k, groups in [(7, 8, 112, 64, 1), (56, 6, 28, 128, 1), (7, 16, 112, 64, 2), (9, 5, 111, 48, 1)]:
+        x = torch.randn(n, c, size, size, generator=generator).contiguous(memory_format=layout)
+        weight = torch.randn(k, c // groups, 1, 1, generator=generator)
+        for bias in (torch.randn(k, generator=generator), None):
+
+            def large(x=x, weight=weight, bias=bias, groups=groups):
+                return [fastnn.functional.conv2d(x, weight, bias, groups=groups)]
+
+            assert_same_bits_for_every_thread_count(large)
+            y = large()[0]
+            for i in (0, n // 2, n - 1):
+                image = fastnn.functional.conv2d(x[i : i + 1], weight, bias, groups=groups)
+                torch.testing.assert_close(y[i : i + 1], image, rtol=1e-6, atol=1e-5)
+
+
 def test_pointwise_layers_in_groups_are_products():
     """One image of any number of channels, batches of five and more in a group; shift took up to 3 times as long."""
     layers = [((1, 1, 112), 10, 1), ((1, 8, 112), 16, 4), ((8, 240, 28), 60, 3), ((8, 24, 56), 48, 4)]

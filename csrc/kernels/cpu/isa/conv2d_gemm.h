@@ -3,6 +3,7 @@
 #include "conv2d_problem.h"
 #include "gemm_core.h"
 #include "lanes.h"
+#include "rows.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
@@ -126,6 +127,9 @@ struct ConvStore {
   bool taps_channel_last;    // order of taps: (r, s, c) instead of (c, r, s)
   const float* row_bias;     // or null
   const float* column_bias;  // or null; whole vectors are readable
+  bool streams = false;      // whole tiles past the caches: their vectors are aligned and no sum is added to
+
+  void end() const { end_streams(streams); }
 
   int64_t channel_stride() const { return columns == Axis::taps ? d->wk : d->yk; }
 
@@ -180,18 +184,27 @@ struct ConvStore {
       if (rows == Axis::channels || (rows == Axis::pixels && pixels_flat())) {
         const int64_t step = rows == Axis::pixels ? d->yw : channel_stride();
         if (nb == NV * V::N) {
-          const auto each = [&](const auto& f) __attribute__((always_inline)) {
+          const auto each = [&](const auto& f, const auto& write) __attribute__((always_inline)) {
             for_whole_tile(t, mb, at + m0 * step, step,
                            [&](V v, float* to, int i, int j)
-                               __attribute__((always_inline)) { f(v, to, i, j).store(to); });
+                               __attribute__((always_inline)) { write(f(v, to, i, j), to); });
           };
-          if (!first) each([](V v, float* to, int, int) __attribute__((always_inline)) { return v + V::load(to); });
-          else if (row_bias)
-            each([&](V v, float*, int i, int) __attribute__((always_inline)) { return v + V::set1(row_bias[m0 + i]); });
-          else if (column_bias)
-            each([&](V v, float*, int, int j)
-                     __attribute__((always_inline)) { return v + V::load(column_bias + n0 + j); });
-          else each([](V v, float*, int, int) __attribute__((always_inline)) { return v; });
+          const auto results = [&](const auto& write) __attribute__((always_inline)) {
+            if (row_bias)
+              each([&](V v, float*, int i, int)
+                       __attribute__((always_inline)) { return v + V::set1(row_bias[m0 + i]); },
+                   write);
+            else if (column_bias)
+              each([&](V v, float*, int, int j)
+                       __attribute__((always_inline)) { return v + V::load(column_bias + n0 + j); },
+                   write);
+            else each([](V v, float*, int, int) __attribute__((always_inline)) { return v; }, write);
+          };
+          const auto store = [](V v, float* to) __attribute__((always_inline)) { v.store(to); };
+          if (!first)
+            each([](V v, float* to, int, int) __attribute__((always_inline)) { return v + V::load(to); }, store);
+          else if (streams) results([](V v, float* to) __attribute__((always_inline)) { stream(v, to); });
+          else results(store);
           return;
         }
         for (int i = 0; i < mb; ++i) row[i] = (m0 + i) * step;

@@ -22,6 +22,7 @@
 //            adds a tile of the product to C: `first` and `last` tell whether it is the first and the last K chunk.
 //            Store::kAccumulates says that it can add to C between chunks; if not, the driver sums the chunks in the
 //            workspace and calls the store once with first = last = true. for_tile() walks over a tile's vectors.
+//   store.end(), if it has one, is called by every thread after its last tile.
 //   gemm_pack_panel() (gemm_pack.h) packs any strided matrix and GemmStore writes any strided one.
 //
 // The bits do not depend on the number of threads: threads share out M and N; K is cut into chunks by plan.kc,
@@ -418,6 +419,7 @@ void gemm_blocked(const GemmPlan& plan, void* workspace, const PackA& pack_a, co
           gemm_task<A>(plan, a_block, b_panel, m0, m1, n0, n1, k0, k1, pack_a, pack_b, store);
         }
       }
+      if constexpr (requires { store.end(); }) store.end();
     }
   });
   if (plan.splits > 1) gemm_flush<A>(partial, ld, plan.splits, plan.m * ld, 0, plan.m, 0, plan.n, store);
