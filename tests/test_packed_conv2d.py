@@ -43,6 +43,9 @@ SHAPES = [
     (20, 20, 17, 19, 3, 2, 1, 1, 20, "depthwise"),
     (48, 48, 7, 7, 5, 1, 2, 1, 48, "depthwise"),
     (16, 16, 11, 11, 3, 1, 2, 2, 16, "depthwise"),
+    (100, 100, 13, 22, 3, 1, 1, 1, 100, "depthwise"),  # four vectors of channels together, two and less than one
+    (88, 88, 9, 30, 5, 2, 2, 1, 88, "depthwise"),
+    (64, 64, 110, 102, 3, 2, 1, 1, 64, "depthwise"),  # three images leave the caches
     (18, 18, 10, 10, 7, 3, 3, 1, 18, "depthwise"),
     (6, 6, 2, 1, 5, 2, 3, 1, 6, "depthwise"),
 ]
