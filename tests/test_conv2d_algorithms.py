@@ -138,6 +138,24 @@ def test_large_pointwise_results(isa, layout):
                 torch.testing.assert_close(y[i : i + 1], image, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+def test_thin_layers_of_planes_in_pages(isa):
+    """Tiles of rows that run over all pixels one after the other: whole ones, a last one that is none, and groups."""
+    assert fastnn._C.set_isa(isa)
+    generator = torch.Generator().manual_seed(17)
+    for n, c, size, k, groups in [(5, 4, 32, 96, 1), (3, 3, 64, 31, 1), (6, 16, 32, 60, 2), (9, 8, 32, 15, 1)]:
+        x = torch.randn(n, c, size, size, generator=generator)
+        weight = torch.randn(k, c // groups, 1, 1, generator=generator)
+        for bias in (torch.randn(k, generator=generator), None):
+
+            def thin(x=x, weight=weight, bias=bias, groups=groups):
+                return [fastnn.functional.conv2d(x, weight, bias, groups=groups)]
+
+            assert_same_bits_for_every_thread_count(thin)
+            exact = torch_conv2d(x.double(), weight.double(), None if bias is None else bias.double(), groups=groups)
+            torch.testing.assert_close(thin()[0].double(), exact, rtol=1e-5, atol=1e-5)
+
+
 def test_pointwise_layers_in_groups_are_products():
     """One image of any number of channels, batches of five and more in a group; shift took up to 3 times as long."""
     layers = [((1, 1, 112), 10, 1), ((1, 8, 112), 16, 4), ((8, 240, 28), 60, 3), ((8, 24, 56), 48, 4)]
