@@ -2,8 +2,11 @@
 // calls the step ops. Nothing outlives the call, so no change of parameters, gradients, state or options can go stale.
 #include <ATen/ops/empty_like.h>
 #include <ATen/record_function.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
+
+#include <unordered_map>
 
 #include "optim.h"
 
@@ -155,29 +158,42 @@ struct Tensors {
   Borrowed params, state[4];
   std::vector<Tensor> grads;  // counted: a backward pass in another thread may replace them without the GIL
   int64_t elements = 0;       // of the parameters
+  bool owned = false;
 
-  // Steps of fewer elements, 0.1 ms, keep the GIL.
-  bool is_brief() const { return elements < 1 << 19; }
-  void own_if_long() {
-    if (is_brief()) return;
+  void own() {
     params.own();
     for (Borrowed& s : state) s.own();
+    owned = true;
   }
 };
+
+// Whether Python may run before a step of so many elements is done: short ones, 0.1 ms, keep the GIL. Then the tensors
+// of every group have to be owned, also those of a short one that waits for a long one.
+bool lets_python_run(int64_t elements) {
+  return elements >= 1 << 19 || c10::impl::TorchDispatchModeTLS::any_modes_set();
+}
+
 using Names = std::array<const Key*, 4>;
 
-// Looks parameters up in the order in which torch put them into `state`, so that most are found without hashing them,
-// which for a tensor is a call of a Python function.
+// Looks parameters up in the order in which torch put them into `state`, the others by address: to hash a tensor is a
+// call of a Python function, and Python must not run while tensors are borrowed.
 class StateReader {
  public:
   explicit StateReader(PyObject* state) : state_(state) { advance(); }
 
   // The parameter's state, or null.
   PyObject* of(PyObject* param) {
-    if (param != key_) return find(state_, param);
-    PyObject* const found = value_;
-    advance();
-    return found;
+    if (param == key_) {
+      PyObject* const found = value_;
+      advance();
+      return found;
+    }
+    if (by_address_.empty()) {
+      PyObject *key, *value;
+      for (Py_ssize_t at = 0; PyDict_Next(state_, &at, &key, &value);) by_address_.emplace(key, value);
+    }
+    const auto found = by_address_.find(param);
+    return found == by_address_.end() ? nullptr : found->second;
   }
   void pass(PyObject* param) {
     if (param == key_) advance();
@@ -190,6 +206,7 @@ class StateReader {
 
   PyObject *state_, *key_ = nullptr, *value_ = nullptr;
   Py_ssize_t position_ = 0;
+  std::unordered_map<PyObject*, PyObject*> by_address_;
 };
 
 Reason gather(PyObject* params, StateReader& state, const Names& names, Tensors& out) {
@@ -220,17 +237,16 @@ Reason gather(PyObject* params, StateReader& state, const Names& names, Tensors&
       out.state[slot].push_back(*value);
     }
   }
-  out.own_if_long();
   return nullptr;
 }
 
-// Calls a step op below autograd (step() runs without gradients, whatever the caller's grad mode), a long one without
-// the GIL.
+// Calls a step op below autograd (step() runs without gradients, whatever the caller's grad mode), without the GIL
+// where the tensors are owned.
 template <class Op, class... Args>
 void call(Tensors& t, const Args&... args) {
   if (t.grads.empty()) return;
   std::optional<py::gil_scoped_release> release;
-  if (!t.is_brief()) release.emplace();
+  if (t.owned) release.emplace();
   at::AutoDispatchBelowAutograd guard;
   Op::handle().call(t.params, t.grads, args...);
 }
@@ -251,6 +267,7 @@ Reason step_groups(const py::list& groups, const py::dict& state, const Read& re
   if (!enabled()) return kDisabled;
   std::vector<Group> ready(groups.size());
   StateReader reader(state.ptr());
+  int64_t elements = 0;
   for (size_t i = 0; i < ready.size(); ++i) {
     Group& g = ready[i];
     Options options(PyList_GET_ITEM(groups.ptr(), i));
@@ -268,7 +285,10 @@ Reason step_groups(const py::list& groups, const py::dict& state, const Read& re
     if (Reason reason = gather(params, reader, names, t)) return reason;
     if (Reason reason = why_not_steppable(t.params, t.grads, {t.state[1], t.state[2], t.state[3]}, t.state[0]))
       return reason;
+    elements += t.elements;
   }
+  if (lets_python_run(elements))
+    for (Group& g : ready) g.tensors.own();
   for (Group& g : ready) step(g, g.tensors, g.tensors.state);
   return nullptr;
 }
@@ -363,6 +383,7 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
   if (!enabled()) return kDisabled;
   std::vector<SgdGroup> ready(groups.size());
   StateReader reader(state.ptr());
+  int64_t elements = 0;
   for (size_t i = 0; i < ready.size(); ++i) {
     SgdGroup& g = ready[i];
     Options options(PyList_GET_ITEM(groups.ptr(), i));
@@ -377,6 +398,7 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
     if (!options.ok()) return kOptions;
     Tensors all;
     if (Reason reason = gather(params, reader, Names{}, all)) return reason;
+    elements += all.elements;
     if (Reason reason = why_not_steppable(all.params, all.grads, {}, {})) return reason;
     if (g.momentum == 0) {
       g.old = std::move(all);
@@ -398,7 +420,6 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
       Tensors& t = first ? g.first : g.old;
       t.params.push_back(all.params[at]);
       t.grads.push_back(all.grads[at]);
-      t.elements += all.params[at].numel();
       if (first) {
         g.owners.push_back(object);
         buffer = &g.buffers.emplace_back(at::empty_like(all.grads[at]));
@@ -406,9 +427,10 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
       t.state[0].push_back(*buffer);
       ++at;
     }
-    g.old.own_if_long(), g.first.own_if_long();
     if (Reason reason = why_not_steppable(g.old.params, g.old.grads, {g.old.state[0]}, {})) return reason;
   }
+  if (lets_python_run(elements))
+    for (SgdGroup& g : ready) g.old.own(), g.first.own();
   for (SgdGroup& g : ready) {
     for (Tensors* t : {&g.old, &g.first})
       call<SgdStep>(*t, t->state[0], g.lr, g.momentum, g.dampening, g.weight_decay, g.nesterov, g.maximize,
