@@ -197,6 +197,33 @@ def test_nothing_is_kept(name, elements):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_an_option_that_runs_python(name):
+    """Asked for its truth, the second group's takes the first group's parameter away: what is there then is stepped."""
+
+    def parameter():
+        p = torch.nn.Parameter(torch.ones(1000))
+        p.grad = torch.ones_like(p)
+        return p
+
+    old, other, new = parameter(), parameter(), parameter()
+    optimizer = getattr(fastnn.optim, name)([{"params": [old]}, {"params": [other]}], lr=1e-2, **FULL[name])
+    optimizer.step()
+    before = old.detach().clone()
+    optimizer.state[new] = optimizer.state.pop(old)
+    del old
+
+    class Replaces:
+        def __bool__(self):
+            optimizer.param_groups[0]["params"][0] = new
+            return False
+
+    optimizer.param_groups[1]["maximize"] = Replaces()
+    optimizer.step()
+    assert not new.detach().eq(1).any() and not other.detach().eq(before).any()
+    assert fastnn.fallbacks() == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_goes_stale(name):
     """Data, gradients, state and options replaced between steps, behind autograd's back."""
     ps, qs = parameters(), parameters()

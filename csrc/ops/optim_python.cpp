@@ -48,7 +48,7 @@ const Tensor* as_tensor(PyObject* object) {
 // One param_group's options. A value the kernels cannot use makes ok() false.
 class Options {
  public:
-  explicit Options(PyObject* group) : group_(PyDict_Check(group) ? group : nullptr), ok_(group_) {}
+  explicit Options(py::object group) : group_(std::move(group)), ok_(PyDict_Check(group_.ptr())) {}
   bool ok() const { return ok_; }
 
   template <OpName Name>
@@ -90,18 +90,18 @@ class Options {
   void refuse() {
     if (flag<Name>()) ok_ = false;
   }
-  PyObject* params() {
+  py::object params() {
     PyObject* list = find<"params">();
-    if (list && PyList_Check(list)) return list;
+    if (list && PyList_Check(list)) return py::reinterpret_borrow<py::object>(list);
     ok_ = false;
-    return nullptr;
+    return {};
   }
 
  private:
   template <OpName Name>
   PyObject* find() {
     static const Key key(Name.text);
-    return ok_ ? ops::find(group_, key()) : nullptr;
+    return ok_ ? ops::find(group_.ptr(), key()) : nullptr;
   }
   double number(PyObject* value) {
     if (!value || PyBool_Check(value) || !(PyFloat_Check(value) || PyLong_Check(value))) return fail();
@@ -114,7 +114,7 @@ class Options {
     return 0;
   }
 
-  PyObject* group_;
+  py::object group_;
   bool ok_;
 };
 
@@ -135,7 +135,7 @@ class Borrowed {
       for (Tensor& t : list_) Traits::destroyBorrow(t);
   }
   void reserve(size_t count) { list_.reserve(count); }
-  void push_back(const Tensor& t) { list_.push_back(Traits::createBorrow(t)); }
+  void push_back(const Tensor& t) { list_.push_back(owned_ ? t : Traits::createBorrow(t)); }
   void own() {
     if (owned_) return;
     for (Tensor& t : list_) {
@@ -253,6 +253,8 @@ void call(Tensors& t, const Args&... args) {
 
 // What all groups have in common: numbers that every optimizer here knows.
 struct Group {
+  py::object params;
+  Names names;
   Tensors tensors;
   double lr, eps, weight_decay;
   bool maximize;
@@ -260,17 +262,16 @@ struct Group {
   bool flag;
 };
 
-// Reads all groups before the first is stepped: a reason is given while nothing has changed. `read` takes the options
-// that are not common and returns the names of the state, the counter's first.
+// Reads all groups before the first is stepped: a reason is given while nothing has changed. Options come before any
+// tensor, for to ask one for its truth may run Python. `read` takes those that are not common and returns the names of
+// the state, the counter's first.
 template <class Read, class Step>
 Reason step_groups(const py::list& groups, const py::dict& state, const Read& read, const Step& step) {
   if (!enabled()) return kDisabled;
   std::vector<Group> ready(groups.size());
-  StateReader reader(state.ptr());
-  int64_t elements = 0;
   for (size_t i = 0; i < ready.size(); ++i) {
     Group& g = ready[i];
-    Options options(PyList_GET_ITEM(groups.ptr(), i));
+    Options options(groups[i]);
     g.lr = options.rate<"lr">();
     g.eps = options.number<"eps">();
     g.weight_decay = options.number<"weight_decay">();
@@ -278,11 +279,15 @@ Reason step_groups(const py::list& groups, const py::dict& state, const Read& re
     options.refuse<"differentiable">();
     options.refuse<"capturable">();
     if (options.is_tensor<"lr">()) options.refuse<"foreach">();
-    const Names names = read(options, g);
-    PyObject* const params = options.params();
+    g.names = read(options, g);
+    g.params = options.params();
     if (!options.ok()) return kOptions;
+  }
+  StateReader reader(state.ptr());
+  int64_t elements = 0;
+  for (Group& g : ready) {
     Tensors& t = g.tensors;
-    if (Reason reason = gather(params, reader, names, t)) return reason;
+    if (Reason reason = gather(g.params.ptr(), reader, g.names, t)) return reason;
     if (Reason reason = why_not_steppable(t.params, t.grads, {t.state[1], t.state[2], t.state[3]}, t.state[0]))
       return reason;
     elements += t.elements;
@@ -368,25 +373,23 @@ Reason adadelta_step(const py::list& groups, const py::dict& state) {
       });
 }
 
-// ---- SGD: its buffers begin as the first gradient
-// ---------------------------------------------------------------------
+// ---- SGD: its buffers begin as the first gradient ------------------------------------------------------------------
 
 Reason sgd_step(const py::list& groups, const py::dict& state) {
   static const Key momentum_buffer("momentum_buffer");
   struct SgdGroup {
-    Tensors old, first;             // state[0]: momentum buffers; those of `first` are to be filled
-    std::vector<PyObject*> owners;  // the parameters of `first`
-    std::vector<Tensor> buffers;    // and their new buffers
+    py::object params;
+    Tensors old, first;              // state[0]: momentum buffers; those of `first` are to be filled
+    std::vector<py::object> owners;  // the parameters of `first`
+    std::vector<Tensor> buffers;     // and their new buffers
     double lr, momentum, dampening, weight_decay;
     bool nesterov, maximize;
   };
   if (!enabled()) return kDisabled;
   std::vector<SgdGroup> ready(groups.size());
-  StateReader reader(state.ptr());
-  int64_t elements = 0;
   for (size_t i = 0; i < ready.size(); ++i) {
     SgdGroup& g = ready[i];
-    Options options(PyList_GET_ITEM(groups.ptr(), i));
+    Options options(groups[i]);
     g.lr = options.rate<"lr">();
     g.momentum = options.number<"momentum">();
     g.dampening = options.number<"dampening">();
@@ -394,8 +397,14 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
     g.nesterov = options.flag<"nesterov">();
     g.maximize = options.flag<"maximize">();
     options.refuse<"differentiable">();
-    PyObject* const params = options.params();
+    g.params = options.params();
     if (!options.ok()) return kOptions;
+  }
+  StateReader reader(state.ptr());
+  int64_t elements = 0;
+  bool begins = false;
+  for (SgdGroup& g : ready) {
+    PyObject* const params = g.params.ptr();
     Tensors all;
     if (Reason reason = gather(params, reader, Names{}, all)) return reason;
     elements += all.elements;
@@ -420,23 +429,23 @@ Reason sgd_step(const py::list& groups, const py::dict& state) {
       Tensors& t = first ? g.first : g.old;
       t.params.push_back(all.params[at]);
       t.grads.push_back(all.grads[at]);
-      if (first) {
-        g.owners.push_back(object);
-        buffer = &g.buffers.emplace_back(at::empty_like(all.grads[at]));
-      }
-      t.state[0].push_back(*buffer);
+      if (first) g.owners.push_back(py::reinterpret_borrow<py::object>(object));
+      else t.state[0].push_back(*buffer);
       ++at;
     }
+    begins |= !g.owners.empty();
     if (Reason reason = why_not_steppable(g.old.params, g.old.grads, {g.old.state[0]}, {})) return reason;
   }
-  if (lets_python_run(elements))
+  if (begins || lets_python_run(elements))  // a new buffer and its place in `state` may run Python, too
     for (SgdGroup& g : ready) g.old.own(), g.first.own();
+  for (SgdGroup& g : ready)
+    for (const Tensor& grad : g.first.grads) g.first.state[0].push_back(g.buffers.emplace_back(at::empty_like(grad)));
   for (SgdGroup& g : ready) {
     for (Tensors* t : {&g.old, &g.first})
       call<SgdStep>(*t, t->state[0], g.lr, g.momentum, g.dampening, g.weight_decay, g.nesterov, g.maximize,
                     t == &g.first);
     for (size_t k = 0; k < g.owners.size(); ++k) {
-      py::object entry = py::reinterpret_borrow<py::object>(state)[py::handle(g.owners[k])];
+      py::object entry = py::reinterpret_borrow<py::object>(state)[g.owners[k]];
       entry[py::handle(momentum_buffer())] = py::reinterpret_steal<py::object>(THPVariable_Wrap(g.buffers[k]));
     }
   }
