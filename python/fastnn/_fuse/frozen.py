@@ -8,12 +8,20 @@ from torch.utils._pytree import tree_map_only
 
 from fastnn import modules
 from fastnn._fuse import layers
-from fastnn._fuse.trace import has_hooks, is_fresh, is_library, mutated, quiet_between
+from fastnn._fuse.trace import (
+    ADDITIONS,
+    CONVS,
+    LINEARS,
+    NORMS_2D,
+    is_fresh,
+    is_library,
+    is_plain,
+    mutated,
+    only_user,
+    quiet_between,
+)
 from fastnn.modules._script import refuse_script
 
-CONVS = (torch.nn.Conv2d, modules.Conv2d)
-LINEARS = (torch.nn.Linear, modules.Linear)
-NORMS_2D = (torch.nn.BatchNorm2d, modules.BatchNorm2d)
 NORMS_1D = (torch.nn.BatchNorm1d, modules.BatchNorm1d)
 DROPPED = (
     torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.Dropout3d,
@@ -28,7 +36,6 @@ ACTIVATION_FUNCTIONS = {
     torch.nn.functional.relu6: "relu6", torch.nn.functional.silu: "silu", torch.nn.functional.hardswish: "hardswish",
 }  # fmt: skip
 LABELS = {"relu": "ReLU", "relu6": "ReLU6", "silu": "SiLU", "hardswish": "Hardswish"}
-ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
 def _is_channels_last(t):
@@ -70,10 +77,6 @@ class FrozenModel(torch.nn.Module):
         return self
 
 
-def _plain(module, kinds):
-    return type(module) in kinds and "forward" not in module.__dict__ and not has_hooks(module)
-
-
 def _norms_by_statistics(norm):
     return not norm.training and norm.running_mean is not None and norm.running_var is not None
 
@@ -113,7 +116,7 @@ class _Freezer:
             dropout = node.op == "call_function" and node.target is torch.nn.functional.dropout
             if dropout:
                 training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-            if (module is not None and _plain(module, DROPPED)) or (dropout and training is False):
+            if (module is not None and is_plain(module, DROPPED)) or (dropout and training is False):
                 node.replace_all_uses_with(node.args[0] if node.args else node.kwargs["input"])
                 self.graph.erase_node(node)
 
@@ -135,11 +138,11 @@ class _Freezer:
         module = self.find(node)
         if module is None or len(node.args) != 1 or node.kwargs:
             return
-        if _plain(module, CONVS):
+        if is_plain(module, CONVS):
             self.frozen[node] = layers.FrozenConv2d(module)
-        elif _plain(module, LINEARS):
+        elif is_plain(module, LINEARS):
             self.frozen[node] = layers.FrozenLinear(module)
-        elif _plain(module, NORMS_2D + NORMS_1D) and _norms_by_statistics(module):
+        elif is_plain(module, NORMS_2D + NORMS_1D) and _norms_by_statistics(module):
             m = module
             values = m.running_mean, m.running_var, m.weight, m.bias, m.eps
             self.frozen[node] = layers.FrozenBatchNorm(type(m).__name__, *values)
@@ -177,9 +180,6 @@ class _Freezer:
                     of = of.args[0]
                 node.args = (of, *node.args[1:])
 
-    def only_user(self, node):
-        return next(iter(node.users)) if len(node.users) == 1 else None
-
     def absorb(self, node, last, residual=None):
         """Node moves to the place of `last`, whose value it now computes."""
         with self.graph.inserting_before(last):
@@ -190,7 +190,7 @@ class _Freezer:
         return moved
 
     def fold_norm(self, node):
-        layer, user = self.frozen.get(node), self.only_user(node)
+        layer, user = self.frozen.get(node), only_user(node)
         norm = self.frozen.get(user)
         if not isinstance(norm, layers.FrozenBatchNorm) or not self.is_product(node):
             return
@@ -213,9 +213,9 @@ class _Freezer:
             return ""
         if user.op == "call_module":
             module = self.find(user)
-            if _plain(module, (torch.nn.Hardtanh,)):
+            if is_plain(module, (torch.nn.Hardtanh,)):
                 return "relu6" if (module.min_val, module.max_val) == (0, 6) else ""
-            return ACTIVATIONS.get(type(module), "") if _plain(module, ACTIVATIONS) else ""
+            return ACTIVATIONS.get(type(module), "") if is_plain(module, ACTIVATIONS) else ""
         if user.op == "call_method":
             return "relu" if user.target in ("relu", "relu_") else ""
         plain = user.op == "call_function" and len(user.args) == 1 and not set(user.kwargs) - {"inplace"}
@@ -242,14 +242,14 @@ class _Freezer:
         """Joins an addition and an activation to a frozen layer."""
         if node not in self.frozen:
             return
-        layer, user = self.frozen[node], self.only_user(node)
+        layer, user = self.frozen[node], only_user(node)
         residual = self.residual_of(user, node)
         if residual is not None:
             moved = self.absorb(node, user, residual)
             for old in (user, node):
                 self.graph.erase_node(old)
             layer.fused.append("add")
-            node, user = moved, self.only_user(moved)
+            node, user = moved, only_user(moved)
         activation = self.activation_of(user, node)
         if not activation or (activation != "relu" and isinstance(layer, layers.FrozenBatchNorm)):
             return
@@ -264,7 +264,7 @@ class _Freezer:
 
     def join_norm(self, node):
         """Puts a norm and its ReLU into the 1x1 convolution behind them."""
-        norm, user = self.frozen.get(node), self.only_user(node)
+        norm, user = self.frozen.get(node), only_user(node)
         conv = self.frozen.get(user)
         if not isinstance(norm, layers.FrozenBatchNorm) or not isinstance(conv, layers.FrozenConv2d):
             return

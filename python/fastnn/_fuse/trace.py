@@ -10,6 +10,7 @@ import sys
 import torch
 from torch import fx
 
+from fastnn import modules
 from fastnn._fuse.layers import Frozen
 
 LIBRARY = ("torch.nn", "fastnn.modules", "fastnn._fuse")
@@ -103,6 +104,11 @@ class Tracer(fx.Tracer):
 def has_hooks(module):
     """Whether something looks at the module's calls, so that they have to happen as written."""
     return any(getattr(module, name, None) for name in _HOOKS)
+
+
+def is_plain(module, kinds):
+    """Whether the module is exactly of one of these types, without hooks and without a forward() of its own."""
+    return type(module) in kinds and "forward" not in module.__dict__ and not has_hooks(module)
 
 
 def is_library(module):
@@ -231,6 +237,16 @@ def trace(module, leaves, training, forms=None, constants=False):
 
 
 # ---- what a node does ----------------------------------------------------------------------------------------------
+
+CONVS = (torch.nn.Conv2d, modules.Conv2d)
+LINEARS = (torch.nn.Linear, modules.Linear)
+NORMS_2D = (torch.nn.BatchNorm2d, modules.BatchNorm2d)
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+def only_user(node):
+    """The one node that reads this one's value; None when there are several or none."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def mutated(node, module):

@@ -12,20 +12,26 @@ from torch import fx
 
 from fastnn import functional as F
 from fastnn import modules
-from fastnn._fuse.trace import CannotTrace, has_hooks, is_library, quiet_between, required_arguments, trace
+from fastnn._fuse.trace import (
+    ADDITIONS,
+    CONVS,
+    LINEARS,
+    NORMS_2D,
+    CannotTrace,
+    is_library,
+    is_plain,
+    only_user,
+    quiet_between,
+    required_arguments,
+    trace,
+)
 from fastnn.modules._script import refuse_script
 from fastnn.modules.batch_norm import _apply
 
-NORMS = (torch.nn.BatchNorm2d, modules.BatchNorm2d)
 RELUS = (torch.nn.ReLU, modules.ReLU)
-PRODUCTS = (torch.nn.Conv2d, modules.Conv2d, torch.nn.Linear, modules.Linear)
+PRODUCTS = CONVS + LINEARS
 RELU_FUNCTIONS = (torch.relu, torch.relu_, torch.nn.functional.relu, torch.nn.functional.relu_)
 LISTS = (torch.nn.ModuleList, torch.nn.ModuleDict)
-ADDITIONS = (operator.add, operator.iadd, torch.add)
-
-
-def _plain(module, kinds):
-    return type(module) in kinds and "forward" not in module.__dict__ and not has_hooks(module)
 
 
 def _activate(relu, x):
@@ -36,29 +42,25 @@ def _activate(relu, x):
 
 
 def norm_relu(norm, relu, x):
-    if _plain(norm, NORMS) and (relu is None or _plain(relu, RELUS)):
+    if is_plain(norm, NORMS_2D) and (relu is None or is_plain(relu, RELUS)):
         return _apply(norm, F.batch_norm_relu, x)
     return _activate(relu, norm(x))
 
 
 def norm_add_relu(norm, relu, x, residual):
-    if _plain(norm, NORMS) and (relu is None or _plain(relu, RELUS)) and residual.shape == x.shape:
+    if is_plain(norm, NORMS_2D) and (relu is None or is_plain(relu, RELUS)) and residual.shape == x.shape:
         return _apply(norm, F.batch_norm_add_relu, x, residual)
     return _activate(relu, norm(x) + residual)
 
 
 def product_relu(layer, relu, x):
     """The activation overwrites the product's own output: no second tensor, and backward needs but one."""
-    if _plain(layer, PRODUCTS) and (relu is None or _plain(relu, RELUS)):
+    if is_plain(layer, PRODUCTS) and (relu is None or is_plain(relu, RELUS)):
         return F.relu(layer(x), True)
     return _activate(relu, layer(x))
 
 
 # ---- finding them --------------------------------------------------------------------------------------------------
-
-
-def _only_user(node):
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _added(addition, node):
@@ -80,10 +82,10 @@ def _rewrite(module, graph):
 
     def relu_after(node):
         """The node of a ReLU that is all that happens to this one's value."""
-        user = _only_user(node)
+        user = only_user(node)
         if user is None or len(user.args) < 1 or user.args[0] is not node:
             return None
-        if user.op == "call_module" and _plain(find(user), RELUS):
+        if user.op == "call_module" and is_plain(find(user), RELUS):
             return user
         if user.op == "call_method" and user.target in ("relu", "relu_"):
             return user
@@ -96,13 +98,13 @@ def _rewrite(module, graph):
             continue
         x, names, residual, function = node.args[0], [node.target], None, None
         last = relu_after(node)
-        if _plain(layer, NORMS):
+        if is_plain(layer, NORMS_2D):
             function = norm_relu
-            addition = _only_user(node)
+            addition = only_user(node)
             if last is None and addition is not None and _added(addition, node) is not None:
                 last, residual, function = relu_after(addition), _added(addition, node), norm_add_relu
                 names.append("add")
-        elif _plain(layer, PRODUCTS):
+        elif is_plain(layer, PRODUCTS):
             function = product_relu
         if function is None or last is None or not quiet_between(node, last, find):
             continue
@@ -237,7 +239,7 @@ def fuse(model):
             continue
         if isinstance(module, (fx.GraphModule, torch.jit.ScriptModule)) or "forward" in module.__dict__:
             continue
-        if not any(type(m) in NORMS + PRODUCTS for m in module.children()):
+        if not any(type(m) in NORMS_2D + PRODUCTS for m in module.children()):
             continue
         plan = Plan()
         try:
