@@ -14,8 +14,8 @@ struct Epilogue {
 };
 
 namespace cuda {
-// conv2d(p, stream) and gemm(p, stream) are these with nothing
-// behind the sum. Of a convolution, the forward pass alone.
+// conv2d(p, stream) and gemm(p, stream) are these with nothing behind the sum. Of a convolution, the forward pass
+// alone.
 Status conv2d(const Conv2dParams& p, const Epilogue& epilogue, CUstream_st* stream);
 Status gemm(const GemmParams& p, const Epilogue& epilogue, CUstream_st* stream);
 }  // namespace cuda

@@ -34,7 +34,7 @@ struct PackedConv2dParams {
 constexpr int64_t kPackedConv2dMaxWorkspace = 32 << 20;
 
 namespace cpu {
-// The algorithm for these sizes; strides, pointers and the number of threads are not read. `strict`: never Winograd.
+// The algorithm for these sizes, no Winograd if conv2d_strict(); strides, pointers and thread counts are not read.
 PackedConv2dAlgorithm packed_conv2d_choose(const PackedConv2dParams& p);
 // Bytes of p.packed, a function of the weight's sizes, the algorithm and the ISA. What it holds depends on the image's
 // layout too: by input_stride_w == 1, Winograd orders a stride's phases.

@@ -1,5 +1,5 @@
-// Loop parallelism without a thread pool of our own: the host
-// (torch) lends its parallel_for through a function pointer.
+// Loop parallelism without a thread pool of our own: the host (torch) lends its parallel_for through a function
+// pointer.
 #pragma once
 #include "common.h"
 

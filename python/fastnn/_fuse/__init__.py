@@ -68,7 +68,8 @@ def fuse(model):
     In evaluation mode a frozen copy is returned, for inference alone (a gradient raises): batch norms are folded into
     the convolution or linear layer before them, additions and activations are joined to it, and weights are stored as
     the kernels read them. Changing the model afterwards does not change the copy. Outputs are those of the model up to
-    the rounding of the folded weights and, for 3x3 and 5x5 convolutions, the bound of fastnn.set_strict_conv().
+    the rounding of the folded weights and, where a convolution runs by Winograd's algorithm, the bound that
+    fastnn.set_strict_conv() names.
 
     Layers of torch.nn and of fastnn are fused alike; convert() beforehand moves the others to fastnn as well.
 
