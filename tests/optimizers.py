@@ -118,6 +118,13 @@ def set_grads(step, *parameter_lists):
             p.grad = gradient.to(p.dtype)
 
 
+def step_together(step, *optimizers):
+    """One step of every optimizer, each with the gradients that set_grads() gives its parameters."""
+    set_grads(step, *([p for group in o.param_groups for p in group["params"]] for o in optimizers))
+    for o in optimizers:
+        o.step()
+
+
 def tolerance(dtype):
     return {torch.float32: 2e-6, torch.float64: 1e-14}[dtype]
 

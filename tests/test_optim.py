@@ -19,6 +19,7 @@ from optimizers import (
     parameters,
     reference,
     set_grads,
+    step_together,
 )
 
 import fastnn
@@ -199,7 +200,5 @@ def test_parameters_that_share_memory(name):
     assert ps[1].data_ptr() == ps[0][10_000:].data_ptr()
     ours, torchs = pair(name, ps, qs, lr=1e-2, **FULL[name])
     for step in range(3):
-        set_grads(step, ps, qs)
-        ours.step()
-        torchs.step()
+        step_together(step, ours, torchs)
     assert_same(ps, qs)

@@ -16,6 +16,7 @@ from optimizers import (
     parameters,
     reference,
     set_grads,
+    step_together,
 )
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,9 +32,7 @@ def test_checkpoints_continue(name, direction):
     ps, qs = parameters(), parameters()
     ours, torchs = pair(name, ps, qs, lr=1e-2, **FULL[name])
     for step in range(5):
-        set_grads(step, ps, qs)
-        ours.step()
-        torchs.step()
+        step_together(step, ours, torchs)
     source, target_class, start = (
         (torchs, getattr(fastnn.optim, name), qs) if direction == "torch to fastnn" else (ours, reference(name), ps)
     )
@@ -59,13 +58,11 @@ def test_pickle_and_deepcopy(name):
             if step == 3:
                 ours = clone(ours)
                 ps = ours.param_groups[0]["params"]
-            set_grads(step, ps, qs)
-            ours.step()
-            torchs.step()
+            step_together(step, ours, torchs)
         assert_same(ps, qs)
 
 
-# ---- how step() is used ----------------------------------------------------------------------------------------------
+# ---- how step() is used --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,9 +100,7 @@ def test_scheduler_is_heard(name, tensor):
         for o in (ours, torchs)
     ]
     for step in range(20):
-        set_grads(step, ps, qs)
-        ours.step()
-        torchs.step()
+        step_together(step, ours, torchs)
         for s in schedulers[: 2 if step < 19 else 0]:
             s.step()
     assert_same(ps, qs)
@@ -120,9 +115,7 @@ def test_tensor_learning_rates(name):
         for step in range(20):
             if step == 10:
                 lr.mul_(0.5)
-            set_grads(step, ps, qs)
-            ours.step()
-            torchs.step()
+            step_together(step, ours, torchs)
         assert_same(ps, qs)
     assert fastnn.fallbacks() == {}
 
@@ -323,12 +316,12 @@ def test_versions_are_bumped(name):
         y.backward()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [*((name, {}) for name in NAMES), *((name, {"fused": True}) for name in ("Adam", "AdamW", "SGD", "Adagrad"))],
+)
 def test_grad_scaler(name, fused):
-    if fused and name not in ("Adam", "AdamW", "SGD", "Adagrad"):
-        fused = None
-    kwargs = {"lr": 1e-2, **FULL[name], **({"fused": True} if fused else {})}
+    kwargs = {"lr": 1e-2, **FULL[name], **fused}
     ps, qs = parameters(), parameters()
     ours, torchs = pair(name, ps, qs, **kwargs)
     scalers = [torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2) for _ in range(2)]
@@ -342,7 +335,7 @@ def test_grad_scaler(name, fused):
     assert_same(ps, qs)
 
 
-# ---- what goes to torch's own step -----------------------------------------------------------------------------------
+# ---- what goes to torch's own step ---------------------------------------------------------------------------------
 
 
 def run_twice(name, make, kwargs=None, steps=3):
@@ -471,36 +464,37 @@ def test_subclass_and_repr():
         assert repr(ours) == repr(torchs)
 
 
-# ---- the ops ---------------------------------------------------------------------------------------------------------
+# ---- the ops -------------------------------------------------------------------------------------------------------
 
 
-def op_arguments(op):
-    def make():
-        return [torch.rand(3, 2), torch.rand(5)]
-
-    steps = [torch.tensor(2.0), torch.tensor(0.0, dtype=torch.float64)]
-    return {
-        "adam_step_": lambda: (make(), make(), make(), make(), make(), steps, 0.1, 0.9, 0.99, 1e-8, 0.1, False, False),
-        "yogi_step_": lambda: (make(), make(), make(), make(), steps, 0.1, 0.9, 0.99, 1e-3, 0.1, False),
-        "sgd_step_": lambda: (make(), make(), make(), 0.1, 0.9, 0.1, 0.1, False, True, False),
-        "adagrad_step_": lambda: (make(), make(), make(), steps, 0.1, 0.1, 1e-8, 0.1, False),
-        "rmsprop_step_": lambda: (make(), make(), make(), make(), [], steps, 0.1, 0.9, 1e-8, 0.1, 0.9, False),
-        "adadelta_step_": lambda: (make(), make(), make(), make(), steps, 0.1, 0.9, 1e-8, 0.1, False),
-    }[op]()
+def two():
+    return [torch.rand(3, 2), torch.rand(5)]
 
 
-OPS = ["adam_step_", "yogi_step_", "sgd_step_", "adagrad_step_", "rmsprop_step_", "adadelta_step_"]
+def counters():
+    return [torch.tensor(2.0), torch.tensor(0.0, dtype=torch.float64)]
+
+
+# op: its arguments, which are lists of parameters, gradients and states, the steps made, and options
+OPS = {
+    "adam_step_": lambda: (two(), two(), two(), two(), two(), counters(), 0.1, 0.9, 0.99, 1e-8, 0.1, False, False),
+    "yogi_step_": lambda: (two(), two(), two(), two(), counters(), 0.1, 0.9, 0.99, 1e-3, 0.1, False),
+    "sgd_step_": lambda: (two(), two(), two(), 0.1, 0.9, 0.1, 0.1, False, True, False),
+    "adagrad_step_": lambda: (two(), two(), two(), counters(), 0.1, 0.1, 1e-8, 0.1, False),
+    "rmsprop_step_": lambda: (two(), two(), two(), two(), [], counters(), 0.1, 0.9, 1e-8, 0.1, 0.9, False),
+    "adadelta_step_": lambda: (two(), two(), two(), two(), counters(), 0.1, 0.9, 1e-8, 0.1, False),
+}
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck(op):
-    torch.library.opcheck(getattr(torch.ops.fastnn, op).default, op_arguments(op))
+    torch.library.opcheck(getattr(torch.ops.fastnn, op).default, OPS[op]())
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_op_refuses(op):
     function = getattr(torch.ops.fastnn, op)
-    params, grads, *rest = op_arguments(op)
+    params, grads, *rest = OPS[op]()
     with pytest.raises(RuntimeError, match="different lengths"):
         function(params, grads[:1], *rest)
     if op != "sgd_step_":  # without momentum it has no other lists
