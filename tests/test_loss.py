@@ -364,6 +364,25 @@ def test_second_derivatives_where_rows_do_not_count(rows, reduction, smoothing, 
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)], ids=["both", "input", "target"])
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 2), (2, 3, 0)], ids=str)
+def test_second_derivatives_of_probabilities_without_rows(shape, wanted, reduction):
+    """A mean of no rows is NaN, and its gradient no function of the output's."""
+    found = []
+    for f in (F, T):
+        inputs = [torch.rand(shape, requires_grad=w) for w in wanted]
+        loss = f.cross_entropy(*inputs, reduction=reduction)
+        seed = torch.ones_like(loss, requires_grad=True)
+        inputs = [t for t in inputs if t.requires_grad]
+        grads = torch.autograd.grad(loss, inputs, seed, create_graph=True)
+        recorded = [g.sum() for g in grads if g.requires_grad]
+        second = torch.autograd.grad(recorded, [seed, *inputs], allow_unused=True) if recorded else ()
+        found.append((grads, [t is None for t in second]))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("shape", [(5, 0), (0,), (2, 0, 3)])
 def test_no_classes(shape, reduction):
     x, target = torch.randn(shape, requires_grad=True), torch.rand(shape)

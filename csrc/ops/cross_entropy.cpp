@@ -251,7 +251,9 @@ Gradients differentiable_backward(const Tensor& grad_output, const Tensor& input
   const Tensor g = reduction == at::Reduction::None ? grad_output.unsqueeze(dim) : grad_output;
   Tensor grad_input, grad_target;
   if (is_probabilities(input, target)) {
-    const Tensor scale = reduction == at::Reduction::Mean ? g / double(c10::multiply_integers(row_sizes(input))) : g;
+    const int64_t rows = c10::multiply_integers(row_sizes(input));
+    // A mean of no rows is NaN and no function of anything, as torch's.
+    const Tensor scale = reduction == at::Reduction::Mean ? (rows ? g : g.detach()) / double(rows) : g;
     Tensor share = target * (1 - eps) + spread;
     if (w.defined()) share = share * w;
     if (wanted[0]) grad_input = scale * (log_p.exp() * share.sum(dim, true) - share);
