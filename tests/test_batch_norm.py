@@ -109,6 +109,17 @@ def test_statistics_changed_between_forward_and_backward():
     torch.testing.assert_close(x.grad, torch.ones_like(x), rtol=1e-4, atol=0)
 
 
+def test_statistics_of_inference_mode_are_refused_where_torch_saves_them():
+    x = torch.randn(4, 3)
+    with torch.inference_mode():
+        statistics = torch.zeros(3), torch.ones(3)
+    for training in (True, False):
+        for f in (F.batch_norm, fastnn.functional.batch_norm):
+            f(x, *statistics, training=training)
+            with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+                f(x.clone().requires_grad_(), *statistics, training=training)
+
+
 # ---- modules -------------------------------------------------------------------------------------------------------
 
 OPTIONS = [

@@ -143,6 +143,16 @@ def test_errors_are_torchs():
         assert errors[0] == errors[1]
 
 
+def test_gradients_of_inference_mode_are_clipped_inside_of_it_alone():
+    p = torch.nn.Parameter(torch.ones(3))
+    with torch.inference_mode():
+        p.grad = torch.ones(3)
+        fastnn.optim.clip_grad_norm_([p], 1.0)
+        torch.testing.assert_close(p.grad.norm(), torch.tensor(1.0))
+    with pytest.raises(RuntimeError, match="outside InferenceMode"):
+        fastnn.optim.clip_grad_norm_([p], 0.1)
+
+
 def test_opcheck():
     grads = [p.grad for p in parameters()]
     torch.library.opcheck(torch.ops.fastnn.grads_total_norm.default, (grads, 2.0))

@@ -305,6 +305,27 @@ def test_global_hooks_and_subclasses(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("of", ["parameter", "state"])
+def test_tensors_of_inference_mode_are_stepped_inside_of_it_alone(name, of):
+    """What is made there may not be written outside, and is left as torch's refusal leaves it."""
+    answers = []
+    for kind in (getattr(fastnn.optim, name), reference(name)):
+        with torch.inference_mode(of == "parameter"):
+            p = torch.nn.Parameter(torch.ones(3))
+        p.grad = torch.ones(3)
+        with torch.inference_mode():
+            optimizer = kind([p], lr=1e-2, **FULL[name])
+            optimizer.step()
+            assert fastnn.fallbacks() == {}
+        with pytest.raises(RuntimeError, match="outside InferenceMode") as refusal:
+            optimizer.step()
+        answers.append((str(refusal.value), p.detach().clone(), list(optimizer.state[p].values())))
+        fastnn.fallbacks(clear=True)
+    assert answers[0][0] == answers[1][0]
+    torch.testing.assert_close(answers[0][1:], answers[1][1:])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_versions_are_bumped(name):
     """A parameter changed by step() between forward and backward is an error, as with torch."""
     p = torch.nn.Parameter(torch.randn(3))

@@ -332,6 +332,9 @@ struct BatchNormBackwardFunction : Function<BatchNormBackwardFunction> {
 Two forward_autograd(const Arguments& a) {
   if (!native_arguments(a)) return aten_forward(a);
   const bool differentiable = needs_grad({&a.input, &a.weight, &a.bias, &a.residual});
+  // torch saves the running statistics, too, and refuses those of inference mode.
+  if (differentiable && a.running_mean.defined() && (a.running_mean.is_inference() || a.running_var.is_inference()))
+    return aten_forward(a);
   Two out;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;

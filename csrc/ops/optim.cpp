@@ -4,6 +4,7 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty_like.h>
+#include <c10/core/InferenceMode.h>
 
 namespace fastnn::ops {
 
@@ -19,6 +20,12 @@ const char* why_not_like(const Tensor& t, const Tensor& param) {
   if (!t.sizes().equals(param.sizes())) return "mixed shapes";
   if (t.is_neg() || t.is_nested()) return "lazy negation or nested tensor";
   return nullptr;
+}
+
+// Tensors of inference mode that torch lets nobody write outside of it.
+bool writable(TensorList written) {
+  return c10::InferenceMode::is_enabled() ||
+         std::none_of(written.begin(), written.end(), [](const Tensor& t) { return t.is_inference(); });
 }
 
 bool overlaps_itself(const Tensor& t) {
@@ -44,6 +51,8 @@ const char* why_not_steppable(TensorList params, TensorList grads, StateLists st
       if (overlaps_itself(state[i])) return "overlapping memory";
     }
   }
+  if (!writable(params) || !writable(steps) || !std::all_of(states.begin(), states.end(), writable))
+    return "tensor of inference mode";
   for (const Tensor& step : steps) {
     if (!step.defined() || !step.is_cpu() || step.layout() != at::kStrided || step.numel() != 1) return "step counter";
     if (step.scalar_type() != at::kFloat && step.scalar_type() != at::kDouble) return "step counter";
