@@ -146,6 +146,7 @@ def test_bfloat16_rounds_to_even(slope, isa):
         lambda x: x[..., :1].expand(-1, -1, 5),
         lambda x: x.transpose(0, 2)[1:],
         lambda x: x[0, 0, 0],
+        lambda x: x.repeat(300, 30, 20)[..., 1:-1],  # a large one
     ],
 )
 def test_strides_are_torchs(op, view):
@@ -154,6 +155,72 @@ def test_strides_are_torchs(op, view):
     assert ours.stride() == torchs.stride()
     torch.testing.assert_close(ours, torchs)
     assert not fastnn.fallbacks()
+
+
+# Order of the dimensions in memory, and what is left out: so many elements of one of them, or every other one.
+VIEWS = {
+    "no gaps": ((0, 1, 2), 0, 0, 1),
+    "channels": ((0, 1, 2), 1, 5, 1),
+    "last": ((0, 1, 2), 2, 3, 1),
+    "permuted": ((2, 0, 1), 0, 0, 1),
+    "permuted, first": ((2, 0, 1), 0, 4, 1),
+    "permuted, middle": ((0, 2, 1), 1, 2, 1),
+    "permuted, last": ((0, 2, 1), 2, 1, 1),
+    "every other": ((0, 1, 2), 2, 0, 2),
+    "every other row": ((0, 1, 2), 1, 0, 2),
+}
+
+
+def seen_as(values, view):
+    """The values in memory as `view` says, and that memory, which holds NaN besides."""
+    order, dim, more, step = VIEWS[view]
+    sizes = [values.shape[d] for d in order]
+    used, sizes[dim] = sizes[dim] * step, sizes[dim] * step + more
+    base = torch.full(sizes, math.nan)
+    window = base.narrow(dim, more // 2, used)
+    window = window.unflatten(dim, (-1, step)).select(dim + 1, 0).permute([order.index(d) for d in range(3)])
+    return window.copy_(values), base
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("of_grad", VIEWS)
+@pytest.mark.parametrize("of_input", VIEWS)
+def test_views(of_input, of_grad, isa):
+    """Runs that the kernels read where they lie (of 323 elements and more, some of 21), and what has to be copied."""
+    fastnn._C.set_isa(isa)
+    values, gradients = torch.randn(2, 3, 7, 19 * 17)
+    for op in UNARY:
+        function = getattr(fastnn.functional, op)
+        plain = values.clone().requires_grad_()
+        y = function(plain)
+        (expected,) = torch.autograd.grad(y, plain, gradients)
+        x = seen_as(values, of_input)[0].requires_grad_()
+        z = function(x)
+        (g,) = torch.autograd.grad(z, x, seen_as(gradients, of_grad)[0])
+        assert torch.equal(z, y)
+        assert torch.equal(g, expected)
+        if op in ("relu", "relu6", "leaky_relu", "silu"):
+            x, base = seen_as(values, of_input)
+            function(x, inplace=True)
+            assert torch.equal(x, y)
+            assert base.isnan().sum() == base.numel() - x.numel()
+
+
+@pytest.mark.parametrize("size", [4096, 4097, 40_000])
+def test_gradient_of_a_sum(size):
+    """One value seen as many."""
+    x = torch.randn(2, size // 2 + 1, requires_grad=True)
+    for op in UNARY:
+        y = getattr(fastnn.functional, op)(x)
+        (g,) = torch.autograd.grad(y, x, torch.tensor(0.3).expand_as(y), retain_graph=True)
+        assert torch.equal(g, torch.autograd.grad(y, x, torch.full_like(y, 0.3))[0])
+
+
+def test_an_expanded_batch():
+    x = torch.randn(1, 5, 20).expand(4, -1, -1)
+    assert torch.equal(fastnn.functional.gelu(x), fastnn.functional.gelu(x.contiguous()))
+    with pytest.raises(RuntimeError, match="single memory location"):
+        fastnn.functional.relu(x, inplace=True)
 
 
 @pytest.mark.parametrize("op", ["relu", "gelu"])

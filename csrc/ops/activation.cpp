@@ -23,10 +23,12 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "common.h"
 #include "grad_node.h"
+#include "kernels/parallel.h"
 #include "memory.h"
 #include "python_entry.h"
 
@@ -169,9 +171,59 @@ const auto& inplace_op() {
 double slope_of() { return 0; }
 double slope_of(double slope) { return slope; }
 
-// The tensor itself when its elements lie without gaps, in any order of dimensions; a copy in that order otherwise.
-Tensor gapless(const Tensor& t) {
-  return t.is_contiguous() || t.is_non_overlapping_and_dense() ? t : fresh_like(t).copy_(t);
+// In any order of dimensions.
+bool has_no_gaps(const Tensor& t) { return t.is_contiguous() || t.is_non_overlapping_and_dense(); }
+
+// Elements in runs: `length` next to each other, from one run to the next `step`.
+struct Runs {
+  int64_t length, step;
+};
+constexpr int64_t kShortestRun = 128;  // a run costs a call of the kernel: a copy of shorter ones costs less
+
+// Those of t in the order of `dense`, which has no gaps: slices along one dimension, chunks, gradients of cat.
+std::optional<Runs> runs_of(const Tensor& t, const Tensor& dense) {
+  if (!t.is_cpu()) return std::nullopt;
+  c10::SmallVector<int64_t, 6> order;  // dimensions of more than one element, from the innermost
+  for (int64_t d = t.dim() - 1; d >= 0; --d) {
+    if (t.size(d) == 1) continue;
+    auto at = order.end();
+    while (at != order.begin() && dense.stride(at[-1]) > dense.stride(d)) --at;
+    order.insert(at, d);
+  }
+  int64_t length = 1;
+  size_t i = 0;
+  for (; i < order.size() && t.stride(order[i]) == length; ++i) length *= t.size(order[i]);
+  if (i == order.size()) return Runs{length, length};
+  const int64_t step = t.stride(order[i]);
+  for (int64_t count = 1; i < order.size(); count *= t.size(order[i++]))
+    if (t.stride(order[i]) != count * step) return std::nullopt;
+  return length < kShortestRun ? std::nullopt : std::optional(Runs{length, step});
+}
+
+// Calls f(params of a run, its number) for all of them; the last may be shorter.
+template <class F>
+void for_runs(const char* op, const ActivationParams& p, int64_t length, const F& f) {
+  constexpr int64_t kGrain = 1 << 15;
+  const int64_t count = ceil_div(p.size, length);
+  const auto range = [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      ActivationParams q = p;
+      q.size = std::min(length, p.size - r * length);
+      check(f(q, r), op);
+    }
+  };
+  if (length >= 2 * kGrain) range(0, count);  // shared among the threads one by one
+  else parallel_for(0, count, std::max<int64_t>(1, kGrain / length), range);
+}
+
+// One value seen as many, as the gradient of a sum is: a run of it is read again and again.
+std::optional<Runs> repeated(Tensor& t) {
+  constexpr int64_t kRun = 1 << 12;
+  if (!t.is_cpu() || t.numel() <= kRun) return std::nullopt;
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.size(d) > 1 && t.stride(d) != 0) return std::nullopt;
+  t = t.as_strided({kRun}, {0}).contiguous();
+  return Runs{kRun, 0};
 }
 
 // torch's relu6 copies strides of dimensions of size 1 too, which say nothing; the others do not.
@@ -199,15 +251,25 @@ void launch_forward(const char* op, const Tensor& x, const ActivationParams& p) 
       [&](auto stream) { return cuda::activation_forward(p, stream); });
 }
 
+void forward_runs(const char* op, const ActivationParams& p, int64_t bytes, Runs input, Runs output) {
+  for_runs(op, p, input.length, [&](ActivationParams& q, int64_t r) {
+    q.input = static_cast<const char*>(p.input) + r * input.step * bytes;
+    q.output = static_cast<char*>(p.output) + r * output.step * bytes;
+    return cpu::activation_forward(q);
+  });
+}
+
 template <Act K, class... A>
 Tensor forward(const Tensor& input, A... args) {
   if (!native(Kind<K>::name, {&input}, true)) return Kind<K>::aten(input, args...);
-  const Tensor x = gapless(input);
-  Tensor y = !x.is_same(input) ? x : fresh_like(x, strides_of_result(K));
-  ActivationParams p = params(K, x, slope_of(args...));
-  p.input = x.const_data_ptr();
+  ActivationParams p = params(K, input, slope_of(args...));
+  const bool dense = has_no_gaps(input);
+  Tensor y = fresh_like(input, dense ? strides_of_result(K) : std::nullopt);
+  const auto runs = dense ? std::nullopt : runs_of(input, y);
   p.output = y.mutable_data_ptr();
-  launch_forward(Kind<K>::name, x, p);
+  p.input = dense || runs ? input.const_data_ptr() : y.copy_(input).const_data_ptr();
+  if (runs) forward_runs(Kind<K>::name, p, y.itemsize(), *runs, {runs->length, runs->length});
+  else launch_forward(Kind<K>::name, input, p);
   return y;
 }
 
@@ -215,13 +277,30 @@ template <Act K, class... A>
 Tensor backward(const Tensor& grad_output, const Tensor& saved, A... args) {
   if (grad_output.sizes() != saved.sizes() || !native(Kind<K>::name, {&grad_output, &saved}, true))
     return Kind<K>::aten_backward(grad_output, saved, args...);
-  const Tensor s = gapless(saved);
-  const Tensor g = same_order(grad_output, s) ? grad_output : fresh_like(s).copy_(grad_output);
-  Tensor dx = fresh_like(s);
-  ActivationParams p = params(K, s, slope_of(args...));
+  Tensor dx = fresh_like(saved), s = saved, g = grad_output;
+  ActivationParams p = params(K, saved, slope_of(args...));
+  const Runs whole{p.size, p.size};
+  std::optional<Runs> of_s = has_no_gaps(s) ? whole : runs_of(s, dx), of_g = same_order(g, dx) ? whole : runs_of(g, dx);
+  if (!of_s) s = fresh_like(dx).copy_(s), of_s = whole;
+  if (!of_g && of_s->length == p.size) of_g = repeated(g);
+  // What has no gaps can be cut anywhere.
+  const bool agree = of_g && (of_s->length == of_g->length || of_s->length == p.size || of_g->length == p.size);
+  if (!agree) g = fresh_like(dx).copy_(g), of_g = whole;
   p.grad_output = g.const_data_ptr();
   p.saved = s.const_data_ptr();
   p.grad_input = dx.mutable_data_ptr();
+  const int64_t length = std::min(of_s->length, of_g->length);
+  if (length < p.size) {
+    const int64_t bytes = dx.itemsize(), step_s = of_s->length == length ? of_s->step : length,
+                  step_g = of_g->length == length ? of_g->step : length;
+    for_runs(Kind<K>::name, p, length, [&](ActivationParams& q, int64_t r) {
+      q.grad_output = static_cast<const char*>(p.grad_output) + r * step_g * bytes;
+      q.saved = static_cast<const char*>(p.saved) + r * step_s * bytes;
+      q.grad_input = static_cast<char*>(p.grad_input) + r * length * bytes;
+      return cpu::activation_backward(q);
+    });
+    return dx;
+  }
   launch(
       Kind<K>::name, s, [&] { return cpu::activation_backward(p); },
       [&](auto stream) { return cuda::activation_backward(p, stream); });
@@ -231,13 +310,17 @@ Tensor backward(const Tensor& grad_output, const Tensor& saved, A... args) {
 template <Act K, class... A>
 Tensor& inplace(Tensor& self, A... args) {
   if (!native(Kind<K>::inplace_name, {&self}, true)) return Kind<K>::aten_inplace(self, args...);
-  if (self.is_contiguous() || self.is_non_overlapping_and_dense()) {
-    ActivationParams p = params(K, self, slope_of(args...));
-    p.input = p.output = self.mutable_data_ptr();
+  ActivationParams p = params(K, self, slope_of(args...));
+  p.input = p.output = self.mutable_data_ptr();
+  if (has_no_gaps(self)) {
     launch_forward(Kind<K>::inplace_name, self, p);
     return self;
   }
-  return self.copy_(forward<K, A...>(self, args...));  // copy_ refuses memory that overlaps itself, as torch does
+  const auto runs = runs_of(self, self);
+  if (!runs || runs->step < runs->length)  // copy_ refuses memory that overlaps itself, as torch does
+    return self.copy_(forward<K, A...>(self, args...));
+  forward_runs(Kind<K>::inplace_name, p, self.itemsize(), *runs, *runs);
+  return self;
 }
 
 // ---- autograd ------------------------------------------------------------------------------------------------------

@@ -152,8 +152,8 @@ Tensor workspace(BatchNormParams& p, const Tensor& x) {
 
 Two forward(const Arguments& a) {
   const at::MemoryFormat format = format_of(a.input);
-  const Tensor x = a.input.contiguous(format);
-  const Tensor r = a.residual.defined() ? a.residual.contiguous(format) : a.residual;
+  const Tensor x = contiguous(a.input, format);
+  const Tensor r = a.residual.defined() ? contiguous(a.residual, format) : a.residual;
   const Tensor w = contiguous_or_undefined(a.weight), b = contiguous_or_undefined(a.bias);
   const Tensor running_mean = contiguous_or_undefined(a.running_mean);
   const Tensor running_var = contiguous_or_undefined(a.running_var);
@@ -227,8 +227,8 @@ Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& w
   TORCH_CHECK(have_kernels("batch_norm_backward", {&input, &grad_output, &or_undefined(result)}, true),
               "fastnn::batch_norm_backward: not a tensor of the kernels");
   const at::MemoryFormat format = format_of(input);
-  const Tensor x = input.contiguous(format), g = grad_output.contiguous(format);
-  const Tensor y = result.has_value() && result->defined() ? result->contiguous(format) : Tensor();
+  const Tensor x = contiguous(input, format), g = contiguous(grad_output, format);
+  const Tensor y = result.has_value() && result->defined() ? contiguous(*result, format) : Tensor();
   const Tensor w = contiguous_or_undefined(weight_given);
   const auto params = (w.defined() ? w : statistics).options();
   const auto none = [&] { return at::empty({0}, x.options()); };

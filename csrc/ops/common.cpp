@@ -15,6 +15,7 @@
 
 #include "kernels/cpu/table.h"
 #include "kernels/parallel.h"
+#include "memory.h"
 
 namespace fastnn::ops {
 
@@ -136,7 +137,7 @@ at::MemoryFormat dense_format(const Tensor& t) {
   return t.dim() == 4 ? t.suggest_memory_format() : at::MemoryFormat::Contiguous;
 }
 
-Tensor dense(const Tensor& t) { return t.contiguous(dense_format(t)); }
+Tensor dense(const Tensor& t) { return contiguous(t, dense_format(t)); }
 
 // ---- autocast ------------------------------------------------------------------------------------------------------
 

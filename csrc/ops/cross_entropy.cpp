@@ -79,8 +79,8 @@ CrossEntropyParams params(const Tensor& x, const Tensor& target, const Tensor& w
 
 // Class indices in row order, or probabilities in the memory order of x.
 Tensor dense_target(const Tensor& target, const Tensor& x) {
-  if (!is_probabilities(x, target) || x.is_contiguous()) return target.contiguous();
-  return target.movedim(1, -1).contiguous().movedim(-1, 1);
+  if (!is_probabilities(x, target) || x.is_contiguous()) return contiguous(target);
+  return contiguous(target.movedim(1, -1)).movedim(-1, 1);
 }
 
 // ---- kernels -------------------------------------------------------------------------------------------------------

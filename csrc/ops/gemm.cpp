@@ -34,7 +34,7 @@ Matrix rows_of(const Tensor& t, Tensor& keep) {
                 rows = cols ? t.numel() / cols : c10::multiply_integers(t.sizes().slice(0, t.dim() - 1));
   if (!t.is_contiguous()) {
     if (t.dim() == 2 && (t.stride(0) == 1 || t.stride(1) == 1)) return matrix_of(t);
-    keep = t.contiguous();
+    keep = contiguous(t);
     return {keep.const_data_ptr(), rows, cols, cols, 1};
   }
   return {t.const_data_ptr(), rows, cols, cols, 1};

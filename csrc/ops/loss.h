@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "kernels/cross_entropy.h"
+#include "memory.h"
 
 namespace fastnn::ops {
 
@@ -24,9 +25,7 @@ inline bool classes_last(const at::Tensor& t) {
 }
 
 // The input as the kernels read it: rows of contiguous classes stay, everything else becomes contiguous.
-inline at::Tensor dense_classes(const at::Tensor& t) {
-  return t.is_contiguous() || classes_last(t) ? t : t.contiguous();
-}
+inline at::Tensor dense_classes(const at::Tensor& t) { return classes_last(t) ? t : contiguous(t); }
 
 template <class Params>
 void set_shape(Params& p, const at::Tensor& x) {

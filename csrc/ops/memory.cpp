@@ -3,6 +3,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/core/CPUAllocator.h>
@@ -183,8 +184,15 @@ at::Tensor fresh_like(const at::Tensor& t, std::optional<at::MemoryFormat> forma
       return at::detail::empty_generic(t.sizes(), allocator, kCpu, t.scalar_type(), format);
     if (t.is_non_overlapping_and_dense())
       return at::detail::empty_strided_generic(t.sizes(), t.strides(), allocator, kCpu, t.scalar_type());
+    return at::detail::empty_strided_generic(t.sizes(), at::infer_dense_strides(t.sizes(), t.strides()), allocator,
+                                             kCpu,
+                                             t.scalar_type());  // as at::empty_like
   }
   return at::empty_like(t, t.options().memory_format(format));
+}
+
+at::Tensor contiguous(const at::Tensor& t, at::MemoryFormat format) {
+  return t.is_contiguous(format) ? t : fresh_like(t, format).copy_(t);
 }
 
 }  // namespace fastnn::ops

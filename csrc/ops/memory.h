@@ -17,5 +17,7 @@ std::optional<at::MemoryFormat> format_as_it_lies(const at::Tensor& t);
 // strides of dimensions of size 1, which say nothing, become the usual ones, as in torch's pointwise operators.
 at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options);
 at::Tensor fresh_like(const at::Tensor& t, std::optional<at::MemoryFormat> format = std::nullopt);
+// t.contiguous(format), with a copy in such memory.
+at::Tensor contiguous(const at::Tensor& t, at::MemoryFormat format = at::MemoryFormat::Contiguous);
 
 }  // namespace fastnn::ops

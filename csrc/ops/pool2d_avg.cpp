@@ -57,7 +57,7 @@ Tensor run_forward(const char* name, Pool2dParams& p, const Tensor& input) {
 
 Tensor run_backward(const char* name, Pool2dParams& p, const Tensor& grad_output, bool channels_last) {
   const auto format = format_of(channels_last);
-  const Tensor g = grad_output.contiguous(format);
+  const Tensor g = contiguous(grad_output, format);
   Tensor dx = fresh(with_plane(g.sizes(), p.h.in, p.w.in), g.options().memory_format(format));
   if (dx.numel() == 0) return dx;
   fill_layout(p, g, channels_last);

@@ -149,7 +149,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& offsets, IntArrayRef in
                   offsets.scalar_type() == (p.wide ? at::kInt : at::kByte) && offsets.device() == grad_output.device(),
               "fastnn::max_pool2d_backward: gradient and offsets do not fit the windows");
   const auto format = format_of(channels_last);
-  const Tensor g = grad_output.contiguous(format), taps = offsets.contiguous(format);
+  const Tensor g = contiguous(grad_output, format), taps = contiguous(offsets, format);
   Tensor dx = fresh(with_plane(g.sizes(), p.h.in, p.w.in), g.options().memory_format(format));
   if (dx.numel() == 0) return dx;
   fill_layout(p, g, channels_last);

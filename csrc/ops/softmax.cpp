@@ -71,7 +71,7 @@ SoftmaxParams shape_params(const Tensor& t, int64_t dim) {
 template <bool kLog>
 Tensor forward(const Tensor& input, int64_t dim) {
   if (!valid_dim(input, dim) || !native(kName<kLog>, {&input}, true)) return aten_forward<kLog>(input, dim);
-  const Tensor x = input.contiguous();  // as torch's result is, of channels_last tensors too
+  const Tensor x = contiguous(input);  // as torch's result is, of channels_last tensors too
   Tensor y = fresh_like(x);
   if (x.numel() == 0) return y;
   SoftmaxParams p = shape_params(x, dim);
@@ -87,7 +87,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& result, int64_t dim) {
   if (!valid_dim(result, dim) || grad_output.sizes() != result.sizes() ||
       !native(kBackwardName<kLog>, {&grad_output, &result}, true))
     return aten_backward<kLog>(grad_output, result, dim);
-  const Tensor y = result.contiguous(), g = grad_output.contiguous();
+  const Tensor y = contiguous(result), g = contiguous(grad_output);
   Tensor dx = fresh_like(y);
   if (y.numel() == 0) return dx;
   SoftmaxParams p = shape_params(y, dim);
