@@ -237,7 +237,7 @@ def without_adaptive_max(model):
 def test_onnx_computes_the_same(model, fused):
     model = without_adaptive_max(model)
     model = fastnn.fuse(model) if fused else model
-    shapes = (({0: BATCH},),) if fused else ({0: BATCH},)
+    shapes = ({0: BATCH},)
     program = torch.onnx.export(model, (images(4),), dynamo=True, dynamic_shapes=shapes, verbose=False).model_proto
     assert_torchs(program)
     assert_same(run_onnx(program), model)

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from fused_models import MODELS, build, close, quiet_report, step
+from fused_models import MODELS, build, close, quiet_report, resnet, step
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -248,6 +248,48 @@ def test_compile_and_export(name):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert close(torch.jit.trace(frozen, x)(x), expected, torch.float32)
+
+
+class Scaled(nn.Module):
+    """Two arguments, and a layer of every kind that freezing makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(3)
+        self.pool, self.linear = nn.MaxPool2d(2), nn.Linear(4, 5)
+
+    def forward(self, image, scale):
+        x = self.pool(self.conv(torch.relu(self.norm(image) * scale)))
+        return self.linear(x.flatten(2).transpose(1, 2)).relu()
+
+
+def test_frozen_copies_are_traced_layer_by_layer():
+    model, (image, scale) = Scaled().eval(), torch.randn(2, 2, 3, 8, 8)
+    frozen = fastnn.fuse(model)
+    with torch.no_grad():
+        expected = model(image, scale)
+        assert close(frozen(scale=scale, image=image), expected, torch.float32)
+        traced = torch.fx.symbolic_trace(frozen)
+        assert close(traced(image, scale), expected, torch.float32)
+        names = {n.target for n in traced.graph.nodes if n.op == "call_module"}
+        assert names == {f"body.{name}" for name in ("norm", "conv", "pool", "linear")}
+        within = torch.fx.symbolic_trace(nn.Sequential(fastnn.fuse(resnet().eval()), nn.Softmax(1)))
+        assert [n.target for n in within.graph.nodes if n.op == "call_module"] == ["0", "1"]
+        assert torch.equal(within(image), getattr(within, "1")(getattr(within, "0")(image)))
+
+
+def test_many_models_compile_whole():
+    """More than Dynamo compiles one code for."""
+    torch._dynamo.reset()
+    x = torch.randn(2, 3, 8, 8)
+    for _ in range(torch._dynamo.config.recompile_limit + 2):
+        scope = {}
+        exec("class Block(Sequential):\n    def forward(self, x): return self[2](self[1](self[0](x)))", vars(nn), scope)
+        model = scope["Block"](nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        for fused in (fastnn.fuse(copy.deepcopy(model).eval()), fastnn.fuse(model)):
+            with torch.no_grad():
+                expected = copy.deepcopy(fused)(x)
+                assert close(torch.compile(fused, fullgraph=True, backend="eager")(x), expected, torch.float32)
 
 
 def test_flops_are_counted_and_vmap_runs():

@@ -1,5 +1,6 @@
 """A frozen copy of a model for inference: batch norms folded into products, what follows them joined to them."""
 
+import inspect
 import operator
 
 import torch
@@ -21,6 +22,7 @@ from fastnn._fuse.trace import (
     quiet_between,
 )
 from fastnn.modules._script import refuse_script
+from fastnn.modules._trace import Proxy, recorded
 
 NORMS_1D = (torch.nn.BatchNorm1d, modules.BatchNorm1d)
 DROPPED = (
@@ -46,8 +48,25 @@ def _is_channels_last(t):
     return t.stride() == (c * h * w, 1, c * w, c) != (c * h * w, h * w, w, 1)
 
 
+def _forward_of(body):
+    """FrozenModel.forward() for one body, with its arguments by name."""
+    arguments = inspect.signature(body.forward).parameters if isinstance(body, fx.GraphModule) else ()
+    arguments = ", ".join(arguments) or "*args, **kwargs"
+    scope = {}
+    exec(f"def forward(self, {arguments}): return self._run({arguments})", scope)
+    return scope["forward"]
+
+
 class FrozenModel(torch.nn.Module):
-    """What fuse() returns for a model in evaluation: `body` computes what the model did, for inference only."""
+    """What fuse() returns for a model in evaluation: `body` computes what the model did, for inference only.
+
+    Each is of a class of its own, as fx.GraphModules are: torch.fx reads the arguments off the class's forward(), and
+    Dynamo compiles the same code but for a few classes.
+    """
+
+    def __new__(cls, body):
+        names = {"forward": _forward_of(body), "__module__": cls.__module__, "__doc__": cls.__doc__}
+        return super().__new__(type(cls.__name__, (FrozenModel,), names))
 
     def __init__(self, body):
         super().__init__()
@@ -56,7 +75,12 @@ class FrozenModel(torch.nn.Module):
 
     __prepare_scriptable__ = refuse_script
 
-    def forward(self, *args, **kwargs):
+    def __reduce_ex__(self, protocol):
+        return FrozenModel, (self.body,), self.__dict__
+
+    def _run(self, *args, **kwargs):
+        if args and type(args[0]) is Proxy:
+            return self.body(*args, **kwargs) if args[0].tracer.root is self else recorded(self, *args)
         if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
             raise RuntimeError("a model fused in evaluation mode has no gradients; call fuse() on it in training mode")
         with torch.no_grad():

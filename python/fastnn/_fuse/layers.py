@@ -10,6 +10,7 @@ from fastnn import _C
 from fastnn import functional as F
 from fastnn.functional.conv2d import _pad, _pair
 from fastnn.modules._script import refuse_script
+from fastnn.modules._trace import Proxy, recorded
 
 _RANGES = {"relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}  # what the packed kernels clamp to
 _EVERYTHING = (-torch.inf, torch.inf)
@@ -173,6 +174,8 @@ class FrozenConv2d(Frozen):
         return y if y is None or self.activation in _RANGES else _activate(y, self.activation)
 
     def forward(self, input, residual=None):
+        if type(input) is Proxy:
+            return recorded(self, input, residual)
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = torch.nn.functional.pad(input, self.pads, mode=self.padding_mode), 0
@@ -200,6 +203,8 @@ class FrozenLinear(Frozen):
         self.constant("plain_bias", None)
 
     def forward(self, input, residual=None):
+        if type(input) is Proxy:
+            return recorded(self, input, residual)
         if self.norm is None or input.dim() == 2:
             if input.is_cuda and _runs_packed(input) and self.activation in _ONE_KERNEL:
                 y = _C.linear_epilogue(input, self.weight, self.bias, residual, *_ONE_KERNEL[self.activation])
@@ -232,6 +237,8 @@ class FrozenBatchNorm(Frozen):
         return scale, shift if self.bias is None else shift + self.bias.double()
 
     def forward(self, input):
+        if type(input) is Proxy:
+            return recorded(self, input)
         function = F.batch_norm_relu if self.activation == "relu" else F.batch_norm
         return function(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 

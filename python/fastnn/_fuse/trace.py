@@ -183,13 +183,15 @@ def _restore(module, key, before):
                 del place[key[1]]
 
 
-def _tensors_only(module, forms):
+def _tensors_only(module, required, forms):
     """A subclass of the module's class whose forward() takes tensors alone, a list as several: fx reads signatures."""
-    names = [[f"x{i}_{j}" for j in range(form)] if form else f"x{i}" for i, form in enumerate(forms)]
+    names = required
+    if forms is not None:
+        names = [[f"x{i}_{j}" for j in range(form)] if form else f"x{i}" for i, form in enumerate(forms)]
     flat = [n for name in names for n in (name if isinstance(name, list) else [name])]
     passed = [f"[{', '.join(name)}]" if isinstance(name, list) else name for name in names]
-    scope = {"forward": type(module).forward}
-    exec(f"def traced({', '.join(['self', *flat])}): return forward({', '.join(['self', *passed])})", scope)
+    scope = {"_as_written": type(module).forward}
+    exec(f"def traced({', '.join(['self', *flat])}): return _as_written({', '.join(['self', *passed])})", scope)
     return type(type(module).__name__, (type(module),), {"forward": scope["traced"]})
 
 
@@ -213,7 +215,7 @@ def trace(module, leaves, training, forms=None, constants=False):
     try:
         for m, mode in modes:
             m.__dict__["training"] = mode if training is None else training
-        module.__class__ = _tensors_only(module, forms or [0] * len(required))
+        module.__class__ = _tensors_only(module, required, forms)
         graph = tracer.trace(module)
     except Exception as error:
         failure = CannotTrace(str(error).strip().split("\n")[0] or type(error).__name__)

@@ -207,6 +207,8 @@ def fused_class(original):
             return function(self, *_flat(args))
         return original.forward(self, *args, **kwargs)
 
+    forward.__code__ = forward.__code__.replace()  # its own: Dynamo compiles the same code but for a few classes
+
     def __reduce_ex__(self, protocol):
         return _rebuild, (original,), self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
 

@@ -2,7 +2,13 @@
 
 from torch.fx import Proxy
 
-__all__ = ["Proxy", "one_node"]
+__all__ = ["Proxy", "one_node", "recorded"]
+
+
+def recorded(layer, *inputs):
+    """A call of `layer` as one node, whatever the tracer looks into."""
+    tracer = inputs[0].tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), inputs, {})
 
 
 def one_node(layer, *inputs):
@@ -13,5 +19,4 @@ def one_node(layer, *inputs):
         return None
     original = object.__new__(kind.__base__)
     original.__dict__ = layer.__dict__
-    name = tracer.path_of_module(layer)
-    return tracer.create_proxy("call_module", name, inputs, {}) if tracer.is_leaf_module(original, name) else None
+    return recorded(layer, *inputs) if tracer.is_leaf_module(original, tracer.path_of_module(layer)) else None

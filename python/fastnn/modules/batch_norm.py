@@ -4,13 +4,13 @@ import torch
 import torch.fx
 
 from fastnn import functional as F
+from fastnn.modules._trace import recorded
 
 
 def _apply(module, function, *tensors):
     """torch's bookkeeping of the running statistics around one call of `function`."""
     if isinstance(tensors[0], torch.fx.Proxy):  # torch.fx takes torch.nn's layers whole
-        tracer = tensors[0].tracer
-        return tracer.create_proxy("call_module", tracer.path_of_module(module), tensors, {})
+        return recorded(module, *tensors)
     module._check_input_dim(tensors[0])
     momentum = 0.0 if module.momentum is None else module.momentum
     tracks = module.training and module.track_running_stats
