@@ -4,7 +4,7 @@
 #include "../../parallel.h"
 #include "isa.h"
 #include "normal.h"
-#include "rows.h"
+#include "vectors.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {

@@ -2,7 +2,7 @@
 #pragma once
 #include "../../batch_norm.h"
 #include "../../parallel.h"
-#include "rows.h"
+#include "vectors.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 

@@ -5,7 +5,7 @@
 // a padded or strided tap is simply another position. The price is a transposition of the input and of the output.
 #pragma once
 #include "conv2d_problem.h"
-#include "rows.h"
+#include "vectors.h"
 #include "simd.h"
 #include "transpose.h"
 

@@ -3,7 +3,7 @@
 #include "conv2d_problem.h"
 #include "gemm_core.h"
 #include "lanes.h"
-#include "rows.h"
+#include "vectors.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 

@@ -1,6 +1,7 @@
 // Cross-entropy: one sweep over the logits for the loss, one for the gradient, and nothing of their size in between; or
 // one sweep for both. Rows are in cross_entropy_rows.h.
 #include "../../parallel.h"
+#include "columns.h"
 #include "cross_entropy_rows.h"
 #include "isa.h"
 
