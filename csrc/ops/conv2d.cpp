@@ -40,31 +40,37 @@ const auto& backward_op() {
                                       IntArrayRef, int64_t, std::array<bool, 3>)>(kBackwardName);
   return op;
 }
+Tensor call_forward(const Tensor& input, const Tensor& weight, const OptTensor& bias, const Conv2dArguments& a) {
+  return forward_op().call(input, weight, bias, a.stride, a.padding, a.dilation, a.groups);
+}
+Grads call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Conv2dArguments& a,
+                    std::array<bool, 3> mask) {
+  return backward_op().call(grad_output, input, weight, a.stride, a.padding, a.dilation, a.groups, mask);
+}
 
 // ---- checks and parameters -----------------------------------------------------------------------------------------
 
 // Sizes of the convolution without pointers or strides; nullopt where torch would refuse the arguments (or where they
 // are so large that sizes might overflow): the caller then lets torch's own op have them.
 std::optional<Conv2dParams> shape_params(const Tensor& input, const Tensor& weight, const OptTensor& bias,
-                                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                                         int64_t groups) {
+                                         const Conv2dArguments& a) {
   constexpr int64_t kLimit = int64_t(1) << 31;
-  if (input.dim() != 4 || weight.dim() != 4 || groups < 1) return std::nullopt;
-  if (stride.size() != 2 || padding.size() != 2 || dilation.size() != 2) return std::nullopt;
+  if (input.dim() != 4 || weight.dim() != 4 || a.groups < 1) return std::nullopt;
+  if (a.stride.size() != 2 || a.padding.size() != 2 || a.dilation.size() != 2) return std::nullopt;
   for (int i = 0; i < 2; ++i) {
-    if (stride[i] < 1 || stride[i] >= kLimit || dilation[i] < 1 || dilation[i] >= kLimit) return std::nullopt;
-    if (padding[i] < 0 || padding[i] >= kLimit) return std::nullopt;
+    if (a.stride[i] < 1 || a.stride[i] >= kLimit || a.dilation[i] < 1 || a.dilation[i] >= kLimit) return std::nullopt;
+    if (a.padding[i] < 0 || a.padding[i] >= kLimit) return std::nullopt;
   }
   Conv2dParams p{};
   p.N = input.size(0), p.C = input.size(1), p.H = input.size(2), p.W = input.size(3);
   p.K = weight.size(0), p.R = weight.size(2), p.S = weight.size(3);
-  p.groups = groups;
-  p.stride_h = stride[0], p.stride_w = stride[1];
-  p.pad_h = padding[0], p.pad_w = padding[1];
-  p.dilation_h = dilation[0], p.dilation_w = dilation[1];
+  p.groups = a.groups;
+  p.stride_h = a.stride[0], p.stride_w = a.stride[1];
+  p.pad_h = a.padding[0], p.pad_w = a.padding[1];
+  p.dilation_h = a.dilation[0], p.dilation_w = a.dilation[1];
   for (int64_t size : {p.C, p.H, p.W, p.K, p.R, p.S})
     if (size < 1 || size >= kLimit) return std::nullopt;
-  if (p.C % groups || weight.size(1) != p.C / groups || p.K % groups) return std::nullopt;
+  if (p.C % p.groups || weight.size(1) != p.C / p.groups || p.K % p.groups) return std::nullopt;
   const Tensor& b = or_undefined(bias);
   if (b.defined() && (b.dim() != 1 || b.size(0) != p.K)) return std::nullopt;
   const int64_t span_h = (p.R - 1) * p.dilation_h + 1, span_w = (p.S - 1) * p.dilation_w + 1;
@@ -76,19 +82,17 @@ std::optional<Conv2dParams> shape_params(const Tensor& input, const Tensor& weig
 
 // shape_params' verdict. Sizes that a compiler traces as symbols (a dynamic batch) stay symbols here: the batch is
 // not looked at, and asking for it as a number would compile a graph for every batch.
-bool valid(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride, IntArrayRef padding,
-           IntArrayRef dilation, int64_t groups) {
+bool valid(const Tensor& input, const Tensor& weight, const OptTensor& bias, const Conv2dArguments& a) {
   const auto symbolic = [](const Tensor& t) { return t.unsafeGetTensorImpl()->has_symbolic_sizes_strides(); };
-  if (!symbolic(input) && !symbolic(weight))
-    return shape_params(input, weight, bias, stride, padding, dilation, groups).has_value();
-  if (input.dim() != 4 || weight.dim() != 4 || groups < 1) return false;
-  if (stride.size() != 2 || padding.size() != 2 || dilation.size() != 2) return false;
-  if (weight.sym_size(1) * groups != input.sym_size(1) || weight.sym_size(0) % groups != 0) return false;
+  if (!symbolic(input) && !symbolic(weight)) return shape_params(input, weight, bias, a).has_value();
+  if (input.dim() != 4 || weight.dim() != 4 || a.groups < 1) return false;
+  if (a.stride.size() != 2 || a.padding.size() != 2 || a.dilation.size() != 2) return false;
+  if (weight.sym_size(1) * a.groups != input.sym_size(1) || weight.sym_size(0) % a.groups != 0) return false;
   const Tensor& b = or_undefined(bias);
   if (b.defined() && (b.dim() != 1 || b.sym_size(0) != weight.sym_size(0))) return false;
   for (int i = 0; i < 2; ++i) {
-    if (stride[i] < 1 || dilation[i] < 1 || padding[i] < 0) return false;
-    if ((weight.sym_size(i + 2) - 1) * dilation[i] + 1 > input.sym_size(i + 2) + 2 * padding[i]) return false;
+    if (a.stride[i] < 1 || a.dilation[i] < 1 || a.padding[i] < 0) return false;
+    if ((weight.sym_size(i + 2) - 1) * a.dilation[i] + 1 > input.sym_size(i + 2) + 2 * a.padding[i]) return false;
   }
   return true;
 }
@@ -152,30 +156,27 @@ void run(Conv2dParams& p, const Tensor& like, const char* op) {
   launch(op, like, [&] { return cpu::conv2d(p); }, [&](auto s) { return cuda::conv2d(p, s); });
 }
 
-Tensor aten_forward(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
-                    IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
-  return at::conv2d(input, weight, bias, stride, padding, dilation, groups);
+Tensor aten_forward(const Tensor& input, const Tensor& weight, const OptTensor& bias, const Conv2dArguments& a) {
+  return at::conv2d(input, weight, bias, a.stride, a.padding, a.dilation, a.groups);
 }
 
-Grads aten_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, IntArrayRef stride,
-                    IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::array<bool, 3> mask) {
+Grads aten_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Conv2dArguments& a,
+                    std::array<bool, 3> mask) {
   const int64_t bias_size = weight.dim() ? weight.size(0) : 0;
-  return at::convolution_backward(grad_output, input, weight, IntArrayRef(bias_size), stride, padding, dilation, false,
-                                  {0, 0}, groups, mask);
+  return at::convolution_backward(grad_output, input, weight, IntArrayRef(bias_size), a.stride, a.padding, a.dilation,
+                                  false, {0, 0}, a.groups, mask);
 }
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
-Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
-               IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias, const Conv2dArguments& a) {
   if (input.dim() == 3) {
     const Tensor batch = input.unsqueeze(0);
-    if (shape_params(batch, weight, bias, stride, padding, dilation, groups))
-      return forward(batch, weight, bias, stride, padding, dilation, groups).squeeze(0);
+    if (shape_params(batch, weight, bias, a)) return forward(batch, weight, bias, a).squeeze(0);
   }
-  auto shape = shape_params(input, weight, bias, stride, padding, dilation, groups);
+  auto shape = shape_params(input, weight, bias, a);
   if (!shape || !native(kName, {&input, &weight, &or_undefined(bias)}, true))
-    return aten_forward(input, weight, bias, stride, padding, dilation, groups);
+    return aten_forward(input, weight, bias, a);
   Conv2dParams& p = *shape;
   const at::MemoryFormat format = format_of(input, weight);
   const Tensor x = input.contiguous(format);
@@ -183,10 +184,10 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias,
   if (p.N == 0) return output();
   p.dtype = dtype_of(x);
   set_strides(p, x, weight, output_strides(p, format));
-  const auto again = [&] { forward(x, weight, bias, stride, padding, dilation, groups); };
+  const auto again = [&] { forward(x, weight, bias, a); };
   if (const char* reason = choose(p, Conv2dPass::forward, {&x, &weight, &or_undefined(bias)}, again)) {
     note_fallback(kName, reason);
-    return aten_forward(x, weight, bias, stride, padding, dilation, groups).contiguous(format);
+    return aten_forward(x, weight, bias, a).contiguous(format);
   }
   Tensor y = output();
   const Tensor b = or_undefined(bias).defined() ? bias->contiguous() : Tensor();
@@ -198,12 +199,12 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias,
   return y;
 }
 
-Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, IntArrayRef stride,
-               IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::array<bool, 3> mask) {
-  auto shape = shape_params(input, weight, std::nullopt, stride, padding, dilation, groups);
+Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Conv2dArguments& a,
+               std::array<bool, 3> mask) {
+  auto shape = shape_params(input, weight, std::nullopt, a);
   if (!shape || grad_output.sizes() != IntArrayRef({shape->N, shape->K, shape->P, shape->Q}) ||
       !native(kBackwardName, {&grad_output, &input, &weight}, true))
-    return aten_backward(grad_output, input, weight, stride, padding, dilation, groups, mask);
+    return aten_backward(grad_output, input, weight, a, mask);
   Conv2dParams& p = *shape;
   const at::MemoryFormat format = format_of(input, weight);
   const Tensor x = input.contiguous(format);
@@ -221,16 +222,14 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   // Why a gradient is torch's, or null.
   const auto vendor = [&](Conv2dPass pass) {
     const bool input_alone = pass == Conv2dPass::grad_input;
-    const auto again = [&] {
-      backward(g, x, weight, stride, padding, dilation, groups, {input_alone, !input_alone, !input_alone && mask[2]});
-    };
+    const auto again = [&] { backward(g, x, weight, a, {input_alone, !input_alone, !input_alone && mask[2]}); };
     return choose(p, pass, {&g, &x, &weight}, again);
   };
   if (const char* reason = nullptr;
       mask[0] && mask[1] && (reason = vendor(Conv2dPass::grad_input)) && vendor(Conv2dPass::grad_weight)) {
     // Both gradients by torch: in one call, so that it reorders grad_output once.
     note_fallback(kBackwardName, reason);
-    std::tie(grad_input, grad_weight, grad_bias) = aten_backward(g, x, weight, stride, padding, dilation, groups, mask);
+    std::tie(grad_input, grad_weight, grad_bias) = aten_backward(g, x, weight, a, mask);
     grad_input = grad_input.contiguous(format);
     grad_weight = grad_weight.contiguous(dense_format(weight));
     return grads;
@@ -246,8 +245,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
     } else {
       note_fallback(kBackwardName, reason);
       grad_input = Tensor();
-      grad_input = std::get<0>(aten_backward(g, x, weight, stride, padding, dilation, groups, {true, false, false}))
-                       .contiguous(format);
+      grad_input = std::get<0>(aten_backward(g, x, weight, a, {true, false, false})).contiguous(format);
     }
   }
   if (mask[2]) grad_bias = at::empty({p.K}, x.options());
@@ -261,7 +259,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
       run(p, x, kBackwardName);
     } else {
       note_fallback(kBackwardName, reason);
-      auto [_, dw, db] = aten_backward(g, x, weight, stride, padding, dilation, groups, {false, true, mask[2]});
+      auto [_, dw, db] = aten_backward(g, x, weight, a, {false, true, mask[2]});
       grad_weight = dw.contiguous(dense_format(weight));
       grad_bias = db;
     }
@@ -277,17 +275,11 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
 
 // ---- autograd ------------------------------------------------------------------------------------------------------
 
-// stride, padding, dilation and groups as one saved value.
-std::vector<int64_t> pack(IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
-  return {stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1], groups};
+// The arguments in seven numbers that a graph saves, and back, as long as those live.
+std::vector<int64_t> pack(const Conv2dArguments& a) {
+  return {a.stride[0], a.stride[1], a.padding[0], a.padding[1], a.dilation[0], a.dilation[1], a.groups};
 }
-struct Unpacked {
-  std::vector<int64_t> v;
-  IntArrayRef stride() const { return {v.data(), 2}; }
-  IntArrayRef padding() const { return {v.data() + 2, 2}; }
-  IntArrayRef dilation() const { return {v.data() + 4, 2}; }
-  int64_t groups() const { return v[6]; }
-};
+Conv2dArguments unpack(const int64_t* v) { return {{v, 2}, {v + 2, 2}, {v + 4, 2}, v[6]}; }
 
 struct Conv2dGrad {
   static constexpr const char* kName = "conv2d";
@@ -295,8 +287,7 @@ struct Conv2dGrad {
   static variable_list backward(const Saved& s, const Tensor& g) {
     int64_t v[7];
     for (int i = 0; i < 7; ++i) v[i] = s.data[i].toInt();
-    auto [dx, dw, db] = backward_op().call(g, s.tensors[0], s.tensors[1], IntArrayRef(v, 2), IntArrayRef(v + 2, 2),
-                                           IntArrayRef(v + 4, 2), v[6], {s.wants(0), s.wants(1), s.wants(2)});
+    auto [dx, dw, db] = call_backward(g, s.tensors[0], s.tensors[1], unpack(v), {s.wants(0), s.wants(1), s.wants(2)});
     return {std::move(dx), std::move(dw), std::move(db)};
   }
 };
@@ -315,15 +306,13 @@ std::array<Tensor, 3> spread(const Values& values, std::array<bool, 3> mask) {
 // convolutions again. Outputs are the wanted gradients alone: autograd takes no undefined ones.
 struct Conv2dBackwardFunction : Function<Conv2dBackwardFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
-                               const Tensor& weight, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                               int64_t groups, std::array<bool, 3> mask) {
+                               const Tensor& weight, const Conv2dArguments& a, std::array<bool, 3> mask) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({grad_output, input, weight});
-    ctx->saved_data["args"] = pack(stride, padding, dilation, groups);
+    ctx->saved_data["args"] = pack(a);
     ctx->saved_data["mask"] = int64_t(mask[0]) | int64_t(mask[1]) << 1 | int64_t(mask[2]) << 2;
-    const auto [grad_input, grad_weight, grad_bias] =
-        backward_op().call(grad_output, input, weight, stride, padding, dilation, groups, mask);
+    const auto [grad_input, grad_weight, grad_bias] = call_backward(grad_output, input, weight, a, mask);
     variable_list wanted;
     for (const Tensor* t : {&grad_input, &grad_weight, &grad_bias})
       if (t->defined()) wanted.push_back(*t);
@@ -334,45 +323,40 @@ struct Conv2dBackwardFunction : Function<Conv2dBackwardFunction> {
     const Tensor &g = saved[0], &input = saved[1], &weight = saved[2];
     const int64_t mask = ctx->saved_data["mask"].toInt();
     const auto [v_input, v_weight, v_bias] = spread(grads, {bool(mask & 1), bool(mask & 2), bool(mask & 4)});
-    const Unpacked a{ctx->saved_data["args"].toIntVector()};
-    const auto conv = [&](const Tensor& x, const Tensor& w, const OptTensor& b) {
-      return forward_op().call(x, w, b, a.stride(), a.padding(), a.dilation(), a.groups());
-    };
-    const auto grad = [&](const Tensor& x, const Tensor& w, std::array<bool, 3> wanted) {
-      return backward_op().call(g, x, w, a.stride(), a.padding(), a.dilation(), a.groups(), wanted);
-    };
+    const auto numbers = ctx->saved_data["args"].toIntVector();
+    const Conv2dArguments a = unpack(numbers.data());
     Tensor grad_g, grad_input, grad_weight;
     if (ctx->needs_input_grad(0)) {
-      if (v_weight.defined()) grad_g = conv(input, v_weight, v_bias.defined() ? OptTensor(v_bias) : std::nullopt);
+      if (v_weight.defined())
+        grad_g = call_forward(input, v_weight, v_bias.defined() ? OptTensor(v_bias) : std::nullopt, a);
       else if (v_bias.defined()) grad_g = v_bias.view({1, -1, 1, 1}).expand_as(g);
       if (v_input.defined()) {
-        const Tensor part = conv(v_input, weight, std::nullopt);
+        const Tensor part = call_forward(v_input, weight, std::nullopt, a);
         grad_g = grad_g.defined() ? grad_g + part : part;
       }
     }
     if (ctx->needs_input_grad(1) && v_weight.defined())
-      grad_input = std::get<0>(grad(input, v_weight, {true, false, false}));
+      grad_input = std::get<0>(call_backward(g, input, v_weight, a, {true, false, false}));
     if (ctx->needs_input_grad(2) && v_input.defined())
-      grad_weight = std::get<1>(grad(v_input, weight, {false, true, false}));
-    return {grad_g, grad_input, grad_weight, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+      grad_weight = std::get<1>(call_backward(g, v_input, weight, a, {false, true, false}));
+    return {grad_g, grad_input, grad_weight, Tensor(), Tensor()};
   }
 };
 
-Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
-                        IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTensor& bias, const Conv2dArguments& a) {
   if (input.dim() == 3) {
     const Tensor batch = input.unsqueeze(0);
-    if (valid(batch, weight, bias, stride, padding, dilation, groups))
-      return forward_autograd(batch, weight, bias, stride, padding, dilation, groups).squeeze(0);
+    if (valid(batch, weight, bias, a)) return forward_autograd(batch, weight, bias, a).squeeze(0);
   }
   const Tensor& b = or_undefined(bias);
-  if (!valid(input, weight, bias, stride, padding, dilation, groups) || !native(kName, {&input, &weight, &b}, true))
-    return aten_forward(input, weight, bias, stride, padding, dilation, groups);
+  if (!valid(input, weight, bias, a) || !native(kName, {&input, &weight, &b}, true))
+    return aten_forward(input, weight, bias, a);
   const bool differentiable = needs_grad({&input, &weight, &b});
-  Tensor output = below_autograd(forward_op(), input, weight, bias, stride, padding, dilation, groups);
+  Tensor output = below_autograd(forward_op(), input, weight, bias, a.stride, a.padding, a.dilation, a.groups);
   if (differentiable) {
     const auto node = record<Conv2dGrad>(
-        {stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1], groups}, input, weight, b);
+        {a.stride[0], a.stride[1], a.padding[0], a.padding[1], a.dilation[0], a.dilation[1], a.groups}, input, weight,
+        b);
     attach(output, node);
     node->keep(0, input);
     node->keep(1, weight);
@@ -380,35 +364,35 @@ Tensor forward_autograd(const Tensor& input, const Tensor& weight, const OptTens
   return output;
 }
 
-Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& weight, IntArrayRef stride,
-                        IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::array<bool, 3> mask) {
-  if (!valid(input, weight, std::nullopt, stride, padding, dilation, groups))
-    return aten_backward(grad_output, input, weight, stride, padding, dilation, groups, mask);
+Grads backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Conv2dArguments& a,
+                        std::array<bool, 3> mask) {
+  if (!valid(input, weight, std::nullopt, a)) return aten_backward(grad_output, input, weight, a, mask);
   if (has_tangent(grad_output) || has_tangent(input) || has_tangent(weight)) {
     note_fallback(kBackwardName, kForwardMode);
-    return aten_backward(grad_output, input, weight, stride, padding, dilation, groups, mask);
+    return aten_backward(grad_output, input, weight, a, mask);
   }
   if ((mask[0] || mask[1] || mask[2]) && needs_grad({&grad_output, &input, &weight})) {
     // Whether the derivatives of no images are zeros or none differs from case to case, and is torch's to say.
-    if (TORCH_GUARD_OR_FALSE(input.sym_size(0).sym_eq(0)))
-      return aten_backward(grad_output, input, weight, stride, padding, dilation, groups, mask);
-    const auto [dx, dw, db] = spread(
-        Conv2dBackwardFunction::apply(grad_output, input, weight, stride, padding, dilation, groups, mask), mask);
+    if (TORCH_GUARD_OR_FALSE(input.sym_size(0).sym_eq(0))) return aten_backward(grad_output, input, weight, a, mask);
+    const auto [dx, dw, db] = spread(Conv2dBackwardFunction::apply(grad_output, input, weight, a, mask), mask);
     return {dx, dw, db};
   }
-  return below_autograd(backward_op(), grad_output, input, weight, stride, padding, dilation, groups, mask);
+  return below_autograd(backward_op(), grad_output, input, weight, a.stride, a.padding, a.dilation, a.groups, mask);
 }
 
 // ---- autocast: convolutions run in the autocast dtype ---------------------------------------------------------------
 
 template <c10::DeviceType kDevice>
-Tensor forward_autocast(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
-                        IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+Tensor forward_autocast(const Tensor& input, const Tensor& weight, const OptTensor& bias, const Conv2dArguments& a) {
   const NoAutocast guard(kDevice);
   OptTensor b = bias;
   if (or_undefined(bias).defined()) b = autocast_lower(*bias, kDevice);
-  return forward_op().call(autocast_lower(input, kDevice), autocast_lower(weight, kDevice), b, stride, padding,
-                           dilation, groups);
+  return call_forward(autocast_lower(input, kDevice), autocast_lower(weight, kDevice), b, a);
+}
+
+Tensor transformed(const Tensor& input, const Tensor& weight, const OptTensor& bias, const Conv2dArguments& a) {
+  note_fallback(kName, kTransform);
+  return aten_forward(input, weight, bias, a);
 }
 
 // ---- registration --------------------------------------------------------------------------------------------------
@@ -422,34 +406,40 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
       "int[2] dilation, int groups, bool[3] output_mask) -> (Tensor, Tensor, Tensor)");
 }
 
+// A kernel as the dispatcher calls it.
+template <Tensor (*kKernel)(const Tensor&, const Tensor&, const OptTensor&, const Conv2dArguments&)>
+Tensor forward_kernel(const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
+                      IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  return kKernel(input, weight, bias, {stride, padding, dilation, groups});
+}
+template <Grads (*kKernel)(const Tensor&, const Tensor&, const Tensor&, const Conv2dArguments&, std::array<bool, 3>)>
+Grads backward_kernel(const Tensor& grad_output, const Tensor& input, const Tensor& weight, IntArrayRef stride,
+                      IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::array<bool, 3> mask) {
+  return kKernel(grad_output, input, weight, {stride, padding, dilation, groups}, mask);
+}
+
 void register_kernels(torch::Library& m) {
-  m.impl("conv2d", forward);
-  m.impl("conv2d_backward", backward);
+  m.impl("conv2d", forward_kernel<forward>);
+  m.impl("conv2d_backward", backward_kernel<backward>);
 }
 TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
 TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
 
 TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
-  m.impl("conv2d", forward_autograd);
-  m.impl("conv2d_backward", backward_autograd);
+  m.impl("conv2d", forward_kernel<forward_autograd>);
+  m.impl("conv2d_backward", backward_kernel<backward_autograd>);
 }
 
-TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("conv2d", forward_autocast<at::kCPU>); }
-TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("conv2d", forward_autocast<at::kCUDA>); }
+TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("conv2d", forward_kernel<forward_autocast<at::kCPU>>); }
+TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("conv2d", forward_kernel<forward_autocast<at::kCUDA>>); }
 
-TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
-  m.impl("conv2d", [](const Tensor& input, const Tensor& weight, const OptTensor& bias, IntArrayRef stride,
-                      IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
-    note_fallback(kName, kTransform);
-    return aten_forward(input, weight, bias, stride, padding, dilation, groups);
-  });
-}
+TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) { m.impl("conv2d", forward_kernel<transformed>); }
 
 // The name of the algorithm a pass ("forward", "grad_input" or "grad_weight") takes for these tensors.
 std::string algorithm(const Tensor& input, const Tensor& weight, std::vector<int64_t> stride,
                       std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
                       const std::string& pass) {
-  auto p = shape_params(input, weight, std::nullopt, stride, padding, dilation, groups);
+  auto p = shape_params(input, weight, std::nullopt, {stride, padding, dilation, groups});
   if (!p || why_not_native(input) || why_not_native(weight) || p->N == 0) return "aten";
   TORCH_CHECK(pass == "forward" || pass == "grad_input" || pass == "grad_weight", "unknown pass: ", pass);
   const at::MemoryFormat format = format_of(input, weight);
@@ -468,7 +458,7 @@ void bind(pybind11::module_& m) {
   def(m, "conv2d",
       [](const Tensor& input, const Tensor& weight, const OptTensor& bias, const IntPair& stride,
          const IntPair& padding, const IntPair& dilation,
-         int64_t groups) { return forward_op().call(input, weight, bias, stride, padding, dilation, groups); });
+         int64_t groups) { return call_forward(input, weight, bias, {stride, padding, dilation, groups}); });
   m.def("conv2d_algorithm", algorithm);
   m.def("conv2d_set_strict", cpu::conv2d_set_strict);
   m.def("conv2d_force", [](const std::string& name) { return cpu::conv2d_force(name.c_str()); });
@@ -481,10 +471,9 @@ const Bindings bindings(bind);
 
 #ifdef FASTNN_CUDA
 OptTensor conv2d_epilogue(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& residual,
-                          float low, float high, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                          int64_t groups) {
+                          float low, float high, const Conv2dArguments& a) {
   const Tensor& added = or_undefined(residual);
-  auto shape = shape_params(input, weight, bias, stride, padding, dilation, groups);
+  auto shape = shape_params(input, weight, bias, a);
   if (!shape || !native(kName, {&input, &weight, &or_undefined(bias), &added}, true)) return std::nullopt;
   Conv2dParams& p = *shape;
   if (p.N == 0 || (added.defined() && added.sizes() != IntArrayRef({p.N, p.K, p.P, p.Q}))) return std::nullopt;
@@ -495,12 +484,12 @@ OptTensor conv2d_epilogue(const Tensor& input, const Tensor& weight, const OptTe
   p.tf32 = allows_tf32(CudaFamily::conv2d);
   const int64_t options[] = {p.stride_h,   p.stride_w,   p.pad_h,  p.pad_w,
                              p.dilation_h, p.dilation_w, p.groups, int64_t(e.clamps)};
-  const auto again = [&] { conv2d_epilogue(x, weight, bias, residual, low, high, stride, padding, dilation, groups); };
+  const auto again = [&] { conv2d_epilogue(x, weight, bias, residual, low, high, a); };
   const CudaChoice choice =
       choose_cuda({family_of(p), "conv2d fused", {&x, &weight, &or_undefined(bias), &added}, options}, again);
   if (!choice.own) {
     note_fallback(kName, choice.reason);
-    Tensor y = aten_forward(x, weight, bias, stride, padding, dilation, groups).contiguous(format);
+    Tensor y = aten_forward(x, weight, bias, a).contiguous(format);
     if (added.defined()) y.add_(added);
     return e.clamps ? y.clamp_(low, high) : y;
   }
@@ -520,8 +509,8 @@ OptTensor conv2d_epilogue(const Tensor& input, const Tensor& weight, const OptTe
   return y;
 }
 #else
-OptTensor conv2d_epilogue(const Tensor&, const Tensor&, const OptTensor&, const OptTensor&, float, float, IntArrayRef,
-                          IntArrayRef, IntArrayRef, int64_t) {
+OptTensor conv2d_epilogue(const Tensor&, const Tensor&, const OptTensor&, const OptTensor&, float, float,
+                          const Conv2dArguments&) {
   return std::nullopt;
 }
 #endif

@@ -51,7 +51,7 @@ class PackedConv2d {
                 float high, const OptTensor& scale, const OptTensor& shift) {
     PackedConv2dParams p{};
     if (enabled() && input.is_cuda() && !or_undefined(scale).defined() && !at::autocast::is_autocast_enabled(at::kCUDA))
-      return conv2d_epilogue(input, weight, bias, residual, low, high, stride_, padding_, dilation_, groups_);
+      return conv2d_epilogue(input, weight, bias, residual, low, high, {stride_, padding_, dilation_, groups_});
     if (!enabled() || at::autocast::is_autocast_enabled(at::kCPU)) return std::nullopt;
     if (!shape(p, input, weight, or_undefined(bias), or_undefined(residual))) return std::nullopt;
     Tensor factors[2];
