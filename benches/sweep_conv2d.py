@@ -5,6 +5,8 @@ percent of the FMA peak measured at the start, and the algorithm of each pass. R
 they are timed. The end: geometric mean and worst case per group.
 """
 
+import itertools
+
 import torch
 from sweep import fma_peak, parser, setting, summary, write_rows
 
@@ -143,50 +145,42 @@ def measure(layer, batch, layout, training, seconds):
     return ratio, flops, names
 
 
+def line(row, peak):
+    return (
+        f"{row['network']:12s} {row['layer']:26s} {row['layout']} n{row['batch']:<4d}{row['mode']:8s} "
+        f"x{row['ratio']:5.2f} ({row['p20']:.2f}-{row['p80']:.2f}) {row['gflops']:6.0f} GFLOP/s "
+        f"{100 * row['gflops'] / peak:4.0f}%  {', '.join(row['algorithms'])}"
+    )
+
+
 def main():
     arguments = parser(__doc__, 0.3, "measurement")
-    arguments.add_argument("--quick", action="store_true", help="NCHW and the small batch only, short timings")
+    arguments.add_argument("--quick", action="store_true", help="NCHW and no single images, short timings")
     arguments.add_argument("--only", default="", help="networks whose name contains this")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
+    seconds = 0.05 if options.quick else options.seconds
+    layouts = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+    if options.quick:
+        del layouts["nhwc"]
     peak = fma_peak()
     print(f"{setting(options)}, {peak:.0f} GFLOP/s by mm")
     rows = []
-    for network, (train_batch, layers) in NETWORKS.items():
+    for network, (batch, layers) in NETWORKS.items():
         if options.only.lower() not in network.lower():
             continue
-        for layer in layers:
-            for layout in (
-                [torch.contiguous_format] if options.quick else [torch.contiguous_format, torch.channels_last]
-            ):
-                for batch, training in [(1, False), (train_batch, False), (train_batch, True)][
-                    1 if options.quick else 0 :
-                ]:
-                    seconds = 0.05 if options.quick else options.seconds
-                    r, flops, names = measure(layer, batch, layout, training, seconds)
-                    c, image, k, size, stride, _, groups = layer
-                    layout_name = "nchw" if layout == torch.contiguous_format else "nhwc"
-                    row = {
-                        "network": network,
-                        "kind": kind(c, k, size, stride, groups),
-                        "layer": f"{c}x{image}x{image}->{k} {size}x{size}/{stride}"
-                        + (f" g{groups}" if groups > 1 else ""),
-                        "layout": layout_name,
-                        "batch": batch,
-                        "mode": "train" if training else "forward",
-                        "ratio": r.ratio,
-                        "p20": r.p20,
-                        "p80": r.p80,
-                        "gflops": flops / r.ours / 1e9,
-                        "algorithms": names,
-                    }
-                    rows.append(row)
-                    print(
-                        f"{network:12s} {row['layer']:26s} {layout_name} n{batch:<4d}{row['mode']:8s} x{r.ratio:5.2f} "
-                        f"({r.p20:.2f}-{r.p80:.2f}) {row['gflops']:6.0f} GFLOP/s {100 * row['gflops'] / peak:4.0f}%  "
-                        f"{', '.join(names)}",
-                        flush=True,
-                    )
+        modes = [(batch, False), (batch, True)] if options.quick else [(1, False), (batch, False), (batch, True)]
+        for layer, (name, layout), (n, training) in itertools.product(layers, layouts.items(), modes):
+            ratio, flops, algorithms = measure(layer, n, layout, training, seconds)
+            c, image, k, size, stride, _, groups = layer
+            rows.append({
+                "network": network, "kind": kind(c, k, size, stride, groups),
+                "layer": f"{c}x{image}x{image}->{k} {size}x{size}/{stride}" + (f" g{groups}" if groups > 1 else ""),
+                "layout": name, "batch": n, "mode": "train" if training else "forward",
+                "ratio": ratio.ratio, "p20": ratio.p20, "p80": ratio.p80, "gflops": flops / ratio.ours / 1e9,
+                "algorithms": algorithms,
+            })  # fmt: skip
+            print(line(rows[-1], peak), flush=True)
     measured = [
         (f"{key} {r['mode']}", r["ratio"], f"{r['network']} {r['layer']} {r['layout']} n{r['batch']}")
         for r in rows

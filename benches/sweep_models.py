@@ -10,18 +10,7 @@ from torch import nn
 
 import fastnn
 from fastnn.bench import compare
-
-
-class MnistCnn(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(1, 10, 5), nn.Conv2d(10, 20, 5)
-        self.pool, self.relu, self.fc = nn.MaxPool2d(2), nn.ReLU(), nn.Linear(320, 10)
-
-    def forward(self, x):
-        x = self.relu(self.pool(self.conv1(x)))
-        x = self.relu(self.pool(self.conv2(x)))
-        return self.fc(x.view(x.size(0), -1))
+from fastnn.train.model import MnistCnn
 
 
 class BasicBlock(nn.Module):
@@ -66,7 +55,7 @@ def resnet20():
 
 
 MODELS = {
-    "MNIST CNN": (MnistCnn, (64, 1, 28, 28)),
+    "MNIST CNN": (lambda: MnistCnn(nn), (64, 1, 28, 28)),
     "MNIST MLP": (mlp, (64, 784)),
     "LeNet-5": (lenet, (256, 1, 28, 28)),
     "CIFAR10 CNN": (cifar, (64, 3, 32, 32)),

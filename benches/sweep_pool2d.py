@@ -72,11 +72,8 @@ def measure(group, op, model, shape, args, what, layout, seconds):
     """One row: `what` is "forward" (no gradient wanted), "forward+taps" (kept for backward) or "backward" alone."""
     x = torch.randn(shape).contiguous(memory_format=layout)
     ours, torchs = getattr(fastnn.functional, op), getattr(F, op)
-    if what == "forward":
-        calls = [lambda f=f: f(x, *args) for f in (ours, torchs)]
-    else:
-        x.requires_grad_()
-        calls = [lambda f=f: f(x, *args) for f in (ours, torchs)]
+    x.requires_grad_(what != "forward")
+    calls = [lambda f=f: f(x, *args) for f in (ours, torchs)]
     y = torchs(x, *args)
     if what == "backward":
         g = torch.randn_like(y)
