@@ -18,6 +18,27 @@ def forced():
     fastnn._C.conv2d_force("")
 
 
+def choose_from(generator):
+    """pick(*values): one of the values."""
+    return lambda *values: values[int(torch.randint(len(values), (), generator=generator))]
+
+
+def numbers_from(generator):
+    """pick(low, high): a whole number from low to high."""
+    return lambda low, high: int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def assert_plain_sums(generator, inputs, *arguments):
+    """The layer (input, weight, bias) and its gradients against float64, to the rounding of plain float32 sums."""
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    y, expected = fastnn.functional.conv2d(*inputs, *arguments), torch_conv2d(*doubles, *arguments)
+    g = torch.randn(y.shape, generator=generator)
+    ours = [y, *torch.autograd.grad(y, inputs, g)]
+    theirs = [expected, *torch.autograd.grad(expected, doubles, g.double())]
+    for a, e in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5 * float(e.detach().abs().max()))
+
+
 @pytest.mark.parametrize("algorithm", ["reference", "shift", "depthwise", "gemm"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("case", F32, ids=lambda c: c.name)
@@ -31,10 +52,7 @@ def test_depthwise_on_random_shapes(isa, forced):
     """Images of every width below and around a vector's, all paddings, strides 1 and 2."""
     assert fastnn._C.set_isa(isa) and forced("depthwise")
     generator = torch.Generator().manual_seed(5)
-
-    def pick(*values):
-        return values[int(torch.randint(len(values), (), generator=generator))]
-
+    pick = choose_from(generator)
     sizes = (1, 2, 3, 5, 7, 8, 9, 13, 14, 15, 16, 17, 31, 32, 33, 50)
     for _ in range(150):
         kernel, stride, c = pick(3, 5), pick(1, 2), pick(2, 3, 9, 17)
@@ -45,14 +63,7 @@ def test_depthwise_on_random_shapes(isa, forced):
         inputs = [
             t.requires_grad_() for t in (x, weight.mT if pick(0, 1) else weight, torch.randn(c, generator=generator))
         ]
-        doubles = [t.detach().double().requires_grad_() for t in inputs]
-        y = fastnn.functional.conv2d(*inputs, stride, padding, groups=c)
-        expected = torch_conv2d(*doubles, stride, padding, groups=c)
-        g = torch.randn(y.shape, generator=generator)
-        ours = [y, *torch.autograd.grad(y, inputs, g)]
-        theirs = [expected, *torch.autograd.grad(expected, doubles, g.double())]
-        for a, e in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5 * float(e.detach().abs().max()))
+        assert_plain_sums(generator, inputs, stride, padding, 1, c)
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
@@ -61,10 +72,7 @@ def test_pointwise_on_random_shapes(isa, channels_last, forced):
     """Every matrix product a 1x1 layer becomes: images of one pixel (a squeeze layer), small ones, many, strided."""
     assert fastnn._C.set_isa(isa) and forced("gemm")
     generator = torch.Generator().manual_seed(7)
-
-    def pick(*values):
-        return values[int(torch.randint(len(values), (), generator=generator))]
-
+    pick = choose_from(generator)
     for _ in range(60):
         n, side = pick(1, 2, 5, 33, 70), pick(1, 1, 2, 3, 4, 7, 8, 9)
         c, k = pick(1, 3, 16, 33, 530, 1100), pick(1, 5, 16, 37)
@@ -73,13 +81,7 @@ def test_pointwise_on_random_shapes(isa, channels_last, forced):
         x = x[:, :, :side, 1 : side + 1] if pick(0, 1) else x[:, :, :side, :side].clone()
         weight = torch.randn(k, c, 1, 1, generator=generator)
         inputs = [t.requires_grad_() for t in (x, weight, torch.randn(k, generator=generator))]
-        doubles = [t.detach().double().requires_grad_() for t in inputs]
-        y, expected = fastnn.functional.conv2d(*inputs), torch_conv2d(*doubles)
-        g = torch.randn(y.shape, generator=generator)
-        ours = [y, *torch.autograd.grad(y, inputs, g)]
-        theirs = [expected, *torch.autograd.grad(expected, doubles, g.double())]
-        for a, e in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5 * float(e.detach().abs().max()))
+        assert_plain_sums(generator, inputs)
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
@@ -88,10 +90,7 @@ def test_few_pixels_on_random_shapes(isa, layout, forced):
     """Up to 256 output pixels: rows of 4 KB, one to four pixels past a vector, several images, taps in chunks."""
     assert fastnn._C.set_isa(isa) and forced("gemm")
     generator = torch.Generator().manual_seed(11)
-
-    def pick(*values):
-        return values[int(torch.randint(len(values), (), generator=generator))]
-
+    pick = choose_from(generator)
     for i in range(60):
         n, c, k, stride, padding = pick(1, 2, 3), pick(7, 64, 130, 341), pick(5, 9, 29, 100), pick(1, 2), pick(0, 1, 2)
         kernel, size = pick(2, 3, 5), [pick(6, 7, 9, 13, 14) if n == 1 else pick(6, 7) for _ in range(2)]
@@ -227,10 +226,7 @@ def test_winograd_bound_on_random_shapes(isa, kernel, shapes, forced):
     """|error| <= 2**-17 * max(conv(|x|, |w|)) for the output and, with their own factors, both gradients."""
     assert fastnn._C.set_isa(isa) and forced("winograd")
     generator = torch.Generator().manual_seed(3)
-
-    def pick(low, high):
-        return int(torch.randint(low, high + 1, (), generator=generator))
-
+    pick = numbers_from(generator)
     for i in range(shapes):
         least = 12 if kernel == 2 else 1
         n, c, k = pick(1, 3), pick(least, 40), pick(least, 40)
@@ -268,10 +264,7 @@ def test_winograd_bound_of_strided_layers(isa, forced):
     a weight can lie, images that end within a phase."""
     assert fastnn._C.set_isa(isa) and forced("winograd")
     generator = torch.Generator().manual_seed(6)
-
-    def pick(low, high):
-        return int(torch.randint(low, high + 1, (), generator=generator))
-
+    pick = numbers_from(generator)
     for i in range(120):
         stride, taps = (4, pick(2, 4)) if i % 4 == 0 else (2, pick(2, 5))
         kernel = [pick((taps - 1) * stride + 1, min(16, taps * stride)) for _ in range(2)]
@@ -342,10 +335,7 @@ def test_batch_in_lanes_on_random_shapes(isa, forced):
     """Strides, padding, dilation, both layouts, partial lane groups and several bands, against float64."""
     assert fastnn._C.set_isa(isa) and forced("batch")
     generator = torch.Generator().manual_seed(4)
-
-    def pick(low, high):
-        return int(torch.randint(low, high + 1, (), generator=generator))
-
+    pick = numbers_from(generator)
     taken = 0
     for i in range(60):
         n, c, k, groups = pick(12, 40), pick(1, 12), pick(1, 20), 1
