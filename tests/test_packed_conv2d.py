@@ -45,6 +45,9 @@ SHAPES = [
     (16, 16, 11, 11, 3, 1, 2, 2, 16, "depthwise"),
     (100, 100, 13, 22, 3, 1, 1, 1, 100, "depthwise"),  # four vectors of channels together, two and less than one
     (88, 88, 9, 30, 5, 2, 2, 1, 88, "depthwise"),
+    (24, 24, 5, 23, 7, 1, 3, 1, 24, "depthwise"),  # a vector and a half, a known kernel's blocks of eight and of one
+    (152, 152, 6, 11, 5, 1, 3, 1, 152, "depthwise"),
+    (72, 72, 3, 3, 7, 1, 5, 1, 72, "depthwise"),
     (64, 64, 110, 102, 3, 2, 1, 1, 64, "depthwise"),  # three images leave the caches
     (18, 18, 10, 10, 7, 3, 3, 1, 18, "depthwise"),
     (6, 6, 2, 1, 5, 2, 3, 1, 6, "depthwise"),

@@ -11,6 +11,8 @@ constexpr int N = V::N;
 // Neighbouring vectors of channels summed together: whole cache lines, runs of which the caches fetch ahead, are read
 // once (batch 8, four against one, 1024x14x14 890 -> 530 us, 960x7x7 178 -> 108). As many sums as registers hold.
 constexpr int kTogether = kVecBytes == 64 ? 4 : 2;
+// A last vector of fewer channels is summed with the one before.
+constexpr bool kMasks = kVecBytes == 64;
 constexpr int kSums = kVecBytes == 64 ? 16 : 8;
 
 // The taps [begin, end) of a kernel line of `taps` that fall on a line of `size` from `at`, `dilation` apart.
@@ -34,20 +36,95 @@ struct Row {
   const float* below;  // what the row of outputs below is the first to read, at output column 0; or null
 };
 
-// COUNT outputs of a row from column q, of G vectors of channels. KS: the width of the kernel when known, with
-// dilation 1.
-template <int COUNT, int G, int KS, bool FULL>
-FASTNN_INLINE void outputs(const PackedConv2dParams& p, const Row& row, int64_t q, Taps s) {
-  const auto load = [&](const float* from) { return FULL ? V::load(from) : V::load_n(from, row.lanes); };
-  const int64_t step = p.stride_w * p.input_stride_w, next = (KS ? 1 : p.dilation_w) * p.input_stride_w;
-  const int64_t taps = p.R * p.S * N, group = taps + N;
-  if (KS) s = {0, KS};
-  if (COUNT > 1 && row.below) {
-    for (int64_t i = 0; i < p.stride_h; ++i)
-      for (int64_t j = 0; j < COUNT * p.stride_w; ++j)
-        for (int64_t c = 0; c < G * N; c += 16)
-          __builtin_prefetch(row.below + i * p.input_stride_h + q * step + j * p.input_stride_w + c, 0, 2);
+// What the row of outputs below is the first to read, for COUNT outputs from column q.
+template <int COUNT, int G>
+FASTNN_INLINE void fetch_below(const PackedConv2dParams& p, const Row& row, int64_t q) {
+  for (int64_t i = 0; i < p.stride_h; ++i)
+    for (int64_t j = 0; j < COUNT * p.stride_w; ++j)
+      for (int64_t c = 0; c < G * N; c += 16)
+        __builtin_prefetch(row.below + i * p.input_stride_h + (q * p.stride_w + j) * p.input_stride_w + c, 0, 2);
+}
+
+// Vector `g` of G; where they are not FULL the last has `lanes`.
+template <int G, bool FULL>
+FASTNN_INLINE Raw load(const Row& row, const float* from, int g) {
+  return FULL || g < G - 1 ? V::load(from).v : V::load_n(from, row.lanes).v;
+}
+
+template <int COUNT, int G, bool FULL>
+FASTNN_INLINE void store(const PackedConv2dParams& p, const Row& row, int64_t q, int64_t count,
+                         const Raw (&acc)[COUNT][G]) {
+#pragma GCC unroll 8
+  for (int j = 0; j < COUNT; ++j) {
+    if (j == count) return;
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      Raw value = acc[j][g];
+      if (row.residual) value = value + load<G, FULL>(row, row.residual + (q + j) * p.residual_stride_w + g * N, g);
+      float* const to = row.y + (q + j) * p.output_stride_w + g * N;
+      if (FULL || g < G - 1) V{row.clamp(value)}.store(to);
+      else V{row.clamp(value)}.store_n(to, row.lanes);
+    }
   }
+}
+
+// COUNT outputs of a row from column q, of G vectors of channels, by a kernel KS wide: what is loaded of x serves every
+// tap that it meets. EDGE: some of its columns may lie outside, and only the first `count` outputs be wanted.
+template <int COUNT, int G, int KS, int STRIDE, bool EDGE, bool FULL>
+FASTNN_INLINE void outputs(const PackedConv2dParams& p, const Row& row, int64_t q, int64_t count) {
+  const int64_t taps = p.R * KS * N, group = taps + N, step = p.input_stride_w, left = q * STRIDE - p.pad_w;
+  if (!EDGE && row.below) fetch_below<COUNT, G>(p, row, q);
+  Raw acc[COUNT][G];
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 8
+    for (int j = 0; j < COUNT; ++j) acc[j][g] = V::load(row.w + g * group + taps).v;
+  for (int64_t r = row.r.begin; r < row.r.end; ++r) {
+    const float* const x = row.x + r * p.dilation_h * p.input_stride_h + q * STRIDE * step;
+    const float* const w = row.w + r * KS * N;
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      Raw a[KS];
+#pragma GCC unroll 8
+      for (int s = 0; s < KS; ++s) a[s] = V::load(w + g * group + s * N).v;
+#pragma GCC unroll 32
+      for (int i = 0; i < (COUNT - 1) * STRIDE + KS; ++i) {
+        if (EDGE && uint64_t(left + i) >= uint64_t(p.W)) continue;
+        const Raw v = load<G, FULL>(row, x + i * step + g * N, g);
+#pragma GCC unroll 8
+        for (int j = 0; j < COUNT; ++j)
+          if (i >= j * STRIDE && i - j * STRIDE < KS) acc[j][g] += a[i - j * STRIDE] * v;
+      }
+    }
+  }
+  store<COUNT, G, FULL>(p, row, q, count, acc);
+}
+
+template <int G, int KS, int STRIDE, bool FULL>
+void whole_row(const PackedConv2dParams& p, const Row& row) {
+  constexpr int kCount = G * 8 <= kSums ? 8 : 4;
+  for (int64_t q = 0; q < p.Q;) {
+    const int64_t left = q * STRIDE - p.pad_w;
+    if (left >= 0 && left + (kCount - 1) * STRIDE + KS <= p.W && q + kCount <= p.Q) {
+      outputs<kCount, G, KS, STRIDE, false, FULL>(p, row, q, kCount);
+      q += kCount;
+    } else if (q + 4 <= p.Q) {
+      outputs<4, G, KS, STRIDE, true, FULL>(p, row, q, 4);
+      q += 4;
+    } else if (q + 3 == p.Q) {
+      return outputs<3, G, KS, STRIDE, true, FULL>(p, row, q, 3);
+    } else {
+      return outputs<2, G, KS, STRIDE, true, FULL>(p, row, q, p.Q - q);
+    }
+  }
+}
+
+// The same of any kernel, stride and dilation: the taps `s` of its lines.
+template <int COUNT, int G, bool FULL>
+FASTNN_INLINE void any_outputs(const PackedConv2dParams& p, const Row& row, int64_t q, Taps s) {
+  const int64_t step = p.stride_w * p.input_stride_w, next = p.dilation_w * p.input_stride_w;
+  const int64_t taps = p.R * p.S * N, group = taps + N;
+  if (COUNT > 1 && row.below) fetch_below<COUNT, G>(p, row, q);
   Raw acc[COUNT][G];
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g)
@@ -56,7 +133,6 @@ FASTNN_INLINE void outputs(const PackedConv2dParams& p, const Row& row, int64_t 
   for (int64_t r = row.r.begin; r < row.r.end; ++r) {
     const float* x = row.x + r * p.dilation_h * p.input_stride_h + q * step;
     const float* w = row.w + r * p.S * N;
-#pragma GCC unroll 5
     for (int64_t i = s.begin; i < s.end; ++i) {
       Raw a[G];
 #pragma GCC unroll 4
@@ -64,23 +140,14 @@ FASTNN_INLINE void outputs(const PackedConv2dParams& p, const Row& row, int64_t 
 #pragma GCC unroll 8
       for (int j = 0; j < COUNT; ++j)
 #pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) acc[j][g] += a[g] * load(x + i * next + j * step + g * N).v;
+        for (int g = 0; g < G; ++g) acc[j][g] += a[g] * load<G, FULL>(row, x + i * next + j * step + g * N, g);
     }
   }
-#pragma GCC unroll 8
-  for (int j = 0; j < COUNT; ++j)
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      Raw value = acc[j][g];
-      if (row.residual) value = value + load(row.residual + (q + j) * p.residual_stride_w + g * N).v;
-      float* const to = row.y + (q + j) * p.output_stride_w + g * N;
-      if (FULL) V{row.clamp(value)}.store(to);
-      else V{row.clamp(value)}.store_n(to, row.lanes);
-    }
+  store<COUNT, G, FULL>(p, row, q, COUNT, acc);
 }
 
-template <int G, int KS, bool FULL>
-void whole_row(const PackedConv2dParams& p, const Row& row) {
+template <int G, bool FULL>
+void any_row(const PackedConv2dParams& p, const Row& row) {
   // Columns whose taps all lie inside.
   const int64_t reach = (p.S - 1) * p.dilation_w;
   const int64_t first = min64(p.Q, ceil_div(p.pad_w, p.stride_w));
@@ -88,24 +155,31 @@ void whole_row(const PackedConv2dParams& p, const Row& row) {
       p.W + p.pad_w - reach <= 0 ? first : max64(first, min64(p.Q, (p.W + p.pad_w - reach - 1) / p.stride_w + 1));
   const auto edge = [&](int64_t begin, int64_t end) {
     for (int64_t q = begin; q < end; ++q)
-      outputs<1, G, 0, FULL>(p, row, q, taps_inside(q * p.stride_w - p.pad_w, p.S, p.dilation_w, p.W));
+      any_outputs<1, G, FULL>(p, row, q, taps_inside(q * p.stride_w - p.pad_w, p.S, p.dilation_w, p.W));
   };
   edge(0, first);
   const Taps all{0, p.S};
   int64_t q = first;
-  if constexpr (G * 8 <= kSums)
-    for (; q + 8 <= last; q += 8) outputs<8, G, KS, FULL>(p, row, q, all);
-  for (; q + 4 <= last; q += 4) outputs<4, G, KS, FULL>(p, row, q, all);
-  for (; q < last; ++q) outputs<1, G, KS, FULL>(p, row, q, all);
+  for (; q + 4 <= last; q += 4) any_outputs<4, G, FULL>(p, row, q, all);
+  for (; q < last; ++q) any_outputs<1, G, FULL>(p, row, q, all);
   edge(last, p.Q);
 }
 
 using RowFn = void (*)(const PackedConv2dParams&, const Row&);
 template <int G, bool FULL>
 RowFn find_row(const PackedConv2dParams& p) {
-  if (p.dilation_w == 1 && p.S == 3) return whole_row<G, 3, FULL>;
-  if (p.dilation_w == 1 && p.S == 5) return whole_row<G, 5, FULL>;
-  return whole_row<G, 0, FULL>;
+  if constexpr (FULL || kMasks) {
+    if (p.dilation_w == 1 && p.stride_w == 1) {
+      if (p.S == 3) return whole_row<G, 3, 1, FULL>;
+      if (p.S == 5) return whole_row<G, 5, 1, FULL>;
+      if (p.S == 7) return whole_row<G, 7, 1, FULL>;
+    }
+    if (p.dilation_w == 1 && p.stride_w == 2) {
+      if (p.S == 3) return whole_row<G, 3, 2, FULL>;
+      if (p.S == 5) return whole_row<G, 5, 2, FULL>;
+    }
+  }
+  return any_row<G, FULL>;
 }
 
 }  // namespace
@@ -130,8 +204,8 @@ void packed_depthwise_pack(const PackedConv2dParams& p) {
 }
 
 void packed_depthwise_run(const PackedConv2dParams& p) {
-  const RowFn most = find_row<kTogether, true>(p), two = find_row<2, true>(p), one = find_row<1, true>(p),
-              part = find_row<1, false>(p);
+  const RowFn most = find_row<kTogether, true>(p), two[] = {find_row<2, false>(p), find_row<2, true>(p)},
+              one[] = {find_row<1, false>(p), find_row<1, true>(p)};
   const int64_t taps = p.R * p.S;
   // What a row of outputs adds to the one above is fetched a row ahead where the input leaves L2 far behind: groups of
   // channels are no run that the hardware follows (8x96x112x112 at stride 2 0.75 of the time, of 6 MB 1.04).
@@ -144,16 +218,16 @@ void packed_depthwise_run(const PackedConv2dParams& p) {
       const float* const x = p.input + n * p.input_stride_n + at * p.input_stride_h - p.pad_w * p.input_stride_w;
       for (int64_t c = 0, vectors; c < p.C; c += vectors * N) {
         const int64_t left = p.C - c;
-        vectors = left >= kTogether * N ? kTogether : left >= 2 * N ? 2 : 1;
+        vectors = left >= kTogether * N ? kTogether : left >= 2 * N || (kMasks && left > N) ? 2 : 1;
         const Row row{x + c,
                       p.packed + c * (taps + 1),
                       p.residual ? p.residual + n * p.residual_stride_n + h * p.residual_stride_h + c : nullptr,
                       p.output + n * p.output_stride_n + h * p.output_stride_h + c,
                       Clamp(p),
                       r,
-                      int(min64(N, left)),
+                      int(min64(N, left - (vectors - 1) * N)),
                       far ? x + c + below : nullptr};
-        (vectors == kTogether ? most : vectors == 2 ? two : left >= N ? one : part)(p, row);
+        (vectors == kTogether ? most : vectors == 2 ? two[left >= 2 * N] : one[left >= N])(p, row);
       }
     }
   });
