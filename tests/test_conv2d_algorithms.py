@@ -192,6 +192,21 @@ def test_strided_pointwise_layers(layout):
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pointwise_of_few_channels(isa, channels, groups, forced):
+    """Sums of a few terms over whole planes: more than one run of columns, single vectors and what is left of one."""
+    assert fastnn._C.set_isa(isa) and forced("gemm")
+    for n, h, w, k in ((1, 4, 4, 1), (3, 5, 7, 9), (2, 33, 37, 6), (1, 40, 52, 4)):
+        x, weight, bias = torch.randn(n, channels * groups, h, w), torch.randn(k * groups, channels, 1, 1), None
+        for bias in (None, torch.randn(k * groups)):
+            results = lambda: [fastnn.functional.conv2d(x, weight, bias, groups=groups)]  # noqa: B023, E731
+            assert_same_bits_for_every_thread_count(results, (1, 2, 3))
+            exact = torch_conv2d(x.double(), weight.double(), None if bias is None else bias.double(), groups=groups)
+            assert (results()[0] - exact).abs().max() <= 2.0**-20 * exact.abs().max()
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
 def test_gradient_of_one_pixel_by_its_strides(isa, forced):
     """sum() hands back an expanded gradient: one element whose strides are 0."""
     assert fastnn._C.set_isa(isa) and forced("gemm")

@@ -108,11 +108,12 @@ Shape shape_of(const Conv2dParams& p) {
   return s;
 }
 
-// Pointwise sums of so few channels over a batch that a product loses to shift, which takes x0.95 of its time. With
-// groups or one channel shift takes x1.4 to x2.9 of it for one or two images (their copies), x1.1 to x1.3 for batches
-// of five channels and more (600 random layers, one thread and two); of 2 to 31 channels batch takes x1.7.
+// Pointwise sums of so few channels over a batch of tiny planes (larger ones conv2d_few_channels.cpp takes) that a
+// product loses to shift, which takes x0.95 of its time. With groups or one channel shift takes x1.4 to x2.9 of it for
+// one or two images (their copies), x1.1 to x1.3 for batches of five channels and more (600 random layers, one thread
+// and two); of 2 to 31 channels batch takes x1.7.
 bool thin_batch(const Conv2dParams& p, int64_t sums, int64_t results) {
-  return p.N > 2 && (sums == 1 || (sums < 5 && (results < 3 || p.groups > 1)));
+  return p.N > 2 && p.P * p.Q < 16 && (sums == 1 || (sums < 5 && (results < 3 || p.groups > 1)));
 }
 
 // Measured on one thread in float32 (benches/sweep_conv2d.py); 16-bit types have no product kernels of their own here.

@@ -269,6 +269,7 @@ Product grad_product(const ConvProblem& d) { return {d.k, d.c * d.r * d.s, d.n *
 
 int64_t gemm_conv_workspace(const ConvProblem& problem, int64_t workers) {
   const ConvProblem d = flatten_pointwise(problem);
+  if (few_channels_takes(d)) return 0;
   if (few_pixels_takes(d)) return few_pixels_workspace(d);
   if (by_dots(d)) return dots_workspace(d);
   if (channels_together(d)) return columns_plan(d, workers).workspace_bytes + packed_weight(d).bytes();
@@ -277,6 +278,7 @@ int64_t gemm_conv_workspace(const ConvProblem& problem, int64_t workers) {
 
 void gemm_conv_forward(const ConvProblem& problem, int64_t workers, char* workspace) {
   const ConvProblem d = flatten_pointwise(problem);
+  if (few_channels_takes(d)) return few_channels_forward(d);
   if (few_pixels_takes(d)) return few_pixels_forward(d, workspace);
   if (by_dots(d)) forward_dots(d, workspace);
   else if (channels_together(d)) forward_columns(d, workers, workspace);

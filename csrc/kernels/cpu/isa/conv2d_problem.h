@@ -38,6 +38,10 @@ void gemm_conv_forward(const ConvProblem& d, int64_t workers, char* workspace);
 int64_t gemm_conv_grad_workspace(const ConvProblem& d, int64_t workers);
 void gemm_conv_grad_weight(const ConvProblem& d, float* grad_weight, int64_t workers, char* workspace);
 
+// gemm_conv_forward() of few input channels in NCHW.
+bool few_channels_takes(const ConvProblem& d);
+void few_channels_forward(const ConvProblem& d);
+
 // gemm_conv_forward() of few output pixels.
 bool few_pixels_takes(const ConvProblem& d);
 int64_t few_pixels_workspace(const ConvProblem& d);
