@@ -165,7 +165,7 @@ def test_pointwise_layers_in_groups_are_products():
             assert fastnn._C.conv2d_algorithm(x, weight, *args) == "gemm", (c, k, which)
 
 
-def test_few_pixels_are_torchs_no_more():
+def test_layers_of_few_pixels_are_products():
     """A strided layer of one small image: torch would copy its whole weight first."""
     args = ([2, 2], [1, 1], [1, 1], 1, "forward")
     for format in (torch.contiguous_format, torch.channels_last):

@@ -3,7 +3,6 @@
 import copy
 import fnmatch
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from rich.console import Console
@@ -24,9 +23,6 @@ _ORIGINALS = {twin: original for original, twin in TWINS.items()}
 
 # Forward pre-hooks that rebuild a parameter before every call: their layers stay as their authors made them.
 _REBUILDING_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
-
-
-_NOTHING = SimpleNamespace(fused=())
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,8 @@ def report(model, *, console=None):
     """
     rows, joined, inside = [], {}, ""
     for name, module in model.named_modules():
-        for names in getattr(module, "_fastnn_plan", _NOTHING).fused:
+        plan = getattr(module, "_fastnn_plan", None)
+        for names in plan.fused if plan else ():
             text = " + ".join(names)
             joined.update((f"{name}.{one}".strip("."), f"fused: {text}") for one in names)
         frozen = isinstance(module, _frozen.Frozen)

@@ -1,4 +1,4 @@
-"""Measuring fastnn against torch: interleaved timing and sweeps."""
+"""Measuring fastnn against torch: interleaved timing, and the table of `python -m fastnn bench`."""
 
 from fastnn.bench.ab import Ratio, compare
 

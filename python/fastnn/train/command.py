@@ -60,7 +60,7 @@ def run(options):
     console.print(
         f"{title}; {len(digits.train_x)} training and {len(digits.test_x)} test images", highlight=False, soft_wrap=True
     )
-    with live(console, steps, epochs) as progress:
+    with LiveProgress(console, steps, epochs) as progress:
         result = job.train(digits, epochs, options.batch_size, options.optimizer, options.lr, options.seed, progress)
 
     console.print(table(result))
@@ -96,7 +96,7 @@ def where(device):
     return f"{_C.isa()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-class live:
+class LiveProgress:
     """The progress bar as a context manager; as a function, one step of it. Not on a terminal: ten lines of text."""
 
     def __init__(self, console, steps, epochs):
