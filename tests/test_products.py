@@ -48,9 +48,10 @@ def test_random_products(isa, dtype):
         expected = a.double() @ b.double()
         which = (m, k, n, a.stride(), b.stride())
         assert close(F.mm(a, b), expected, k, dtype), which
-        row, alpha, beta = torch.randn(n, dtype=dtype), pick((1, 1, -2)), pick((1, 1, 0.5))
-        ours = F.addmm(row, a, b, beta=beta, alpha=alpha)
-        assert close(ours, beta * row.double() + alpha * expected, k, dtype), (*which, alpha, beta)
+        alpha, beta, shape = pick((1, 1, -2)), pick((1, 1, 0.5)), pick(((n,), (n,), (m, n), (m, 1), (1,)))
+        added = torch.randn(shape, dtype=dtype)
+        ours = F.addmm(added, a, b, beta=beta, alpha=alpha)
+        assert close(ours, beta * added.double() + alpha * expected, k, dtype), (*which, alpha, beta, shape)
     columns = {"by columns"} if isa == "avx512" and dtype != torch.bfloat16 else set()
     assert seen == {"dot", "rows", "outer", "in place", "packed"} | columns
 
@@ -128,6 +129,19 @@ def test_one_term_is_rounded_once(isa, shape):
     x, y = torch.randn(m, 1), torch.randn(1, n)
     assert torch.equal(F.mm(x, y), x * y)
     assert torch.equal(F.addmm(y[0], x, y), x * y + y)
+
+
+@pytest.mark.parametrize("shapes", [((64,), (64, 300)), ((5, 64), (64,)), ((64,), (64,)), ((40, 9), (9, 33))], ids=str)
+def test_gradients_of_a_sum(isa, shapes):
+    """One value seen as many, which is spread out first, and the derivatives of a product of vectors."""
+    a, b = (torch.randn(s, requires_grad=True) for s in shapes)
+    exact = [t.detach().double().requires_grad_() for t in (a, b)]
+    for got, expected in zip(
+        torch.autograd.grad(F.matmul(a, b).sum(), (a, b)),
+        torch.autograd.grad(torch.matmul(*exact).sum(), exact),
+        strict=True,
+    ):
+        assert close(got, expected, 300, torch.float32)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 255, 256, 257, 700])

@@ -131,8 +131,16 @@ bool takes(const Tensor& a, const Tensor& b) {
   return false;
 }
 
+// A row or a column seen as many, as the gradient of a sum is, becomes a matrix: the kernels would read it element by
+// element (64 times 64x4096, backward: 1920 us, spread out 68).
+Tensor spread_out(const Tensor& t) {
+  const auto again = [&](int64_t d) { return t.dim() + d >= 0 && t.size(d) > 1 && t.stride(d) == 0; };
+  return again(-1) || again(-2) ? contiguous(t) : t;
+}
+
 // a [..., m, k] (or [k]) times b [..., k, n] (or [k]), valid and native.
-Tensor product(const char* name, const Tensor& a, const Tensor& b) {
+Tensor product(const char* name, const Tensor& a_, const Tensor& b_) {
+  const Tensor a = spread_out(a_), b = spread_out(b_);
   const DType dtype = dtype_of(a);
   const int64_t k = a.size(-1);
   c10::SmallVector<int64_t, 8> sizes;
@@ -185,6 +193,10 @@ struct ProductGrad {
   static variable_list backward(const Saved& s, const Tensor& g) {
     const Tensor &a = s.tensors[0], &b = s.tensors[1];
     Tensor grad_a, grad_b;
+    if constexpr (__is_same(Op, Matmul)) {  // a product of two vectors: no matrices
+      if (s.data[0].toSymIntVector().size() == 1 && s.data[1].toSymIntVector().size() == 1)
+        return {s.wants(0) ? g * b : Tensor(), s.wants(1) ? g * a : Tensor()};
+    }
     if constexpr (!__is_same(Op, Matmul)) {
       if (s.wants(0)) grad_a = op<Op>().call(g, b.mT());
       if (s.wants(1)) grad_b = op<Op>().call(a.mT(), g);

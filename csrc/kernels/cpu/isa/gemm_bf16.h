@@ -44,6 +44,27 @@ FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_
   });
 }
 
+// Rows of pairs that begin anywhere, 16 at a time: loaded as they lie and transposed. Written as by gemm_pack_panel.
+inline void pack_rows_of_pairs(float* dst, int width, const bf16* src, int64_t lane_stride, int lanes, int64_t pairs) {
+  using V = Vec<float>;
+  for (int l = 0; l < width; l += V::N) {
+    const int64_t room = l == 0 ? V::N : min64(V::N, width - l);
+    for (int64_t p = 0; p < pairs; p += V::N) {
+      const int64_t count = min64(V::N, pairs - p);
+      V r[V::N];
+#pragma GCC unroll 16
+      for (int i = 0; i < V::N; ++i)
+        r[i] = l + i < lanes ? load_lanes(reinterpret_cast<const float*>(src + (l + i) * lane_stride + 2 * p), count)
+                             : V::zero();
+      transpose_square<float>(r);
+      float* const to = dst + p * width + l;
+#pragma GCC unroll 16
+      for (int i = 0; i < V::N; ++i)
+        if (i < count) r[i].store_n(to + i * width, room < width ? room : width);
+    }
+  }
+}
+
 // dst[p * width + l] = the pair (src[l * lane_stride + 2 p * k_stride], the next in k) for l < lanes, zeros elsewhere;
 // the second of the last pair is zero where `k` elements are odd. May write up to one vector past the panel.
 inline void pack_bf16_pairs(float* dst, int width, const bf16* src, int64_t lane_stride, int64_t k_stride, int lanes,
@@ -51,6 +72,8 @@ inline void pack_bf16_pairs(float* dst, int width, const bf16* src, int64_t lane
   const int64_t whole = k / 2;
   if (k_stride == 1 && lane_stride % 2 == 0) {  // pairs lie side by side already
     gemm_pack_panel<float>(dst, width, reinterpret_cast<const float*>(src), lane_stride / 2, 1, lanes, whole);
+  } else if (k_stride == 1) {
+    pack_rows_of_pairs(dst, width, src, lane_stride, lanes, whole);
   } else if (lane_stride == 1) {  // two rows interleaved
     const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
                                          5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);

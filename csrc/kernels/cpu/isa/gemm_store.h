@@ -77,10 +77,25 @@ struct GemmStore {
     general(t, at, m0, mb, n0, nb, first, last);
   }
 
-  // Any strides, any factors; a row at a time through memory.
+  // Any factors, by vectors where rows of C are dense; any strides, a row at a time through memory.
   template <int MR, int NV>
   __attribute__((noinline)) void general(GemmTile<A, MR, NV> t, S* at, int64_t m0, int mb, int64_t n0, int nb,
                                          bool first, bool last) const {
+    if (c_n == 1 && (!d || d_n == 0 || d_n == 1)) {
+      for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) __attribute__((always_inline)) {
+        S* const to = at + i * c_m + j;
+        V x = V::set1(alpha) * v;
+        if (!first) {
+          x = x + load(to, lanes);
+        } else if (d) {
+          const S* const from = d + (m0 + i) * d_m + (n0 + j) * d_n;
+          x = fma(V::set1(beta), d_n == 1 ? load(from, lanes) : V::set1(to_acc(*from)), x);
+        }
+        if (relu && last) x = max(V::zero(), x);  // NaN stays
+        store(x, to, lanes);
+      });
+      return;
+    }
     for (int i = 0; i < mb; ++i) {
       A row[NV * V::N];
       for (int j = 0; j < NV; ++j) t.v[i][j].store(row + j * V::N);
