@@ -243,6 +243,24 @@ def test_gradients_pass_exactly_where_the_output_is_positive(dtype, training, is
     assert torch.equal(grad, torch.where(y > 0, g, 0).sum((0, 2, 3)))
 
 
+@by_layout
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(6, 7, 9, 11), (2, 3, 17, 19), (5, 33, 3, 3), (2, 3, 1, 4100)])
+def test_gradients_wanted_alone(shape, training, layout):
+    """Each is the one computed with all others, and the residual's is what the ReLU let pass."""
+    x, r, g = (images(*shape, layout=layout) for _ in range(3))
+    mean, var, w, b = (torch.rand(shape[1]) + 0.5 for _ in range(4))
+    for t in (x, r, w, b):
+        t.requires_grad_()
+    y = fastnn.functional.batch_norm_add_relu(x, r, mean, var, w, b, training=training)
+    grads = torch.autograd.grad(y, [x, r, w, b], g, retain_graph=True)
+    assert torch.equal(grads[1], torch.where(y > 0, g, 0))
+    for t, grad in zip([x, r, w, b], grads, strict=True):
+        u = [v if v is t else v.detach() for v in (x, r, w, b)]
+        y = fastnn.functional.batch_norm_add_relu(u[0], u[1], mean, var, u[2], u[3], training=training)
+        assert torch.equal(torch.autograd.grad(y, t, g)[0], grad)
+
+
 def test_fused_modules():
     x, r = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
     plain = torch.nn.BatchNorm2d(3)

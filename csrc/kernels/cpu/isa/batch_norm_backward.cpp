@@ -1,4 +1,5 @@
-// Batch norm backward: the sums of g and g (x - mean) of every channel, then one sweep that writes the gradients.
+// Batch norm backward: the sums of g and g (x - mean) of every channel, then one sweep that writes the gradient. That
+// of a residual is g itself: the sums' pass writes it, and the sweep reads it in place of grad_output and result.
 #include "batch_norm.h"
 #include "isa.h"
 
@@ -43,7 +44,16 @@ FASTNN_INLINE void finish_channels(const BatchNormParams& p, int64_t first, int6
   else finish_channels_of<A>(p, first, count, sum, dot, out);
 }
 
-bool needs_sums(const BatchNormParams& p) { return p.grad_weight || p.grad_bias || (p.training && p.grad_input); }
+bool needs_sums(const BatchNormParams& p) {
+  return p.grad_weight || p.grad_bias || p.grad_residual || (p.training && p.grad_input);
+}
+
+// What the sweep reads once the sums' pass has written the residual's gradient.
+BatchNormParams behind_residual(const BatchNormParams& p) {
+  BatchNormParams rest = p;
+  if (p.grad_residual) rest.grad_output = p.grad_residual, rest.result = nullptr;
+  return rest;
+}
 
 // ---- one vector ----------------------------------------------------------------------------------------------------
 
@@ -56,6 +66,13 @@ FASTNN_INLINE void with_mask(const BatchNormParams& p, const F& f) {
   if constexpr (kPlanes)
     if (p.affine) return f(Mask::computed);
   f(Mask::read);
+}
+
+// Calls f(mask, keep) for the sums' pass: whether it writes the residual's gradient, where there is a ReLU behind it.
+template <bool kPlanes, class F>
+FASTNN_INLINE void with_sums(const BatchNormParams& p, const F& f) {
+  if (p.grad_residual) f(Mask::read, true);
+  else with_mask<kPlanes>(p, [&](Mask mask) __attribute__((always_inline)) { f(mask, false); });
 }
 
 // y = (x - mean) * scale + offset.
@@ -95,30 +112,27 @@ FASTNN_INLINE V load_gradient(Mask mask, const S* g, const S* x, const S* y, int
   return {result.v <= 0 ? V::zero().v : v.v};
 }
 
-// What is written, as constants inside the loops.
-struct Outputs {
-  Mask mask;
-  bool statistics, input, residual;
-};
+// The same in the sums' pass, which keeps it where it is the residual's gradient.
+template <class S, class V>
+FASTNN_INLINE V take_gradient(Mask mask, const S* g, const S* x, const S* y, S* residual, int lanes,
+                              const Affine<V>& k) {
+  const V v = load_gradient(mask, g, x, y, lanes, k);
+  if (residual) store_lanes(v, residual, lanes);
+  return v;
+}
+
+// Calls f(mask, statistics): whether the gradient goes through the statistics too, as constants inside the loops.
 template <bool kPlanes, class F>
-FASTNN_INLINE void with_outputs(const BatchNormParams& p, const F& f) {
-  const bool input = p.grad_input, residual = p.grad_residual;
-  if (!input && !residual) return;
-  with_mask<kPlanes>(p, [&](Mask mask) __attribute__((always_inline)) {
-    if (input && !residual)
-      return p.training ? f(Outputs{mask, true, true, false}) : f(Outputs{mask, false, true, false});
-    if (mask == Mask::read && input && p.training) return f(Outputs{mask, true, true, true});
-    f(Outputs{mask, p.training, input, residual});
-  });
+FASTNN_INLINE void with_terms(const BatchNormParams& p, const F& f) {
+  with_mask<kPlanes>(
+      p, [&](Mask mask) __attribute__((always_inline)) { return p.training ? f(mask, true) : f(mask, false); });
 }
 
 template <bool kStream, class S, class V>
-FASTNN_INLINE void write_lanes(const Outputs& o, const S* g, const S* x, const S* y, S* dx, S* dr, int lanes,
+FASTNN_INLINE void write_lanes(Mask mask, bool statistics, const S* g, const S* x, const S* y, S* dx, int lanes,
                                const Affine<V>& forward, V scale, V slope, V offset) {
-  const V v = load_gradient(o.mask, g, x, y, lanes, forward);
-  if (o.residual) store_lanes(v, dr, lanes);
-  if (!o.input) return;
-  if (!o.statistics) return store_lanes<kStream>(v * scale, dx, lanes);
+  const V v = load_gradient(mask, g, x, y, lanes, forward);
+  if (!statistics) return store_lanes<kStream>(v * scale, dx, lanes);
   store_lanes<kStream>(V{v.v * scale.v - offset.v - (load_lanes(x, lanes) - forward.mean).v * slope.v}, dx, lanes);
 }
 
@@ -127,17 +141,18 @@ FASTNN_INLINE void write_lanes(const Outputs& o, const S* g, const S* x, const S
 // Adds a row of each of `count` neighbouring channels from `first` on to their sums: short rows, the first one `begin`
 // elements into the tensors.
 template <class S, class V = Vec<acc_t<S>>>
-FASTNN_INLINE void add_short_rows(const BatchNormParams& p, Mask mask, int64_t begin, int64_t length, int64_t first,
-                                  int64_t count, V* totals, V* dots) {
+FASTNN_INLINE void add_short_rows(const BatchNormParams& p, Mask mask, bool keep, int64_t begin, int64_t length,
+                                  int64_t first, int64_t count, V* totals, V* dots) {
   const S *g = static_cast<const S*>(p.grad_output), *x = static_cast<const S*>(p.input);
   const S* y = static_cast<const S*>(p.result);
+  S* const dr = static_cast<S*>(p.grad_residual);
   const int64_t inner = p.inner;
   for (int64_t c = 0; c < count; ++c, begin += inner) {
     V s = totals[c], d = dots[c];
     const auto k = affine_of<acc_t<S>>(p, mask, first + c);
     for_short<V::N>(begin, length, [&](int64_t i, int lanes) __attribute__((always_inline)) {
       const int64_t at = begin + i;
-      const V v = load_gradient(mask, g + at, x + at, y + at, lanes, k);
+      const V v = take_gradient(mask, g + at, x + at, y + at, keep ? dr + at : nullptr, lanes, k);
       s = s + v;
       d = fma(v, load_lanes(x + at, lanes) - k.mean, d);
     });
@@ -155,17 +170,19 @@ FASTNN_INLINE V to_end(V v, int n) {
 
 // The same where is_joined().
 template <class S, class V = Vec<acc_t<S>>>
-FASTNN_INLINE void add_joined_rows(const BatchNormParams& p, Mask mask, int64_t begin, int64_t first, int64_t count,
-                                   V* totals, V* dots) {
+FASTNN_INLINE void add_joined_rows(const BatchNormParams& p, Mask mask, bool keep, int64_t begin, int64_t first,
+                                   int64_t count, V* totals, V* dots) {
   using A = acc_t<S>;
   const S *g = static_cast<const S*>(p.grad_output) + begin, *x = static_cast<const S*>(p.input) + begin;
   const S* y = static_cast<const S*>(p.result) + (mask == Mask::read ? begin : 0);
+  S* const dr = static_cast<S*>(p.grad_residual) + (keep ? begin : 0);
   for_joined<V::N>(begin, p.inner, count, [&](int64_t c, const auto& vectors) __attribute__((always_inline)) {
     V s = totals[c], d = dots[c];
     const auto k = affine_of<A>(p, mask, first + c);
     vectors(
         [&](int64_t i, int lanes) __attribute__((always_inline)) {
-          V v = load_gradient(mask, g + i, x + i, y + i, lanes, k), z = load_lanes(x + i, lanes) - k.mean;
+          V v = take_gradient(mask, g + i, x + i, y + i, keep ? dr + i : nullptr, lanes, k);
+          V z = load_lanes(x + i, lanes) - k.mean;
           if (i == 0 && lanes < V::N) v = to_end(v, lanes), z = to_end(z, lanes);
           s = s + v;
           d = fma(v, z, d);
@@ -174,7 +191,9 @@ FASTNN_INLINE void add_joined_rows(const BatchNormParams& p, Mask mask, int64_t 
           // The other row's lanes are left out, not multiplied by zero: they may be infinite.
           const auto ends = lanes_below<A>(left);
           const auto next = affine_of<A>(p, mask, first + c + 1);
-          const V v = load_gradient(mask, g + i, x + i, y + i, V::N, pick(ends, k, next)), z = load_lanes(x + i, V::N);
+          const auto both = pick(ends, k, next);
+          const V v = take_gradient(mask, g + i, x + i, y + i, keep ? dr + i : nullptr, V::N, both);
+          const V z = load_lanes(x + i, V::N);
           // In registers, for whole stores: the loads of the next row would wait for masked ones.
           totals[c + 1] = V{in_register(pick(ends, totals[c + 1], totals[c + 1] + v).v)};
           dots[c + 1] = V{in_register(pick(ends, dots[c + 1], fma(v, z - next.mean, dots[c + 1])).v)};
@@ -195,7 +214,8 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
   const int64_t inner = p.inner, stride = p.channels * inner, start = first * inner;
   const S *x = static_cast<const S*>(p.input), *g = static_cast<const S*>(p.grad_output);
   const S* y = static_cast<const S*>(p.result);
-  with_mask<true>(p, [&](Mask mask) __attribute__((always_inline)) {
+  S* const dr = static_cast<S*>(p.grad_residual);
+  with_sums<true>(p, [&](Mask mask, bool keep) __attribute__((always_inline)) {
     for_blocks(p.batch, inner, stride, [&](int64_t at, int64_t rows, int64_t length) __attribute__((always_inline)) {
       V totals[kGroup], dots[kGroup];
       for (int64_t c = 0; c < count; ++c) totals[c] = dots[c] = V::zero();
@@ -204,11 +224,11 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
       for (int64_t r = 0; r < rows; ++r) {
         int64_t row = start + at + r * stride;
         if (joined) {
-          add_joined_rows<S>(p, mask, row, first, count, totals, dots);
+          add_joined_rows<S>(p, mask, keep, row, first, count, totals, dots);
           continue;
         }
         if (brief) {
-          add_short_rows<S>(p, mask, row, length, first, count, totals, dots);
+          add_short_rows<S>(p, mask, keep, row, length, first, count, totals, dots);
           continue;
         }
         for (int64_t c = 0; c < count; ++c, row += inner) {
@@ -216,7 +236,7 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
           V s[4] = {V::zero(), V::zero(), V::zero(), V::zero()}, d[4] = {s[0], s[0], s[0], s[0]};
           for_lanes<V::N>(row, length, [&](int64_t i, int lanes, int a) __attribute__((always_inline)) {
             const int64_t j = row + i;
-            const V v = load_gradient(mask, g + j, x + j, y + j, lanes, k);
+            const V v = take_gradient(mask, g + j, x + j, y + j, keep ? dr + j : nullptr, lanes, k);
             s[a] = s[a] + v;
             d[a] = fma(v, load_lanes(x + j, lanes) - k.mean, d[a]);
           });
@@ -232,50 +252,47 @@ void channel_sums(const BatchNormParams& p, int64_t first, int64_t count, double
 
 // The gradients of one image's planes of `count` channels from `first` on.
 template <bool kStream, class S>
-FASTNN_INLINE void write_planes(Outputs o, const BatchNormParams& p, int64_t image, int64_t first, int64_t count,
-                                Coefficients<acc_t<S>> k) {
+FASTNN_INLINE void write_planes(Mask mask, bool statistics, const BatchNormParams& p, int64_t image, int64_t first,
+                                int64_t count, Coefficients<acc_t<S>> k) {
   using V = Vec<acc_t<S>>;
-  const bool read = o.mask == Mask::read;
+  const bool read = mask == Mask::read;
   int64_t at = (image * p.channels + first) * p.inner;
   const S *g = static_cast<const S*>(p.grad_output) + at, *x = static_cast<const S*>(p.input) + at;
   const S* y = static_cast<const S*>(p.result) + (read ? at : 0);
-  S* dx = static_cast<S*>(p.grad_input) + (o.input ? at : 0);
-  S* dr = static_cast<S*>(p.grad_residual) + (o.residual ? at : 0);
+  S* dx = static_cast<S*>(p.grad_input) + at;
   const int64_t inner = p.inner, ahead = fetched_ahead(p);
   if (is_joined<V::N>(inner)) {
     return for_joined<V::N>(at, inner, count, [&](int64_t c, const auto& vectors) __attribute__((always_inline)) {
-      const auto forward = affine_of<acc_t<S>>(p, o.mask, first + c);
+      const auto forward = affine_of<acc_t<S>>(p, mask, first + c);
       const V scale = V::set1(k.scale[c]), slope = V::set1(k.slope[c]), offset = V::set1(k.offset[c]);
       vectors(
           [&](int64_t i, int lanes) __attribute__((always_inline)) {
-            write_lanes<kStream>(o, g + i, x + i, y + i, dx + i, dr + i, lanes, forward, scale, slope, offset);
+            write_lanes<kStream>(mask, statistics, g + i, x + i, y + i, dx + i, lanes, forward, scale, slope, offset);
           },
           [&](int64_t i, int64_t left) __attribute__((always_inline)) {
             const auto ends = lanes_below<acc_t<S>>(left);
-            const auto next = affine_of<acc_t<S>>(p, o.mask, first + c + 1);
-            write_lanes<kStream>(o, g + i, x + i, y + i, dx + i, dr + i, V::N, pick(ends, forward, next),
+            const auto next = affine_of<acc_t<S>>(p, mask, first + c + 1);
+            write_lanes<kStream>(mask, statistics, g + i, x + i, y + i, dx + i, V::N, pick(ends, forward, next),
                                  pick(ends, scale, V::set1(k.scale[c + 1])), pick(ends, slope, V::set1(k.slope[c + 1])),
                                  pick(ends, offset, V::set1(k.offset[c + 1])));
           });
     });
   }
   for (int64_t c = 0; c < count; ++c) {
-    const auto forward = affine_of<acc_t<S>>(p, o.mask, first + c);
+    const auto forward = affine_of<acc_t<S>>(p, mask, first + c);
     const V scale = V::set1(k.scale[c]), slope = V::set1(k.slope[c]), offset = V::set1(k.offset[c]);
     const auto write = [&](int64_t i, int lanes, int = 0) __attribute__((always_inline)) {
-      write_lanes<kStream>(o, g + i, x + i, y + i, dx + i, dr + i, lanes, forward, scale, slope, offset);
+      write_lanes<kStream>(mask, statistics, g + i, x + i, y + i, dx + i, lanes, forward, scale, slope, offset);
       if (ahead) {
         __builtin_prefetch(x + i + ahead);
         __builtin_prefetch(g + i + ahead);
-        if (o.input && !kStream) __builtin_prefetch(dx + i + ahead, 1);
+        if (!kStream) __builtin_prefetch(dx + i + ahead, 1);
       }
     };
     if (is_short<V::N>(inner)) for_short<V::N>(at, inner, write);
     else for_lanes<V::N>(at, inner, write);
-    at += inner, g += inner, x += inner;
+    at += inner, g += inner, x += inner, dx += inner;
     if (read) y += inner;
-    if (o.input) dx += inner;
-    if (o.residual) dr += inner;
   }
 }
 
@@ -283,6 +300,7 @@ template <class S>
 void backward_planes(const BatchNormParams& p) {
   const int64_t grain = ceil_div(kParallelElements, p.batch * p.inner), together = channels_together(p);
   const bool stream = streams(p, p.grad_input, 3 << 19);
+  const BatchNormParams rest = behind_residual(p);
   parallel_for(0, p.channels, grain, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += together) {
       const int64_t count = min64(together, end - first);
@@ -292,10 +310,11 @@ void backward_planes(const BatchNormParams& p) {
       for (int64_t c = 0; c < round_up(count, Vec<acc_t<S>>::N); ++c) sum[c] = dot[c] = 0;
       if (needs_sums(p)) channel_sums<S>(p, first, count, sum, dot);
       finish_channels<S>(p, first, count, sum, dot, k);
-      with_outputs<true>(p, [&](Outputs o) __attribute__((always_inline)) {
+      if (!p.grad_input) continue;
+      with_terms<true>(rest, [&](Mask mask, bool statistics) __attribute__((always_inline)) {
         for (int64_t n = p.batch - 1; n >= 0; --n) {  // the planes read last are still in the cache
-          if (stream) write_planes<true, S>(o, p, n, first, count, k);
-          else write_planes<false, S>(o, p, n, first, count, k);
+          if (stream) write_planes<true, S>(mask, statistics, rest, n, first, count, k);
+          else write_planes<false, S>(mask, statistics, rest, n, first, count, k);
         }
       });
     }
@@ -316,26 +335,28 @@ void chunk_sums(const BatchNormParams& p, int64_t begin, int64_t rows, acc_t<S>*
   const S* g = static_cast<const S*>(p.grad_output) + begin * channels;
   const S* x = static_cast<const S*>(p.input) + begin * channels;
   const S* y = p.result ? static_cast<const S*>(p.result) + begin * channels : nullptr;
+  S* const dr = p.grad_residual ? static_cast<S*>(p.grad_residual) + begin * channels : nullptr;
   const A* means = static_cast<const A*>(p.mean);
   constexpr bool kStrips = kVecBytes < 64;
   constexpr int kLine = 64 / sizeof(S);
   const int64_t strip = kStrips ? max64(8, kBlock / 2 / channels) : rows;
-  const auto sum_strip = [&](Mask mask, int64_t first, int64_t last) __attribute__((always_inline)) {
+  const auto sum_strip = [&](Mask mask, bool keep, int64_t first, int64_t last) __attribute__((always_inline)) {
     for_tiles<V::N>(channels, [&]<int T, int U>(int64_t c, int lanes) __attribute__((always_inline)) {
       V both[2][T], mean[T];
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) mean[t] = load_lanes(means + c + t * V::N, lanes);
-      accumulate_rows<2, T, U>(last - first, both,
-                               [&](int64_t r, int t, const auto& add) __attribute__((always_inline)) {
-                                 const int64_t at = (first + r) * channels + c + t * V::N;
-                                 if (kStrips && t * V::N % kLine == 0) {
-                                   __builtin_prefetch(g + at + strip * channels);
-                                   __builtin_prefetch(x + at + strip * channels);
-                                 }
-                                 const V v = load_gradient(mask, g + at, x + at, y + at, lanes, only_mean(mean[t]));
-                                 add(0, v);
-                                 add(1, v * (load_lanes(x + at, lanes) - mean[t]));
-                               });
+      accumulate_rows<2, T, U>(
+          last - first, both, [&](int64_t r, int t, const auto& add) __attribute__((always_inline)) {
+            const int64_t at = (first + r) * channels + c + t * V::N;
+            if (kStrips && t * V::N % kLine == 0) {
+              __builtin_prefetch(g + at + strip * channels);
+              __builtin_prefetch(x + at + strip * channels);
+            }
+            const V v =
+                take_gradient(mask, g + at, x + at, y + at, keep ? dr + at : nullptr, lanes, only_mean(mean[t]));
+            add(0, v);
+            add(1, v * (load_lanes(x + at, lanes) - mean[t]));
+          });
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
         A *const sum = out + c + t * V::N, *const dot = sum + channels;
@@ -346,8 +367,8 @@ void chunk_sums(const BatchNormParams& p, int64_t begin, int64_t rows, acc_t<S>*
       }
     });
   };
-  with_mask<false>(p, [&](Mask mask) __attribute__((always_inline)) {
-    for (int64_t r = 0; r < rows; r += strip) sum_strip(mask, r, min64(rows, r + strip));
+  with_sums<false>(p, [&](Mask mask, bool keep) __attribute__((always_inline)) {
+    for (int64_t r = 0; r < rows; r += strip) sum_strip(mask, keep, r, min64(rows, r + strip));
   });
 }
 
@@ -359,19 +380,18 @@ void write_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
   const A* mean = static_cast<const A*>(p.mean);
   const A* scale = static_cast<const A*>(p.workspace);
   const A *slope = scale + channels, *offset = slope + channels;
-  with_outputs<false>(p, [&](Outputs o) __attribute__((always_inline)) {
+  with_terms<false>(p, [&](Mask mask, bool statistics) __attribute__((always_inline)) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t at = row * channels;
       const S *g = static_cast<const S*>(p.grad_output) + at, *x = static_cast<const S*>(p.input) + at;
-      const S* y = static_cast<const S*>(p.result) + (o.mask == Mask::read ? at : 0);
-      S* dx = static_cast<S*>(p.grad_input) + (o.input ? at : 0);
-      S* dr = static_cast<S*>(p.grad_residual) + (o.residual ? at : 0);
+      const S* y = static_cast<const S*>(p.result) + (mask == Mask::read ? at : 0);
+      S* dx = static_cast<S*>(p.grad_input) + at;
       for_lanes<V::N>(0, channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
         const V none = V::zero();
-        write_lanes<kStream>(o, g + c, x + c, y + c, dx + c, dr + c, lanes,
-                             only_mean(o.statistics ? load_lanes(mean + c, lanes) : none), load_lanes(scale + c, lanes),
-                             o.statistics ? load_lanes(slope + c, lanes) : none,
-                             o.statistics ? load_lanes(offset + c, lanes) : none);
+        write_lanes<kStream>(mask, statistics, g + c, x + c, y + c, dx + c, lanes,
+                             only_mean(statistics ? load_lanes(mean + c, lanes) : none), load_lanes(scale + c, lanes),
+                             statistics ? load_lanes(slope + c, lanes) : none,
+                             statistics ? load_lanes(offset + c, lanes) : none);
       });
     }
   });
@@ -398,11 +418,12 @@ void backward_rows(const BatchNormParams& p) {
     A* const scale = coefficients + first;
     finish_channels<S>(p, first, width, sum, dot, Coefficients<A>{scale, scale + channels, scale + 2 * channels});
   });
-  if (!p.grad_input && !p.grad_residual) return;
+  if (!p.grad_input) return;
+  const BatchNormParams rest = behind_residual(p);
   const bool stream = streams(p, p.grad_input, 3 << 19);
   parallel_for(0, p.batch, ceil_div(kParallelElements, channels), [&](int64_t begin, int64_t end) {
-    if (stream) write_rows<true, S>(p, begin, end);
-    else write_rows<false, S>(p, begin, end);
+    if (stream) write_rows<true, S>(rest, begin, end);
+    else write_rows<false, S>(rest, begin, end);
     end_streams(stream);
   });
 }
