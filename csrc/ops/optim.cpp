@@ -24,8 +24,8 @@ const char* why_not_like(const Tensor& t, const Tensor& param) {
 
 // Tensors of inference mode that torch lets nobody write outside of it.
 bool writable(TensorList written) {
-  return c10::InferenceMode::is_enabled() ||
-         std::none_of(written.begin(), written.end(), [](const Tensor& t) { return t.is_inference(); });
+  return std::none_of(written.begin(), written.end(), [](const Tensor& t) { return t.is_inference(); }) ||
+         c10::InferenceMode::is_enabled();
 }
 
 bool overlaps_itself(const Tensor& t) {

@@ -135,7 +135,10 @@ class Borrowed {
       for (Tensor& t : list_) Traits::destroyBorrow(t);
   }
   void reserve(size_t count) { list_.reserve(count); }
-  void push_back(const Tensor& t) { list_.push_back(owned_ ? t : Traits::createBorrow(t)); }
+  void push_back(const Tensor& t) {
+    if (owned_) list_.push_back(t);
+    else list_.push_back(Traits::createBorrow(t));
+  }
   void own() {
     if (owned_) return;
     for (Tensor& t : list_) {
