@@ -31,6 +31,7 @@
 #include "kernels/parallel.h"
 #include "memory.h"
 #include "python_entry.h"
+#include "strided_runs.h"
 
 namespace fastnn::ops {
 namespace {
@@ -148,6 +149,11 @@ struct Kind<Act::silu> {
   }
 };
 
+template <Act K>
+std::string backward_name() {
+  return std::string(Kind<K>::name) + "_backward";
+}
+
 // A... is what follows the tensors in the op's schema: nothing, or leaky_relu's slope.
 template <Act K, class... A>
 const auto& forward_op() {
@@ -156,8 +162,7 @@ const auto& forward_op() {
 }
 template <Act K, class... A>
 const auto& backward_op() {
-  static const auto op =
-      handle<Tensor(const Tensor&, const Tensor&, A...)>((std::string(Kind<K>::name) + "_backward").c_str());
+  static const auto op = handle<Tensor(const Tensor&, const Tensor&, A...)>(backward_name<K>().c_str());
   return op;
 }
 template <Act K, class... A>
@@ -170,35 +175,6 @@ const auto& inplace_op() {
 
 double slope_of() { return 0; }
 double slope_of(double slope) { return slope; }
-
-// In any order of dimensions.
-bool has_no_gaps(const Tensor& t) { return t.is_contiguous() || t.is_non_overlapping_and_dense(); }
-
-// Elements in runs: `length` next to each other, from one run to the next `step`.
-struct Runs {
-  int64_t length, step;
-};
-constexpr int64_t kShortestRun = 128;  // a run costs a call of the kernel: a copy of shorter ones costs less
-
-// Those of t in the order of `dense`, which has no gaps: slices along one dimension, chunks, gradients of cat.
-std::optional<Runs> runs_of(const Tensor& t, const Tensor& dense) {
-  if (!t.is_cpu()) return std::nullopt;
-  c10::SmallVector<int64_t, 6> order;  // dimensions of more than one element, from the innermost
-  for (int64_t d = t.dim() - 1; d >= 0; --d) {
-    if (t.size(d) == 1) continue;
-    auto at = order.end();
-    while (at != order.begin() && dense.stride(at[-1]) > dense.stride(d)) --at;
-    order.insert(at, d);
-  }
-  int64_t length = 1;
-  size_t i = 0;
-  for (; i < order.size() && t.stride(order[i]) == length; ++i) length *= t.size(order[i]);
-  if (i == order.size()) return Runs{length, length};
-  const int64_t step = t.stride(order[i]);
-  for (int64_t count = 1; i < order.size(); count *= t.size(order[i++]))
-    if (t.stride(order[i]) != count * step) return std::nullopt;
-  return length < kShortestRun ? std::nullopt : std::optional(Runs{length, step});
-}
 
 // Calls f(params of a run, its number) for all of them; the last may be shorter.
 template <class F>
@@ -214,16 +190,6 @@ void for_runs(const char* op, const ActivationParams& p, int64_t length, const F
   };
   if (length >= 2 * kGrain) range(0, count);  // shared among the threads one by one
   else parallel_for(0, count, std::max<int64_t>(1, kGrain / length), range);
-}
-
-// One value seen as many, as the gradient of a sum is: a run of it is read again and again.
-std::optional<Runs> repeated(Tensor& t) {
-  constexpr int64_t kRun = 1 << 12;
-  if (!t.is_cpu() || t.numel() <= kRun) return std::nullopt;
-  for (int64_t d = 0; d < t.dim(); ++d)
-    if (t.size(d) > 1 && t.stride(d) != 0) return std::nullopt;
-  t = t.as_strided({kRun}, {0}).contiguous();
-  return Runs{kRun, 0};
 }
 
 // torch's relu6 copies strides of dimensions of size 1 too, which say nothing; the others do not.
@@ -460,117 +426,76 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
   m.def("leaky_relu_backward(Tensor grad_output, Tensor saved, float negative_slope) -> Tensor");
 }
 
-template <Act K, class... A>
-void impl(torch::Library& m) {
-  m.impl(Kind<K>::name, forward<K, A...>);
-  m.impl((std::string(Kind<K>::name) + "_backward").c_str(), backward<K, A...>);
+// Calls f.operator()<kind, A...>() for every kind.
+template <class F>
+void for_kinds(const F& f) {
+  f.template operator()<Act::relu>();
+  f.template operator()<Act::relu6>();
+  f.template operator()<Act::leaky_relu, double>();
+  f.template operator()<Act::sigmoid>();
+  f.template operator()<Act::tanh>();
+  f.template operator()<Act::gelu>();
+  f.template operator()<Act::gelu_tanh>();
+  f.template operator()<Act::silu>();
 }
-template <Act K, class... A>
-void impl_autograd(torch::Library& m) {
-  m.impl(Kind<K>::name, forward_autograd<K, A...>);
-  m.impl((std::string(Kind<K>::name) + "_backward").c_str(), backward_autograd<K, A...>);
+// Those with a form in place.
+template <class F>
+void for_inplace_kinds(const F& f) {
+  f.template operator()<Act::relu>();
+  f.template operator()<Act::relu6>();
+  f.template operator()<Act::leaky_relu, double>();
+  f.template operator()<Act::silu>();
 }
 
 void register_kernels(torch::Library& m) {
-  impl<Act::relu>(m);
-  impl<Act::relu6>(m);
-  impl<Act::leaky_relu, double>(m);
-  impl<Act::sigmoid>(m);
-  impl<Act::tanh>(m);
-  impl<Act::gelu>(m);
-  impl<Act::gelu_tanh>(m);
-  impl<Act::silu>(m);
-  m.impl("relu_", inplace<Act::relu>);
-  m.impl("relu6_", inplace<Act::relu6>);
-  m.impl("leaky_relu_", inplace<Act::leaky_relu, double>);
-  m.impl("silu_", inplace<Act::silu>);
+  for_kinds([&]<Act K, class... A>() {
+    m.impl(Kind<K>::name, forward<K, A...>);
+    m.impl(backward_name<K>().c_str(), backward<K, A...>);
+  });
+  for_inplace_kinds([&]<Act K, class... A>() { m.impl(Kind<K>::inplace_name, inplace<K, A...>); });
 }
 TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
 TORCH_LIBRARY_IMPL(fastnn, CUDA, m) { register_kernels(m); }
 
 TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
-  impl_autograd<Act::relu>(m);
-  impl_autograd<Act::relu6>(m);
-  impl_autograd<Act::leaky_relu, double>(m);
-  impl_autograd<Act::sigmoid>(m);
-  impl_autograd<Act::tanh>(m);
-  impl_autograd<Act::gelu>(m);
-  impl_autograd<Act::gelu_tanh>(m);
-  impl_autograd<Act::silu>(m);
-  m.impl("relu_", inplace_autograd<Act::relu>);
-  m.impl("relu6_", inplace_autograd<Act::relu6>);
-  m.impl("leaky_relu_", inplace_autograd<Act::leaky_relu, double>);
-  m.impl("silu_", inplace_autograd<Act::silu>);
+  for_kinds([&]<Act K, class... A>() {
+    m.impl(Kind<K>::name, forward_autograd<K, A...>);
+    m.impl(backward_name<K>().c_str(), backward_autograd<K, A...>);
+  });
+  for_inplace_kinds([&]<Act K, class... A>() { m.impl(Kind<K>::inplace_name, inplace_autograd<K, A...>); });
 }
 TORCH_LIBRARY_IMPL(fastnn, ADInplaceOrView, m) {
-  m.impl("relu_", inplace_bump<Act::relu>);
-  m.impl("relu6_", inplace_bump<Act::relu6>);
-  m.impl("leaky_relu_", inplace_bump<Act::leaky_relu, double>);
-  m.impl("silu_", inplace_bump<Act::silu>);
+  for_inplace_kinds([&]<Act K, class... A>() { m.impl(Kind<K>::inplace_name, inplace_bump<K, A...>); });
 }
 TORCH_LIBRARY_IMPL(fastnn, Functionalize, m) {
-  m.impl("relu_", inplace_functionalize<Act::relu>);
-  m.impl("relu6_", inplace_functionalize<Act::relu6>);
-  m.impl("leaky_relu_", inplace_functionalize<Act::leaky_relu, double>);
-  m.impl("silu_", inplace_functionalize<Act::silu>);
+  for_inplace_kinds([&]<Act K, class... A>() { m.impl(Kind<K>::inplace_name, inplace_functionalize<K, A...>); });
 }
 
-template <Act K, class... A>
-void impl_transformed(torch::Library& m) {
-  m.impl(Kind<K>::name, [](const Tensor& input, A... args) {
-    note_fallback(Kind<K>::name, kTransform);
-    return Kind<K>::aten(input, args...);
-  });
-}
-template <Act K, class... A>
-void inplace_transformed(torch::Library& m) {
-  m.impl(Kind<K>::inplace_name, [](Tensor& self, A... args) -> Tensor& {
-    note_fallback(Kind<K>::inplace_name, kTransform);
-    return Kind<K>::aten_inplace(self, args...);
-  });
-}
 TORCH_LIBRARY_IMPL(fastnn, FuncTorchDynamicLayerFrontMode, m) {
-  impl_transformed<Act::relu>(m);
-  impl_transformed<Act::relu6>(m);
-  impl_transformed<Act::leaky_relu, double>(m);
-  impl_transformed<Act::sigmoid>(m);
-  impl_transformed<Act::tanh>(m);
-  impl_transformed<Act::gelu>(m);
-  impl_transformed<Act::gelu_tanh>(m);
-  impl_transformed<Act::silu>(m);
-  inplace_transformed<Act::relu>(m);
-  inplace_transformed<Act::relu6>(m);
-  inplace_transformed<Act::leaky_relu, double>(m);
-  inplace_transformed<Act::silu>(m);
-}
-
-template <Act K>
-void bind_one(pybind11::module_& m) {
-  def(m, Kind<K>::name, [](const Tensor& input) { return forward_op<K>().call(input); });
-}
-
-template <Act K, class... A>
-void bind_inplace(pybind11::module_& m) {
-  def(m, Kind<K>::inplace_name, [](const Tensor& input, A... args) {
-    Tensor self = input;
-    return inplace_op<K, A...>().call(self, args...);
+  for_kinds([&]<Act K, class... A>() {
+    m.impl(Kind<K>::name, [](const Tensor& input, A... args) {
+      note_fallback(Kind<K>::name, kTransform);
+      return Kind<K>::aten(input, args...);
+    });
+  });
+  for_inplace_kinds([&]<Act K, class... A>() {
+    m.impl(Kind<K>::inplace_name, [](Tensor& self, A... args) -> Tensor& {
+      note_fallback(Kind<K>::inplace_name, kTransform);
+      return Kind<K>::aten_inplace(self, args...);
+    });
   });
 }
 
 void bind(pybind11::module_& m) {
-  bind_one<Act::relu>(m);
-  bind_one<Act::relu6>(m);
-  bind_inplace<Act::relu>(m);
-  bind_inplace<Act::relu6>(m);
-  bind_inplace<Act::leaky_relu, double>(m);
-  bind_inplace<Act::silu>(m);
-  bind_one<Act::sigmoid>(m);
-  bind_one<Act::tanh>(m);
-  bind_one<Act::gelu>(m);
-  bind_one<Act::gelu_tanh>(m);
-  bind_one<Act::silu>(m);
-  def(m, "leaky_relu",
-      [](const Tensor& input, double slope) { return forward_op<Act::leaky_relu, double>().call(input, slope); });
+  for_kinds([&]<Act K, class... A>() {
+    def(m, Kind<K>::name, [](const Tensor& input, A... args) { return forward_op<K, A...>().call(input, args...); });
+  });
+  for_inplace_kinds([&]<Act K, class... A>() {
+    def(m, Kind<K>::inplace_name, [](const Tensor& input, A... args) {
+      Tensor self = input;
+      return inplace_op<K, A...>().call(self, args...);
+    });
+  });
 }
 const Bindings bindings(bind);
 
