@@ -206,6 +206,29 @@ def test_pointwise_of_few_channels(isa, channels, groups, forced):
             assert (results()[0] - exact).abs().max() <= 2.0**-20 * exact.abs().max()
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("size", [(1, 2), (4, 16), (16, 13)], ids=str)
+def test_small_groups_side_by_side(size, channels_last, stride, forced):
+    """Every thread takes whole groups: the same bits as one thread's, in all passes."""
+    assert forced("gemm")
+    (c, k), groups = size, 12
+    x, weight = torch.randn(2, c * groups, 9, 8), torch.randn(k * groups, c, stride, stride)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    inputs = [t.requires_grad_() for t in (x, weight, torch.randn(k * groups))]
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    exact = torch_conv2d(*doubles, stride, groups=groups)
+    g = torch.randn(exact.shape)
+
+    def results():
+        y = fastnn.functional.conv2d(*inputs, stride, groups=groups)
+        return [y.detach(), *torch.autograd.grad(y, inputs, g)]
+
+    assert_same_bits_for_every_thread_count(results, (1, 2, 3, 6, 90))
+    for a, e in zip(results(), [exact, *torch.autograd.grad(exact, doubles, g.double())], strict=True):
+        torch.testing.assert_close(a.double(), e.detach(), rtol=1e-5, atol=1e-5 * float(e.detach().abs().max()))
+
+
 @pytest.mark.parametrize("isa", fastnn._C.isas())
 def test_gradient_of_one_pixel_by_its_strides(isa, forced):
     """sum() hands back an expanded gradient: one element whose strides are 0."""
