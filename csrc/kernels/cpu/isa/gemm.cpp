@@ -74,8 +74,8 @@ bool wants_transposing(const GemmParams& p) {
 
 template <class S>
 Algorithm choose(const GemmParams& p) {
-  if (takes_outer<S>(p.m, p.n, p.k)) return Algorithm::outer;
   if (p.c_stride_m == 1 && by_columns(transposed(p))) return Algorithm::by_columns;
+  if (takes_outer<S>(p.m, p.n, p.k)) return Algorithm::outer;
   // A product by pairs is twice as fast as dot products in float32: worth copying B from one tile of rows on.
   const int64_t dot_m = p.dtype == DType::bf16 && has_bf16_products() ? kGemmMaxMr : kDotMaxM;
   // Dot products of few elements are all sums over lanes: 64x3->256 took 12.6 us that way, torch 3.5.
