@@ -59,12 +59,17 @@ FASTNN_INLINE V derivative(V g, V s, A slope) {
 
 constexpr int64_t kGrain = 1 << 15;
 
+// The loops work on copies of pointers and formula: what they store might be a captured one (relu in place 1.3 of the
+// time from L2).
 template <class S, class F>
 FASTNN_INLINE void map1(const S* x, S* y, int64_t size, const F& f) {
   using A = acc_t<S>;
   parallel_for(0, size, kGrain, [&](int64_t begin, int64_t end) {
-    for_vectors<Vec<A>::N>(end - begin, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-      store_some(f(load_some(x + begin + i, lanes, A(0))), y + begin + i, lanes);
+    const S* const from = x + begin;
+    S* const to = y + begin;
+    const F formula = f;
+    for_vectors<Vec<A>::N>(end - begin, [=](int64_t i, int lanes, int) __attribute__((always_inline)) {
+      store_some(formula(load_some(from + i, lanes, A(0))), to + i, lanes);
     });
   });
 }
@@ -73,9 +78,11 @@ template <class S, class F>
 FASTNN_INLINE void map2(const S* a, const S* b, S* y, int64_t size, const F& f) {
   using A = acc_t<S>;
   parallel_for(0, size, kGrain, [&](int64_t begin, int64_t end) {
-    for_vectors<Vec<A>::N>(end - begin, [&](int64_t i, int lanes, int) __attribute__((always_inline)) {
-      const int64_t at = begin + i;
-      store_some(f(load_some(a + at, lanes, A(0)), load_some(b + at, lanes, A(0))), y + at, lanes);
+    const S *const left = a + begin, *const right = b + begin;
+    S* const to = y + begin;
+    const F formula = f;
+    for_vectors<Vec<A>::N>(end - begin, [=](int64_t i, int lanes, int) __attribute__((always_inline)) {
+      store_some(formula(load_some(left + i, lanes, A(0)), load_some(right + i, lanes, A(0))), to + i, lanes);
     });
   });
 }
