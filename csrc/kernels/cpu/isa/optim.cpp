@@ -65,6 +65,7 @@ struct Gradient {
 };
 
 // ---- rules: elements [from, to) of one tensor ----------------------------------------------------------------------
+// Each has its own OptimTensor: pointers in one of the caller's would be read anew after every store.
 
 // v moves towards g^2 by a fixed share of g^2, whatever the distance: Yogi's second moment.
 template <class A>
@@ -75,7 +76,7 @@ FASTNN_INLINE Vec<A> yogi_moment(Vec<A> v, Vec<A> g, Vec<A> rest) {
 }
 
 template <class S, bool kYogi>
-void adam(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) {
+void adam(const OptimParams& o, const OptimTensor t, int64_t from, int64_t to) {
   using V = Vec<acc_t<S>>;
   const Gradient<S> gradient(o, t);
   const V rest1 = V::set1(1 - o.beta1), beta2 = V::set1(o.beta2), rest2 = V::set1(1 - o.beta2), eps = V::set1(o.eps);
@@ -100,26 +101,26 @@ void adam(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) 
 }
 
 template <class S>
-void sgd(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) {
+void sgd(const OptimParams& o, const OptimTensor t, int64_t from, int64_t to) {
   using V = Vec<acc_t<S>>;
   const Gradient<S> gradient(o, t);
   const V momentum = V::set1(o.beta1), undamped = V::set1(o.beta2), step = V::set1(-t.step_size);
-  const bool buffered = t.state[0] != nullptr;
+  const bool buffered = t.state[0] != nullptr, first = o.first, nesterov = o.nesterov;
   for_vectors<V::N>(from, to, [&](int64_t i, int lanes) __attribute__((always_inline)) {
     fetch_ahead<S>(t, i, to);
     const V param = get<S>(t.param, i, lanes);
     V g = gradient(i, lanes, param);
     if (buffered) {
-      const V buffer = o.first ? g : fma(undamped, g, momentum * get<S>(t.state[0], i, lanes));
+      const V buffer = first ? g : fma(undamped, g, momentum * get<S>(t.state[0], i, lanes));
       put<S>(t.state[0], i, lanes, buffer);
-      g = o.nesterov ? fma(momentum, buffer, g) : buffer;
+      g = nesterov ? fma(momentum, buffer, g) : buffer;
     }
     put<S>(t.param, i, lanes, fma(step, g, param));
   });
 }
 
 template <class S>
-void adagrad(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) {
+void adagrad(const OptimParams& o, const OptimTensor t, int64_t from, int64_t to) {
   using V = Vec<acc_t<S>>;
   const Gradient<S> gradient(o, t);
   const V step = V::set1(-t.step_size), eps = V::set1(o.eps);
@@ -133,7 +134,7 @@ void adagrad(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t t
 }
 
 template <class S>
-void rmsprop(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) {
+void rmsprop(const OptimParams& o, const OptimTensor t, int64_t from, int64_t to) {
   using V = Vec<acc_t<S>>;
   const Gradient<S> gradient(o, t);
   const V alpha = V::set1(o.beta2), rest = V::set1(1 - o.beta2), momentum = V::set1(o.beta1);
@@ -161,7 +162,7 @@ void rmsprop(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t t
 }
 
 template <class S>
-void adadelta(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t to) {
+void adadelta(const OptimParams& o, const OptimTensor t, int64_t from, int64_t to) {
   using V = Vec<acc_t<S>>;
   const Gradient<S> gradient(o, t);
   const V rho = V::set1(o.beta2), rest = V::set1(1 - o.beta2), step = V::set1(-t.step_size), eps = V::set1(o.eps);
@@ -179,7 +180,7 @@ void adadelta(const OptimParams& o, const OptimTensor& t, int64_t from, int64_t 
 }
 
 template <class S>
-void scale(const OptimTensor& t, int64_t from, int64_t to) {
+void scale(const OptimTensor t, int64_t from, int64_t to) {
   using V = Vec<acc_t<S>>;
   const V factor = V::set1(t.step_size);
   for_vectors<V::N>(from, to,
