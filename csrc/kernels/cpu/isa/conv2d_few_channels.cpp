@@ -47,7 +47,8 @@ FASTNN_INLINE void sums(const ConvProblem& d, const float* x, const float* w, co
 }
 
 template <int K>
-void planes(const ConvProblem& d, const float* x, int64_t k, float* y, int64_t columns) {
+void planes(const ConvProblem& given, const float* x, int64_t k, float* y, int64_t columns) {
+  const ConvProblem d = given;  // which no store can change
   const float* const w = static_cast<const float*>(d.weight) + k * d.wk;
   const float* const bias = d.bias ? static_cast<const float*>(d.bias) + k : nullptr;
   y += k * d.yk;

@@ -39,16 +39,19 @@ acc_t<S> sum_of(const S* x, int64_t n) {
   return sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// Of planes of one element: y = x / divisor.
+// Of planes of one element: y = x / divisor. The loops that write work on copies of what they read: a captured pointer
+// would be read anew after every store.
 template <class S>
 void divide(const Pool2dParams& p, const void* from, void* to, acc_t<S> divisor) {
   using V = Vec<acc_t<S>>;
   const S* x = static_cast<const S*>(from);
   S* y = static_cast<S*>(to);
   parallel_for(0, p.batch * p.channels, kGrain, [&](int64_t begin, int64_t end) {
-    for_vectors<V::N>(end - begin, [&](int64_t i, int lanes) {
-      store_some(load_some(x + begin + i, lanes) / V::set1(divisor), y + begin + i, lanes);
-    });
+    const S* const source = x + begin;
+    S* const target = y + begin;
+    const V by = V::set1(divisor);
+    for_vectors<V::N>(end - begin,
+                      [=](int64_t i, int lanes) { store_some(load_some(source + i, lanes) / by, target + i, lanes); });
   });
 }
 
@@ -94,7 +97,8 @@ Status avg_pool2d_backward_global(const Pool2dParams& p) {
     parallel_for(0, p.batch * p.channels, max64(1, kGrain / n), [&](int64_t begin, int64_t end) {
       for (int64_t plane = begin; plane < end; ++plane) {
         const V share = V::set1(to_acc(g[plane]) / divisor);
-        for_vectors<V::N>(n, [&](int64_t i, int lanes) { store_some(share, dx + plane * n + i, lanes); });
+        S* const target = dx + plane * n;
+        for_vectors<V::N>(n, [=](int64_t i, int lanes) { store_some(share, target + i, lanes); });
       }
     });
     return Status::ok;
