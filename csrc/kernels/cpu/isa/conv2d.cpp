@@ -228,10 +228,18 @@ int64_t parts_workers(const ConvProblem* parts, int count) {
   return workers;
 }
 
+// Winograd's threads share the transformed weight, which each has written a part of: below this many multiplications of
+// a direct sum one alone is as fast, and not at the mercy of how far apart two cores lie (64x8x8->64, one image, 17 us
+// on one, 22 or 73 on two).
+constexpr int64_t kWinogradAlone = 6 << 20;
+
 // As many threads as the bound on the workspace has room for. Whether one has, conv2d_choose() has seen to: so neither
 // the choice nor the result depends on the number of threads.
 template <class S>
 int64_t workers_for(const ConvProblem& d, const Conv2dParams& p) {
+  if (p.algorithm == Conv2dAlgorithm::winograd && p.pass != Conv2dPass::grad_weight &&
+      d.n * d.p * d.q * d.k * d.c * d.r * d.s < kWinogradAlone)
+    return 1;
   int64_t workers = num_threads();
   while (workers > 1 && problem_workspace<S>(d, p, workers) > kConv2dMaxWorkspace) --workers;
   return workers;

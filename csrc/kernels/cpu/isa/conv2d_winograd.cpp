@@ -271,7 +271,7 @@ void run_many(const ConvProblem& d, const Plan& p, int64_t workers, char* worksp
   const int64_t c_padded = p.c_groups * N;
   for (int64_t first = 0; first < p.k_groups; first += p.chunk_groups) {
     const int64_t groups = min64(p.chunk_groups, p.k_groups - first);
-    parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, groups, workers > 1 ? 1 : groups, [&](int64_t begin, int64_t end) {
       for (int64_t at = begin; at < end; ++at)
         transform_weight<TAPS>(d, first + at, 0, c_padded, u + at / 2 * c_padded * 2 * N + at % 2 * N, p.u_xi);
     });
