@@ -184,9 +184,9 @@ at::Tensor fresh_like(const at::Tensor& t, std::optional<at::MemoryFormat> forma
       return at::detail::empty_generic(t.sizes(), allocator, kCpu, t.scalar_type(), format);
     if (t.is_non_overlapping_and_dense())
       return at::detail::empty_strided_generic(t.sizes(), t.strides(), allocator, kCpu, t.scalar_type());
+    // As at::empty_like.
     return at::detail::empty_strided_generic(t.sizes(), at::infer_dense_strides(t.sizes(), t.strides()), allocator,
-                                             kCpu,
-                                             t.scalar_type());  // as at::empty_like
+                                             kCpu, t.scalar_type());
   }
   return at::empty_like(t, t.options().memory_format(format));
 }
