@@ -64,6 +64,41 @@ def test_pixels_unlike_those_before_them(isa, channels):
     assert (y - exact).abs().max() <= 2 * (theirs - exact).abs().max() + 1e-6
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("channels", [1, 3, 16, 24, 40, 104, 250, 1000, 2500])
+@pytest.mark.parametrize("pixels", [3, 40, 203])
+def test_rows_taken_together_are_as_alone(isa, channels, pixels):
+    """Evaluation takes several rows of channels at once, which must not be seen in a result or a gradient."""
+    fastnn._C.set_isa(isa)
+    mean, weight, bias = torch.randn(3, channels)
+    var = torch.rand(channels) + 0.5
+
+    def run(x, g):
+        x = x.detach().requires_grad_()
+        y = fastnn.functional.batch_norm(x, mean, var, weight, bias)
+        y.backward(g)
+        return torch.stack([y, x.grad]).detach()
+
+    x, g = torch.randn(2, pixels, channels)
+    assert torch.equal(run(x, g), torch.cat([run(a[None], b[None]) for a, b in zip(x, g, strict=True)], 1))
+
+
+@pytest.mark.parametrize("channels", [96, 104, 1000])
+def test_rows_past_the_caches(channels):
+    """Results so large that they are streamed, the last rows not filling the cache lines of those before."""
+    rows = 6 * 2**20 // channels + 5
+    x, g = torch.randn(rows, channels), torch.randn(rows, channels)
+    ours, theirs = [t.detach().requires_grad_() for t in (x, x)]
+    running = torch.zeros(channels), torch.ones(channels)
+    for training in (False, True):
+        y = fastnn.functional.batch_norm(ours, *running, training=training, momentum=0.0)
+        expected = F.batch_norm(theirs, *running, training=training, momentum=0.0)
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(*p, g)[0] for p in ((y, ours), (expected, theirs))), rtol=1e-5, atol=1e-5
+        )
+
+
 # ---- running statistics --------------------------------------------------------------------------------------------
 
 

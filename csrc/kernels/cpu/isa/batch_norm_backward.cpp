@@ -376,24 +376,29 @@ template <bool kStream, class S>
 void write_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  const int64_t channels = p.channels;
-  const A* mean = static_cast<const A*>(p.mean);
-  const A* scale = static_cast<const A*>(p.workspace);
-  const A *slope = scale + channels, *offset = slope + channels;
+  const A* const scales = static_cast<const A*>(p.workspace);
   with_terms<false>(p, [&](Mask mask, bool statistics) __attribute__((always_inline)) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t at = row * channels;
-      const S *g = static_cast<const S*>(p.grad_output) + at, *x = static_cast<const S*>(p.input) + at;
-      const S* y = static_cast<const S*>(p.result) + (mask == Mask::read ? at : 0);
-      S* dx = static_cast<S*>(p.grad_input) + at;
-      for_lanes<V::N>(0, channels, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
-        const V none = V::zero();
-        write_lanes<kStream>(mask, statistics, g + c, x + c, y + c, dx + c, lanes,
-                             only_mean(statistics ? load_lanes(mean + c, lanes) : none), load_lanes(scale + c, lanes),
-                             statistics ? load_lanes(slope + c, lanes) : none,
-                             statistics ? load_lanes(offset + c, lanes) : none);
-      });
-    }
+    const S *const gradients = static_cast<const S*>(p.grad_output), *const inputs = static_cast<const S*>(p.input);
+    const S* const results = static_cast<const S*>(p.result);
+    S* const outputs = static_cast<S*>(p.grad_input);
+    const A* const sources[] = {scales, statistics ? static_cast<const A*>(p.mean) : nullptr,
+                                statistics ? scales + p.channels : nullptr,
+                                statistics ? scales + 2 * p.channels : nullptr};
+    for_rows_together(p.channels, begin, end, sources,
+                      [&](int64_t at, int64_t length, const auto& coefficients) __attribute__((always_inline)) {
+                        const S *g = gradients + at, *x = inputs + at, *y = mask == Mask::read ? results + at : results;
+                        const A *scale = coefficients[0], *mean = coefficients[1], *slope = coefficients[2],
+                                *offset = coefficients[3];
+                        S* dx = outputs + at;
+                        for_lanes<V::N>(0, length, [=](int64_t c, int lanes, int) __attribute__((always_inline)) {
+                          const V none = V::zero();
+                          write_lanes<kStream>(mask, statistics, g + c, x + c, y + c, dx + c, lanes,
+                                               only_mean(statistics ? load_lanes(mean + c, lanes) : none),
+                                               load_lanes(scale + c, lanes),
+                                               statistics ? load_lanes(slope + c, lanes) : none,
+                                               statistics ? load_lanes(offset + c, lanes) : none);
+                        });
+                      });
   });
 }
 
@@ -421,7 +426,7 @@ void backward_rows(const BatchNormParams& p) {
   if (!p.grad_input) return;
   const BatchNormParams rest = behind_residual(p);
   const bool stream = streams(p, p.grad_input, 3 << 19);
-  parallel_for(0, p.batch, ceil_div(kParallelElements, channels), [&](int64_t begin, int64_t end) {
+  parallel_rows(p, [&](int64_t begin, int64_t end) {
     if (stream) write_rows<true, S>(rest, begin, end);
     else write_rows<false, S>(rest, begin, end);
     end_streams(stream);

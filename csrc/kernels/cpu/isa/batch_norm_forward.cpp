@@ -111,36 +111,27 @@ FASTNN_INLINE void normalise_planes(const BatchNormParams& p, int64_t at, int64_
   else normalise_planes_to<false, S>(p, at, count, add, relu, k);
 }
 
-// Rows [begin, end) with the three coefficient arrays of the workspace. Of rows of less than two vectors as many as a
-// vector has lanes are taken together: whole vectors, where each row would end in a masked one.
+// Rows [begin, end) with the three coefficient arrays of the workspace.
 template <bool kStream, class S>
 void normalise_rows(const BatchNormParams& p, int64_t begin, int64_t end) {
   using A = acc_t<S>;
   using V = Vec<A>;
-  const int64_t channels = p.channels;
-  const A* shift = static_cast<const A*>(p.workspace);
-  const A *scale = shift + channels, *offset = scale + channels;
-  const bool narrow = channels < 2 * V::N && channels % V::N != 0 && end - begin >= 4 * V::N;
-  const int64_t together = narrow ? V::N : 1;
-  A repeated[3][2 * V::N * V::N];
-  if (narrow) {
-    const A* const sources[] = {shift, scale, offset};
-    for (int k = 0; k < 3; ++k)
-      for (int64_t i = 0; i < together * channels; i += channels)
-        for (int64_t c = 0; c < channels; ++c) repeated[k][i + c] = sources[k][c];
-    shift = repeated[0], scale = repeated[1], offset = repeated[2];
-  }
+  const A* const shifts = static_cast<const A*>(p.workspace);
+  const A* const sources[] = {shifts, shifts + p.channels, shifts + 2 * p.channels};
   with_tail(p.residual, p.relu, [&](bool add, bool relu) __attribute__((always_inline)) {
-    for (int64_t row = begin; row < end; row += together) {
-      const int64_t at = row * channels, length = min64(together, end - row) * channels;
-      const S* x = static_cast<const S*>(p.input) + at;
-      const S* r = static_cast<const S*>(p.residual) + (add ? at : 0);
-      S* y = static_cast<S*>(p.output) + at;
-      for_lanes<V::N>(0, length, [&](int64_t c, int lanes, int) __attribute__((always_inline)) {
-        write_lanes<kStream>(x + c, add ? r + c : nullptr, y + c, lanes, relu, load_lanes(shift + c, lanes),
-                             load_lanes(scale + c, lanes), load_lanes(offset + c, lanes));
-      });
-    }
+    const S *const inputs = static_cast<const S*>(p.input), *const residuals = static_cast<const S*>(p.residual);
+    S* const outputs = static_cast<S*>(p.output);
+    for_rows_together(p.channels, begin, end, sources,
+                      [&](int64_t at, int64_t length, const auto& coefficients) __attribute__((always_inline)) {
+                        const S *x = inputs + at, *r = add ? residuals + at : nullptr;
+                        const A *shift = coefficients[0], *scale = coefficients[1], *offset = coefficients[2];
+                        S* y = outputs + at;
+                        for_lanes<V::N>(0, length, [=](int64_t c, int lanes, int) __attribute__((always_inline)) {
+                          write_lanes<kStream>(x + c, add ? r + c : nullptr, y + c, lanes, relu,
+                                               load_lanes(shift + c, lanes), load_lanes(scale + c, lanes),
+                                               load_lanes(offset + c, lanes));
+                        });
+                      });
   });
 }
 
@@ -325,8 +316,8 @@ void train_planes(const BatchNormParams& p) {
 
 template <class S>
 void sweep_rows(const BatchNormParams& p) {
-  const bool stream = streams(p, p.output, p.training ? 3 << 20 : 4 << 20);
-  parallel_for(0, p.batch, ceil_div(kParallelElements, p.channels), [&](int64_t begin, int64_t end) {
+  const bool stream = p.training ? streams(p, p.output, 3 << 20) : streams_evaluation(p);
+  parallel_rows(p, [&](int64_t begin, int64_t end) {
     if (stream) normalise_rows<true, S>(p, begin, end);
     else normalise_rows<false, S>(p, begin, end);
     end_streams(stream);
@@ -366,7 +357,7 @@ void evaluate(const BatchNormParams& p) {
   }
   if (p.inner == 1) return sweep_rows<S>(p);
   const A* w = static_cast<const A*>(p.workspace);
-  const bool stream = streams(p, p.output, 4 << 20);
+  const bool stream = streams_evaluation(p);
   parallel_for(0, p.batch * p.channels, ceil_div(kParallelElements, p.inner), [&](int64_t begin, int64_t end) {
     with_tail(p.residual, p.relu, [&](bool add, bool relu) __attribute__((always_inline)) {
       for (int64_t i = begin, c = begin % p.channels; i < end; ++i, c = c + 1 < p.channels ? c + 1 : 0) {
