@@ -157,6 +157,46 @@ def test_layouts(loss, layout):
     assert fastnn.fallbacks() == {}
 
 
+# Every input lies in memory of another order, with gaps or repeated; the last has more dimensions of rows than the
+# kernels count and is copied.
+STRIDED = {
+    "transposed": lambda: torch.rand(7, 300).t(),
+    "every other": lambda: torch.rand(300, 14)[:, ::2],
+    "rows repeated": lambda: torch.rand(1, 7).expand(300, 7),
+    "vector": lambda: torch.rand(21)[::3],
+    "words": lambda: torch.rand(3, 50, 7)[:, :-1].transpose(1, 2),
+    "images": lambda: torch.rand(3, 9, 12, 40)[:, 1:8, 2:, :-3],
+    "images backwards": lambda: torch.rand(40, 12, 7, 3).permute(3, 2, 1, 0),
+    "volumes": lambda: torch.rand(2, 7, 5, 8, 9)[:, :, ::2, :-1, ::2],
+}
+
+
+@pytest.mark.parametrize("view", STRIDED.values(), ids=STRIDED)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_nll_loss_reads_rows_where_they_lie(view, reduction):
+    for dtype, rtol in ((torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 1e-2)):
+        x = view().to(dtype)
+        classes = x.shape[0 if x.dim() == 1 else 1]
+        target = torch.randint(classes, (x.shape[0], *x.shape[2:]) if x.dim() > 1 else ())
+        weight, leaf, dense = torch.rand(classes).to(dtype), x.detach(), x.contiguous()
+        losses = [F.nll_loss(v.requires_grad_(), target, weight, None, 2, None, reduction) for v in (leaf, dense)]
+        grads = [torch.autograd.grad(y.sum(), v)[0] for y, v in zip(losses, (leaf, dense), strict=True)]
+        torch.testing.assert_close(*losses, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(*grads)
+        expected = T.nll_loss(x.double(), target, weight.double(), None, 2, None, reduction)
+        torch.testing.assert_close(losses[0].double(), expected, rtol=rtol, atol=0, equal_nan=True)
+    with pytest.raises(IndexError, match=f"Target {classes} is out of bounds"):
+        F.nll_loss(x, torch.full_like(target, classes))
+    assert fastnn.fallbacks() == {}
+
+
+def test_nll_loss_copies_no_transposed_input():
+    x = torch.rand(500, 400).t()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        F.nll_loss(x, torch.randint(500, (400,)))
+    assert sum(max(0, e.self_cpu_memory_usage) for e in profile.events()) < 1 << 16
+
+
 def test_uint8_targets():
     x, target = torch.randn(6, 300), torch.tensor([0, 1, 255, 7, 100, 4], dtype=torch.uint8)
     for loss in LOSSES:

@@ -54,6 +54,31 @@ NllLossParams params(const Tensor& x, const Tensor& target, const Tensor& weight
   return p;
 }
 
+// One element of every row is read: from where it lies, unless the rows have more dimensions than the kernels count.
+Tensor strided_rows(NllLossParams& p, const Tensor& input) {
+  int64_t sizes[] = {1, 1, 1}, strides[] = {0, 0, 0};
+  int used = 0;  // from the innermost
+  for (int64_t d = input.dim() - 1; d >= 0; --d) {
+    if (d == class_dim(input) || input.size(d) == 1) continue;
+    if (used > 0 && input.stride(d) == sizes[used - 1] * strides[used - 1]) {
+      sizes[used - 1] *= input.size(d);
+    } else if (used < 3) {
+      sizes[used] = input.size(d);
+      strides[used++] = input.stride(d);
+    } else {
+      return strided_rows(p, contiguous(input));
+    }
+  }
+  p.width = sizes[0];
+  p.height = sizes[1];
+  p.x_stride_w = strides[0];
+  p.x_stride_h = strides[1];
+  p.x_stride_n = strides[2];
+  p.x_stride_class = input.stride(class_dim(input));
+  p.input = input.const_data_ptr();
+  return input;
+}
+
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
 Results forward(const Tensor& input, const Tensor& target_, const OptTensor& weight_, int64_t reduction,
@@ -62,12 +87,12 @@ Results forward(const Tensor& input, const Tensor& target_, const OptTensor& wei
   if (!takes(input, target_, w, reduction)) {
     return {at::nll_loss_nd(input, target_, weight_, reduction, ignore_index), at::empty({0}, input.options())};
   }
-  const Tensor x = dense_classes(input), target = target_.contiguous();
+  const Tensor target = target_.contiguous();
   const Tensor weight = w.defined() ? w.contiguous() : w;
-  NllLossParams p = params(x, target, weight, reduction, ignore_index);
+  NllLossParams p = params(input, target, weight, reduction, ignore_index);
+  const Tensor x = strided_rows(p, input);
   Tensor loss = p.reduction == Reduction::none ? fresh(row_sizes(x), x.options()) : at::empty({}, x.options());
   Tensor total = at::empty({}, x.options().dtype(accumulator(x)));
-  p.input = x.const_data_ptr();
   p.loss = loss.mutable_data_ptr();
   p.total_weight = total.mutable_data_ptr();
   bool out_of_range = false;

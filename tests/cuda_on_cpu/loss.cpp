@@ -20,11 +20,13 @@ Array targets(TargetKind kind, DType dtype, const Shape& s) {
 }
 
 std::string name_of(const char* op, DType dtype, const Shape& s, TargetKind kind, Reduction reduction) {
-  return std::string(op) + harness::name_of(dtype) + " " + std::to_string(s.outer) + "x" + std::to_string(s.classes) + "x" +
-         std::to_string(s.inner) + " target " + std::to_string(int(kind)) + " reduction " + std::to_string(int(reduction));
+  return std::string(op) + harness::name_of(dtype) + " " + std::to_string(s.outer) + "x" + std::to_string(s.classes) +
+         "x" + std::to_string(s.inner) + " target " + std::to_string(int(kind)) + " reduction " +
+         std::to_string(int(reduction));
 }
 
-void run_cross_entropy(DType dtype, const Shape& s, TargetKind kind, Reduction reduction, bool weighted, double smoothing) {
+void run_cross_entropy(DType dtype, const Shape& s, TargetKind kind, Reduction reduction, bool weighted,
+                       double smoothing) {
   const DType acc = dtype == DType::f64 ? DType::f64 : DType::f32;
   const int64_t rows = s.outer * s.inner, n = rows * s.classes;
   const bool reduced = reduction != Reduction::none;
@@ -46,23 +48,26 @@ void run_cross_entropy(DType dtype, const Shape& s, TargetKind kind, Reduction r
     return run(q);
   };
   const auto forward = [&] {
-    return with_partials(loss_blocks(p.outer, p.classes, p.inner), [](auto& q) { return cpu::cross_entropy_forward(q); });
+    return with_partials(loss_blocks(p.outer, p.classes, p.inner),
+                         [](auto& q) { return cpu::cross_entropy_forward(q); });
   };
   check(name, {&loss}, forward, [&] {
-    return with_partials(cuda::cross_entropy_blocks(p), [](auto& q) { return cuda::cross_entropy_forward(q, nullptr); });
+    return with_partials(cuda::cross_entropy_blocks(p),
+                         [](auto& q) { return cuda::cross_entropy_forward(q, nullptr); });
   });
   // Backward of each from its own forward's stats.
   std::vector<Array*> written{&dx};
   if (kind == TargetKind::probabilities) p.grad_target = dt.data(), written.push_back(&dt);
-  check(name + " backward", written,
-        [&] {
-          forward();
-          return cpu::cross_entropy_backward(p);
-        },
-        [&] {
-          with_partials(cuda::cross_entropy_blocks(p), [](auto& q) { return cuda::cross_entropy_forward(q, nullptr); });
-          return cuda::cross_entropy_backward(p, nullptr);
-        });
+  check(
+      name + " backward", written,
+      [&] {
+        forward();
+        return cpu::cross_entropy_backward(p);
+      },
+      [&] {
+        with_partials(cuda::cross_entropy_blocks(p), [](auto& q) { return cuda::cross_entropy_forward(q, nullptr); });
+        return cuda::cross_entropy_backward(p, nullptr);
+      });
 }
 
 void run_nll(DType dtype, const Shape& s, TargetKind kind, Reduction reduction, bool weighted) {
@@ -77,13 +82,18 @@ void run_nll(DType dtype, const Shape& s, TargetKind kind, Reduction reduction, 
   p.total_weight = total.data(), p.grad_output = g.data(), p.grad_input = dx.data();
   p.outer = s.outer, p.classes = s.classes, p.inner = s.inner, p.ignore_index = s.classes > 3 ? 1 : -100;
   p.target_kind = kind, p.reduction = reduction, p.dtype = dtype;
+  p.height = s.inner % 2 ? 1 : 2, p.width = s.inner / p.height, p.x_stride_n = s.classes * s.inner;
+  p.x_stride_class = weighted ? 1 : s.inner, p.x_stride_w = weighted ? s.classes : 1;  // classes last or planes
+  p.x_stride_h = p.width * p.x_stride_w;
   loss.tolerance = total.tolerance = 64;  // sums of either sign, in another order
   const std::string name = name_of("nll_loss ", dtype, s, kind, reduction);
-  check(name, {&loss, &total}, [&] { return cpu::nll_loss_forward(p); },
-        [&] { return cuda::nll_loss_forward(p, nullptr); });
+  check(
+      name, {&loss, &total}, [&] { return cpu::nll_loss_forward(p); },
+      [&] { return cuda::nll_loss_forward(p, nullptr); });
   cpu::nll_loss_forward(p);
-  check(name + " backward", {&dx}, [&] { return cpu::nll_loss_backward(p); },
-        [&] { return cuda::nll_loss_backward(p, nullptr); });
+  check(
+      name + " backward", {&dx}, [&] { return cpu::nll_loss_backward(p); },
+      [&] { return cuda::nll_loss_backward(p, nullptr); });
 }
 
 void run() {

@@ -18,7 +18,9 @@ __device__ __forceinline__ LossSums<acc_t<S>> row_loss(const NllLossParams& p, i
   const int64_t t = class_of(p, row);
   if (t < 0) return {0, 0};
   const acc_t<S> w = weight_of<S>(p, t);
-  const int64_t at = (row / p.inner * p.classes + t) * p.inner + row % p.inner;
+  const int64_t line = row / p.width, n = p.height == 1 ? line : line / p.height;
+  const int64_t at = n * p.x_stride_n + (line - n * p.height) * p.x_stride_h + (row - line * p.width) * p.x_stride_w +
+                     t * p.x_stride_class;
   return {-w * to_acc(static_cast<const S*>(p.input)[at]), w};
 }
 
