@@ -95,6 +95,13 @@ def test_frozen_model_is_for_inference():
     fused = fastnn.fuse(model.eval())
     with pytest.raises(RuntimeError, match="no gradients"):
         fused(x.requires_grad_())
+
+    class Adds(nn.Module):
+        def forward(self, pair):
+            return pair[0] + pair[1]
+
+    with pytest.raises(RuntimeError, match="no gradients"):  # in a list, too
+        fastnn.fuse(Adds().eval())([x, x.detach()])
     with pytest.raises(RuntimeError, match="frozen"):
         fused.train()
     assert fused.eval() is fused and fastnn.fuse(fused) is fused

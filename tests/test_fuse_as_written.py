@@ -1,6 +1,8 @@
 """What fuse() leaves as written: a forward() that no graph stands for, other arguments, and blocks edited since."""
 
+import collections
 import copy
+import dataclasses
 import math
 import random
 import warnings
@@ -143,6 +145,78 @@ def test_sizes_are_not_taken_for_tensors(training):
         torch.testing.assert_close(fastnn.fuse(model)(x), expected)
 
 
+Pair = collections.namedtuple("Pair", "first second")
+
+
+@dataclasses.dataclass
+class Record:
+    first: torch.Tensor
+    second: torch.Tensor | None = None
+
+
+@dataclasses.dataclass
+class DictRecord(collections.OrderedDict):
+    """A dict and a dataclass, as transformers' outputs are."""
+
+    first: torch.Tensor
+    second: torch.Tensor | None = None
+
+    def __post_init__(self):
+        self.update({k: v for k, v in vars(self).items() if v is not None})
+
+
+class Returns(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.make = make
+
+    def forward(self, x):
+        return self.make(torch.relu(self.norm(self.conv(x))))
+
+
+RESULTS = {
+    "tuple": lambda y: (y, y.mean()), "list": lambda y: [y, None], "dict": lambda y: {"y": y, "n": [2.5, y]},
+    "ordered": lambda y: collections.OrderedDict(y=y, z=y.mean((2, 3))), "named": lambda y: Pair(y, y.shape),
+    "size": lambda y: y.shape, "record": lambda y: Record(y), "dict_record": lambda y: DictRecord(y, None),
+    "records": lambda y: [Record(y, y + 1), Record(y)],
+}  # fmt: skip
+
+
+def same_result(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        return a.stride() == b.stride() and close(a, b, a.dtype)
+    if dataclasses.is_dataclass(a):
+        assert all(same_result(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same_result(a[k], b[k]) for k in a)
+    if isinstance(a, (tuple, list)) and not isinstance(a, torch.Size):
+        return len(a) == len(b) and all(map(same_result, a, b))
+    return dataclasses.is_dataclass(a) or a == b
+
+
+@pytest.mark.parametrize("images", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_are_of_the_models_types(name, training, images):
+    torch.manual_seed(0)
+    model = Returns(RESULTS[name]).train(training)
+    x = torch.randn(2, 3, 9, 9).contiguous(memory_format=images)
+    with torch.no_grad():
+        expected = copy.deepcopy(model)(x)
+        fused = fastnn.fuse(model)
+        assert any("fused" in row.reason for row in quiet_report(fused))
+        assert same_result(fused(x), expected)
+
+
+def test_a_dict_of_an_unknown_class_is_left_to_its_maker():
+    model = Returns(lambda y: collections.Counter(y=y)).eval()
+    with pytest.warns(UserWarning, match="makes a Counter"):
+        fused = fastnn.fuse(model)
+    assert type(fused(torch.randn(2, 3, 9, 9))) is collections.Counter
+
+
 # ---- other arguments and later edits -------------------------------------------------------------------------------
 
 
@@ -162,6 +236,23 @@ def test_other_arguments_run_as_written():
     fastnn.fuse(model)
     for arguments, keywords in ((x,), {}), ((x, 2.0), {}), ((x,), {"scale": torch.ones(1)}):
         assert close(model(*arguments, **keywords), twin(*arguments, **keywords), torch.float32)
+
+
+@pytest.mark.parametrize("of", ["slice", "double", "type"])
+def test_a_block_made_of_a_fused_one_is_of_its_own_class(of):
+    """Sequential makes its slices by its own class's constructor: such a block has no plan, and can be fused."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    x, twin = torch.randn(2, 3, 8, 8), copy.deepcopy(model)
+    make = {"slice": lambda m: m[:3], "double": lambda m: m * 2, "type": lambda m: type(m)(*m)}[of]
+    made, expected = make(fastnn.fuse(model)), make(twin)
+    assert type(made) is nn.Sequential and repr(made) == repr(expected)
+    torch.testing.assert_close(made(x), expected(x))
+    fastnn.fuse(made)
+    torch.testing.assert_close(made(x), expected(x))
+    assert of == "double" or "fused" in quiet_report(made)[1].reason  # a layer that is called twice is not joined
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(fastnn.revert(made).eval())(x), make(fastnn.revert(model)).eval()(x))
 
 
 class Listed(nn.Module):

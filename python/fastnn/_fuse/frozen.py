@@ -1,11 +1,12 @@
 """A frozen copy of a model for inference: batch norms folded into products, what follows them joined to them."""
 
+import dataclasses
 import inspect
 import operator
 
 import torch
 from torch import fx
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fastnn import modules
 from fastnn._fuse import layers
@@ -48,6 +49,13 @@ def _is_channels_last(t):
     return t.stride() == (c * h * w, 1, c * w, c) != (c * h * w, h * w, w, 1)
 
 
+def _tensors(arguments):
+    """The tensors among a call's arguments, those in lists and other containers too."""
+    if all(isinstance(a, torch.Tensor) for a in arguments):
+        return arguments
+    return [t for t in tree_leaves(arguments) if isinstance(t, torch.Tensor)]
+
+
 def _forward_of(body):
     """FrozenModel.forward() for one body, with its arguments by name."""
     arguments = inspect.signature(body.forward).parameters if isinstance(body, fx.GraphModule) else ()
@@ -81,19 +89,24 @@ class FrozenModel(torch.nn.Module):
     def _run(self, *args, **kwargs):
         if args and type(args[0]) is Proxy:
             return self.body(*args, **kwargs) if args[0].tracer.root is self else recorded(self, *args)
-        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+        tensors = _tensors((*args, *kwargs.values()))
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             raise RuntimeError("a model fused in evaluation mode has no gradients; call fuse() on it in training mode")
         with torch.no_grad():
             result = self.body(*args, **kwargs)
-        if any(isinstance(a, torch.Tensor) and _is_channels_last(a) for a in args):
-            return result
-        return tree_map_only(torch.Tensor, self._as_torch_leaves_it, result)
+        return result if any(map(_is_channels_last, tensors)) else self._as_torch_leaves_it(result)
 
-    def _as_torch_leaves_it(self, t):
+    def _as_torch_leaves_it(self, result):
+        return tree_map(self._leaf_as_torchs, result, is_leaf=lambda value: isinstance(value, torch.Size))
+
+    def _leaf_as_torchs(self, value):
         """A convolution's result is channels_last in torch where its weight is."""
-        if t.dim() != 4 or t.is_contiguous() or any(map(_is_channels_last, self.buffers())):
-            return t
-        return t.contiguous()
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {f.name: self._as_torch_leaves_it(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return dataclasses.replace(value, **fields)
+        if not isinstance(value, torch.Tensor) or value.dim() != 4 or value.is_contiguous():
+            return value
+        return value if any(map(_is_channels_last, self.buffers())) else value.contiguous()
 
     def train(self, mode=True):
         if mode:

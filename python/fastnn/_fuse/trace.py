@@ -1,11 +1,13 @@
 """Tracing a module's forward() with torch.fx, and refusing traces that would not mean the same as the code."""
 
 import copy
+import dataclasses
 import inspect
 import linecache
 import operator
 import random
 import sys
+from collections import OrderedDict
 
 import torch
 from torch import fx
@@ -89,7 +91,19 @@ class Tracer(fx.Tracer):
         return fx.Proxy(node, self) if _is_size(node) else _TensorProxy(node, self)
 
     def create_arg(self, a):
-        return a.node if type(a) is _TensorProxy else super().create_arg(a)
+        if type(a) is _TensorProxy:
+            return a.node
+        if isinstance(a, dict) and type(a) is not dict:  # fx would make a plain one
+            return self.create_node("call_function", type(a), *self._made_of(a))
+        return super().create_arg(a)
+
+    def _made_of(self, a):
+        """The arguments that make such a dict again: a dataclass (transformers' ModelOutput) takes its fields."""
+        if dataclasses.is_dataclass(a):
+            return (), {field.name: self.create_arg(getattr(a, field.name)) for field in dataclasses.fields(a)}
+        if type(a) is not OrderedDict:
+            raise CannotTrace(f"it makes a {type(a).__name__}")
+        return ([(self.create_arg(key), self.create_arg(value)) for key, value in a.items()],), {}
 
     def is_leaf_module(self, m, module_qualified_name):
         return self.leaves(m, module_qualified_name)

@@ -4,6 +4,7 @@ Only blocks (modules with children) change, and only by class: every layer stays
 keys and hooks. Whether a pair can run as one is asked again at each call, so that a hook added later still fires.
 """
 
+import functools
 import itertools
 import operator
 
@@ -209,10 +210,16 @@ def fused_class(original):
 
     forward.__code__ = forward.__code__.replace()  # its own: Dynamo compiles the same code but for a few classes
 
+    @functools.wraps(original.__init__)
+    def __init__(self, *args, **kwargs):  # of a new block, as Sequential's slices are: it has no plan
+        self.__class__ = original
+        self.__init__(*args, **kwargs)
+
     def __reduce_ex__(self, protocol):
         return _rebuild, (original,), self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
 
-    names = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__prepare_scriptable__": refuse_script}
+    names = {"forward": forward, "__init__": __init__, "__reduce_ex__": __reduce_ex__}
+    names |= {"__prepare_scriptable__": refuse_script}
     names |= {"__module__": original.__module__, "__doc__": original.__doc__}
     kind = type(original.__name__, (original,), names)
     _classes[original], _originals[kind] = kind, original
