@@ -100,6 +100,8 @@ BAD = [
     ("conv2d", lambda: (torch.randn(2, 3, 8, 8), "weight")),
     ("conv2d", lambda: (None, torch.randn(4, 3, 3, 3))),
     ("conv2d", lambda: (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), "bias")),
+    ("conv2d", lambda: (torch.randn(3, 8), torch.randn(4, 3, 2, 2), None, 1, "same")),
+    ("conv2d", lambda: (torch.randn(1, 3, 8, 8, 8), torch.randn(4, 3, 2, 2), None, 1, "same")),
     *(
         (op, lambda x=x, t=t: (x, t))
         for op in ("cross_entropy", "nll_loss")

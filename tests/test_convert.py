@@ -93,6 +93,14 @@ def test_include_and_exclude(options, converted):
     assert {i for i, m in enumerate(model) if type(m).__module__.startswith("fastnn")} == converted
 
 
+@pytest.mark.parametrize(("options", "converted"), [({"include": "head.*"}, True), ({"exclude": "head.*"}, False)])
+def test_a_layer_with_two_names_is_matched_by_either(options, converted):
+    act = nn.ReLU()
+    model = nn.ModuleDict({"body": nn.Sequential(act), "head": nn.Sequential(nn.Linear(2, 2), act)})
+    fastnn.convert(model, **options)
+    assert (type(act) is fastnn.ReLU) == converted
+
+
 class OwnConv(nn.Conv2d):
     def forward(self, x):
         return super().forward(x) * 2

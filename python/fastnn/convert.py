@@ -77,7 +77,8 @@ def convert(model, *, include=None, exclude=None, inplace=True):
     Args:
         model: any torch.nn.Module.
         include: convert only what matches; a type, a name pattern as in fnmatch ("features.*"), a predicate
-            (name, module) -> bool, or a list of these. None: everything.
+            (name, module) -> bool, or a list of these. None: everything. A layer that has several names is matched by
+            any of them.
         exclude: leave what matches, in the same forms.
         inplace: False converts a deep copy and leaves `model` as it is.
 
@@ -91,9 +92,12 @@ def convert(model, *, include=None, exclude=None, inplace=True):
         raise TypeError(f"convert() takes a torch.nn.Module, not {type(model).__name__}")
     if not inplace:
         model = copy.deepcopy(model)
-    for name, module in model.named_modules():
-        chosen = include is None or _matches(include, name, module)
-        if chosen and not _matches(exclude, name, module) and _why_left(module) is None:
+    names = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    for module, own in names.items():
+        chosen = include is None or any(_matches(include, name, module) for name in own)
+        if chosen and not any(_matches(exclude, name, module) for name in own) and _why_left(module) is None:
             module.__class__ = TWINS[type(module)]
     return model
 

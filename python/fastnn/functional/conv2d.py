@@ -62,5 +62,7 @@ def _pad(input, weight, stride, padding, dilation):
         raise TypeError(dilation)
     total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     if any(t % 2 for t in total):  # the extra row or column goes below and to the right
+        if input.dim() not in (3, 4):  # before its size changes, which torch's error names
+            raise TypeError(input)
         input = F.pad(input, (0, total[1] % 2, 0, total[0] % 2))
     return input, (total[0] // 2, total[1] // 2)
