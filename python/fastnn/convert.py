@@ -166,7 +166,8 @@ class disabled:
     """A context manager: inside it, on this thread, fastnn's layers, functionals and optimizers run torch's own.
 
     For comparing the two on one model without converting it back and forth. Nests; what ran is not counted in
-    fastnn.fallbacks(), since it was asked for.
+    fastnn.fallbacks(), since it was asked for. Compiled code heeds it, but let torch.compile trace outside of it: a
+    graph traced inside keeps some of torch's operators afterwards.
     """
 
     def __enter__(self):
