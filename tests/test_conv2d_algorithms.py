@@ -206,6 +206,33 @@ def test_pointwise_of_few_channels(isa, channels, groups, forced):
             assert (results()[0] - exact).abs().max() <= 2.0**-20 * exact.abs().max()
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize(
+    "size", [(1, 2), (2, 1), (3, 2), (1, 5), (4, 4), (7, 3), (9, 1), (16, 2), (5, 16), (40, 3)], ids=str
+)
+def test_small_pointwise_groups_of_nhwc_images(isa, size, forced):
+    """Groups side by side in the lanes: whole rows of vectors, what is left of one, and no group reads another's."""
+    assert fastnn._C.set_isa(isa) and forced("gemm")
+    c, k = size
+    for n, h, w, groups in ((1, 1, 70, 3), (3, 9, 7, 4), (2, 33, 10, 5), (40, 1, 1, 16), (1, 13, 13, 17)):
+        x = torch.randn(n, c * groups, h, w).contiguous(memory_format=torch.channels_last).requires_grad_()
+        weight, bias = torch.randn(k * groups, c, 1, 1, requires_grad=True), torch.randn(k * groups)
+        exact = torch_conv2d(x.double(), weight.double(), bias.double(), groups=groups)
+        g = torch.randn(exact.shape).contiguous(memory_format=torch.channels_last)
+
+        def results(x=x, weight=weight, bias=bias, groups=groups, g=g):
+            y = fastnn.functional.conv2d(x, weight, bias, groups=groups)
+            return [y.detach(), *torch.autograd.grad(y, (x, weight), g)]
+
+        assert_same_bits_for_every_thread_count(results, (1, 2, 3))
+        for a, e in zip(results(), [exact, *torch.autograd.grad(exact, (x, weight), g.double())], strict=True):
+            assert (a - e).abs().max() <= 2.0**-18 * e.abs().max()
+        x = x.detach().clone()
+        x[:, :c] = torch.inf
+        y = fastnn.functional.conv2d(x, weight.detach(), bias, groups=groups)
+        torch.testing.assert_close(y[:, k:], exact.detach()[:, k:].float(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("size", [(1, 2), (4, 16), (16, 13)], ids=str)

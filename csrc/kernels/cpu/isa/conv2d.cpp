@@ -265,6 +265,15 @@ SideBySide side_by_side(const Conv2dParams& p) {
   return s;
 }
 
+// Whether the groups of a pointwise layer run as one; the first of them.
+template <class S>
+bool groups_as_one(const Conv2dParams& p, ConvProblem& first) {
+  if (p.algorithm != Conv2dAlgorithm::gemm || p.pass == Conv2dPass::grad_weight || p.groups == 1) return false;
+  if (p.R * p.S != 1 || p.stride_h * p.stride_w != 1 || p.pad_h || p.pad_w) return false;
+  for_problems<S>(p, 0, 1, [&](const ConvProblem& d, int64_t) { first = d; });
+  return small_groups_takes(first, p.groups);
+}
+
 template <class S>
 Status run_problem(const ConvProblem& d, const Conv2dParams& p, int64_t group, int64_t workers, char* workspace) {
   const bool weight = p.pass == Conv2dPass::grad_weight;
@@ -323,6 +332,10 @@ int64_t conv2d_workspace(const Conv2dParams& p) {
       bytes = count ? batch_workspace(parts, count, parts_workers(parts, count)) : 0;
       return Status::ok;
     }
+    if (ConvProblem first; groups_as_one<S>(p, first)) {
+      bytes = small_groups_workspace(first, p.groups);
+      return Status::ok;
+    }
     if (const SideBySide side = side_by_side<S>(p); side.workers > 1) {
       bytes = side.workers * side.bytes;
       return Status::ok;
@@ -354,6 +367,10 @@ Status conv2d(const Conv2dParams& p) {
       return status;
     }
     char* const workspace = static_cast<char*>(p.workspace);
+    if (ConvProblem first; groups_as_one<S>(p, first)) {
+      small_groups_forward(first, p.groups, p.K / p.groups * p.weight_stride_k, workspace);
+      return status;
+    }
     if (const SideBySide side = side_by_side<S>(p); side.workers > 1) {
       parallel_for(0, side.workers, 1, [&](int64_t begin, int64_t end) {
         for_problems<S>(p, p.groups * begin / side.workers, p.groups * end / side.workers,

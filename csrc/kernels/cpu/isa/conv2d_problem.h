@@ -42,6 +42,12 @@ void gemm_conv_grad_weight(const ConvProblem& d, float* grad_weight, int64_t wor
 bool few_channels_takes(const ConvProblem& d);
 void few_channels_forward(const ConvProblem& d);
 
+// All groups of a pointwise layer at once where they are small, of dense NHWC images; d is the first group, the weights
+// of the next lie weight_step further.
+bool small_groups_takes(const ConvProblem& d, int64_t groups);
+int64_t small_groups_workspace(const ConvProblem& d, int64_t groups);
+void small_groups_forward(const ConvProblem& d, int64_t groups, int64_t weight_step, char* workspace);
+
 // gemm_conv_forward() of few output pixels.
 bool few_pixels_takes(const ConvProblem& d);
 int64_t few_pixels_workspace(const ConvProblem& d);
