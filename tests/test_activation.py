@@ -168,6 +168,7 @@ VIEWS = {
     "permuted, last": ((0, 2, 1), 2, 1, 1),
     "every other": ((0, 1, 2), 2, 0, 2),
     "every other row": ((0, 1, 2), 1, 0, 2),
+    "every ninth": ((0, 1, 2), 2, 0, 9),
 }
 
 
@@ -186,9 +187,9 @@ def seen_as(values, view):
 @pytest.mark.parametrize("of_grad", VIEWS)
 @pytest.mark.parametrize("of_input", VIEWS)
 def test_views(of_input, of_grad, isa):
-    """Runs that the kernels read where they lie (of 323 elements and more, some of 21), and what has to be copied."""
+    """What the kernels read and write where it lies, and what is far apart and copied."""
     fastnn._C.set_isa(isa)
-    values, gradients = torch.randn(2, 3, 7, 19 * 17)
+    values, gradients = torch.randn(2, 3, 7, 19 * 27)
     for op in UNARY:
         function = getattr(fastnn.functional, op)
         plain = values.clone().requires_grad_()
@@ -214,6 +215,45 @@ def test_gradient_of_a_sum(size):
         y = getattr(fastnn.functional, op)(x)
         (g,) = torch.autograd.grad(y, x, torch.tensor(0.3).expand_as(y), retain_graph=True)
         assert torch.equal(g, torch.autograd.grad(y, x, torch.full_like(y, 0.3))[0])
+
+
+# Lines of 1 to 40 elements, planes of lines with gaps between all of them, what more than three dimensions make, and
+# values repeated along each of them.
+PARTS = {
+    "crop": lambda t: t[1:, :, 1:-1, 2:-3],
+    "crop of columns": lambda t: t[..., 3:-2],
+    "every other of a crop": lambda t: t[:, 1:, 1:-1, 1:-1:2],
+    "everything in part": lambda t: t.unflatten(3, (5, -1))[:-1, 1:, 1:, :-1, 1:],
+    "transposed": lambda t: t.transpose(1, 3)[:, :, 1:],
+    "image of one value": lambda t: t[:, :, :1, :1].expand_as(t),
+    "line of one value": lambda t: t[..., :1].expand_as(t),
+    "batch of one image": lambda t: t[:1].expand_as(t),
+}
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("columns", [10, 15, 25, 45])
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_parts_of_images(part, columns, isa):
+    fastnn._C.set_isa(isa)
+    for op in ("leaky_relu", "gelu"):
+        function = getattr(fastnn.functional, op)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            x, g = (part(torch.randn(3, 4, 9, columns).to(dtype)) for _ in range(2))
+            dense = x.contiguous().requires_grad_()
+            y = function(dense)
+            (expected,) = torch.autograd.grad(y, dense, g.contiguous())
+            for seen, seen_g in ((x, g), (x, g.contiguous()), (x.contiguous(), g)):
+                leaf = seen.detach().requires_grad_()
+                z = function(leaf)
+                assert torch.equal(z, y)
+                assert torch.equal(torch.autograd.grad(z, leaf, seen_g)[0], expected)
+            if op == "leaky_relu" and 0 not in x.stride():
+                base = torch.full((3, 4, 9, columns), math.nan, dtype=dtype)
+                function(part(base).copy_(x), inplace=True)
+                assert torch.equal(part(base), y.detach())
+                assert base.isnan().sum() == base.numel() - y.numel()
+    assert not fastnn.fallbacks()
 
 
 def test_an_expanded_batch():

@@ -1,4 +1,4 @@
-// Pointwise activations, forward and backward, over elements that lie next to each other in memory.
+// Pointwise activations, forward and backward.
 #pragma once
 #include "common.h"
 
@@ -12,6 +12,12 @@ enum class Activation : uint8_t { relu, relu6, leaky_relu, sigmoid, tanh, gelu, 
 constexpr double kSqrt2OverPi = 0.79788456080286535588;
 constexpr double kGeluCubic = 0.044715;
 
+// From one of its neighbours to the next, in elements, of a tensor [planes, height, width].
+struct LineStrides {
+  int64_t plane, line, element;
+};
+
+// On CUDA the elements lie next to each other: height is 1 and width is size.
 struct ActivationParams {
   const void* input;        // forward
   void* output;             // forward; may be the input
@@ -22,6 +28,8 @@ struct ActivationParams {
   double slope;  // leaky_relu below zero
   Activation kind;
   DType dtype;
+  int64_t height, width;
+  LineStrides of_x, of_y, of_g;  // input or saved; output or grad_input; grad_output
 };
 
 namespace cpu {

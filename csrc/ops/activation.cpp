@@ -23,15 +23,13 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <algorithm>
 #include <cmath>
 
 #include "common.h"
 #include "grad_node.h"
-#include "kernels/parallel.h"
 #include "memory.h"
 #include "python_entry.h"
-#include "strided_runs.h"
+#include "strided_lines.h"
 
 namespace fastnn::ops {
 namespace {
@@ -176,30 +174,9 @@ const auto& inplace_op() {
 double slope_of() { return 0; }
 double slope_of(double slope) { return slope; }
 
-// Calls f(params of a run, its number) for all of them; the last may be shorter.
-template <class F>
-void for_runs(const char* op, const ActivationParams& p, int64_t length, const F& f) {
-  constexpr int64_t kGrain = 1 << 15;
-  const int64_t count = ceil_div(p.size, length);
-  const auto range = [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      ActivationParams q = p;
-      q.size = std::min(length, p.size - r * length);
-      check(f(q, r), op);
-    }
-  };
-  if (length >= 2 * kGrain) range(0, count);  // shared among the threads one by one
-  else parallel_for(0, count, std::max<int64_t>(1, kGrain / length), range);
-}
-
 // torch's relu6 copies strides of dimensions of size 1 too, which say nothing; the others do not.
 std::optional<at::MemoryFormat> strides_of_result(Act kind) {
   return kind == Act::relu6 ? std::optional(at::MemoryFormat::Preserve) : std::nullopt;
-}
-
-bool same_order(const Tensor& a, const Tensor& b) {
-  const auto format = format_as_it_lies(a);
-  return a.sizes() == b.sizes() && (format ? b.is_contiguous(*format) : a.strides() == b.strides());
 }
 
 ActivationParams params(Act kind, const Tensor& t, double slope) {
@@ -217,25 +194,28 @@ void launch_forward(const char* op, const Tensor& x, const ActivationParams& p) 
       [&](auto stream) { return cuda::activation_forward(p, stream); });
 }
 
-void forward_runs(const char* op, const ActivationParams& p, int64_t bytes, Runs input, Runs output) {
-  for_runs(op, p, input.length, [&](ActivationParams& q, int64_t r) {
-    q.input = static_cast<const char*>(p.input) + r * input.step * bytes;
-    q.output = static_cast<char*>(p.output) + r * output.step * bytes;
-    return cpu::activation_forward(q);
-  });
+// The lines of the result and of what it is computed from.
+void set_lines(ActivationParams& p, const Lines& lines) {
+  p.height = lines.height;
+  p.width = lines.width;
+  p.of_y = lines.of[0];
+  p.of_x = lines.of[1];
+  p.of_g = lines.of[2];
 }
+
+// A copy that lies as `dense` does.
+Tensor copy_like(const Tensor& dense, const Tensor& t) { return fresh_like(dense).copy_(t); }
 
 template <Act K, class... A>
 Tensor forward(const Tensor& input, A... args) {
   if (!native(Kind<K>::name, {&input}, true)) return Kind<K>::aten(input, args...);
   ActivationParams p = params(K, input, slope_of(args...));
-  const bool dense = has_no_gaps(input);
-  Tensor y = fresh_like(input, dense ? strides_of_result(K) : std::nullopt);
-  const auto runs = dense ? std::nullopt : runs_of(input, y);
+  Tensor y = fresh_like(input, has_no_gaps(input) ? strides_of_result(K) : std::nullopt);
+  const auto lines = lines_of({&y, &input, &input});
+  set_lines(p, lines ? *lines : *lines_of({&y, &y, &y}));
   p.output = y.mutable_data_ptr();
-  p.input = dense || runs ? input.const_data_ptr() : y.copy_(input).const_data_ptr();
-  if (runs) forward_runs(Kind<K>::name, p, y.itemsize(), *runs, {runs->length, runs->length});
-  else launch_forward(Kind<K>::name, input, p);
+  p.input = lines ? input.const_data_ptr() : y.copy_(input).const_data_ptr();
+  launch_forward(Kind<K>::name, input, p);
   return y;
 }
 
@@ -244,48 +224,36 @@ Tensor backward(const Tensor& grad_output, const Tensor& saved, A... args) {
   if (grad_output.sizes() != saved.sizes() || !native(Kind<K>::name, {&grad_output, &saved}, true))
     return Kind<K>::aten_backward(grad_output, saved, args...);
   Tensor dx = fresh_like(saved), s = saved, g = grad_output;
+  auto lines = lines_of({&dx, &s, &g});
+  if (!lines && !lines_of({&dx, &s})) s = copy_like(dx, s), lines = lines_of({&dx, &s, &g});
+  if (!lines) g = copy_like(dx, g), lines = lines_of({&dx, &s, &g});
   ActivationParams p = params(K, saved, slope_of(args...));
-  const Runs whole{p.size, p.size};
-  std::optional<Runs> of_s = has_no_gaps(s) ? whole : runs_of(s, dx), of_g = same_order(g, dx) ? whole : runs_of(g, dx);
-  if (!of_s) s = fresh_like(dx).copy_(s), of_s = whole;
-  if (!of_g && of_s->length == p.size) of_g = repeated(g);
-  // What has no gaps can be cut anywhere.
-  const bool agree = of_g && (of_s->length == of_g->length || of_s->length == p.size || of_g->length == p.size);
-  if (!agree) g = fresh_like(dx).copy_(g), of_g = whole;
+  set_lines(p, *lines);
   p.grad_output = g.const_data_ptr();
   p.saved = s.const_data_ptr();
   p.grad_input = dx.mutable_data_ptr();
-  const int64_t length = std::min(of_s->length, of_g->length);
-  if (length < p.size) {
-    const int64_t bytes = dx.itemsize(), step_s = of_s->length == length ? of_s->step : length,
-                  step_g = of_g->length == length ? of_g->step : length;
-    for_runs(Kind<K>::name, p, length, [&](ActivationParams& q, int64_t r) {
-      q.grad_output = static_cast<const char*>(p.grad_output) + r * step_g * bytes;
-      q.saved = static_cast<const char*>(p.saved) + r * step_s * bytes;
-      q.grad_input = static_cast<char*>(p.grad_input) + r * length * bytes;
-      return cpu::activation_backward(q);
-    });
-    return dx;
-  }
   launch(
       Kind<K>::name, s, [&] { return cpu::activation_backward(p); },
       [&](auto stream) { return cuda::activation_backward(p, stream); });
   return dx;
 }
 
+// False for elements that may share memory: copy_ refuses some of those, as torch does.
+bool apart(const Lines& lines) {
+  const LineStrides& of = lines.of[0];
+  const int64_t line = (lines.width - 1) * of.element + 1, plane = (lines.height - 1) * of.line + line;
+  return of.element > 0 && (lines.height == 1 || of.line >= line) && (of.plane == 0 || of.plane >= plane);
+}
+
 template <Act K, class... A>
 Tensor& inplace(Tensor& self, A... args) {
   if (!native(Kind<K>::inplace_name, {&self}, true)) return Kind<K>::aten_inplace(self, args...);
+  const auto lines = lines_of({&self, &self, &self});
+  if (!lines || !apart(*lines)) return self.copy_(forward<K, A...>(self, args...));
   ActivationParams p = params(K, self, slope_of(args...));
+  set_lines(p, *lines);
   p.input = p.output = self.mutable_data_ptr();
-  if (has_no_gaps(self)) {
-    launch_forward(Kind<K>::inplace_name, self, p);
-    return self;
-  }
-  const auto runs = runs_of(self, self);
-  if (!runs || runs->step < runs->length)  // copy_ refuses memory that overlaps itself, as torch does
-    return self.copy_(forward<K, A...>(self, args...));
-  forward_runs(Kind<K>::inplace_name, p, self.itemsize(), *runs, *runs);
+  launch_forward(Kind<K>::inplace_name, self, p);
   return self;
 }
 
