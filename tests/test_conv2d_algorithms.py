@@ -1,5 +1,7 @@
 """Every convolution algorithm on every case it takes, and the rounding bound of Winograd."""
 
+import itertools
+
 import pytest
 import torch
 from cases import CONV2D
@@ -234,17 +236,22 @@ def test_small_pointwise_groups_of_nhwc_images(isa, size, forced):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("size", [(1, 2), (4, 16), (16, 13)], ids=str)
-def test_small_groups_side_by_side(size, channels_last, stride, forced):
+@pytest.mark.parametrize(
+    ("algorithm", "channels_last"),
+    [*itertools.product(["gemm", "shift", "winograd"], [False, True]), ("batch", False)],
+)
+def test_small_groups_side_by_side(algorithm, size, channels_last, stride, forced):
     """Every thread takes whole groups: the same bits as one thread's, in all passes."""
-    assert forced("gemm")
+    assert forced(algorithm)
     (c, k), groups = size, 12
-    x, weight = torch.randn(2, c * groups, 9, 8), torch.randn(k * groups, c, stride, stride)
+    kernel = {"gemm": stride, "winograd": 3 * stride}.get(algorithm, 3)
+    x, weight = torch.randn(16, c * groups, 9, 8), torch.randn(k * groups, c, kernel, kernel)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     inputs = [t.requires_grad_() for t in (x, weight, torch.randn(k * groups))]
     doubles = [t.detach().double().requires_grad_() for t in inputs]
     exact = torch_conv2d(*doubles, stride, groups=groups)
+    assert fastnn._C.conv2d_algorithm(x, weight, [stride] * 2, [0, 0], [1, 1], groups, "forward") == algorithm
     g = torch.randn(exact.shape)
 
     def results():

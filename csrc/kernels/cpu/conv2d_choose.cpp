@@ -58,6 +58,11 @@ bool winograd_takes(const Conv2dParams& p) {
   return taps > 2 || (grad_input ? p.K : p.C * stride * stride) >= 12 * p.groups;
 }
 
+// Tiles of a unit stride, and whether they are full enough: of a direct sum's multiplications at most two thirds
+// remain.
+int64_t winograd_tiles(const Conv2dParams& p) { return p.N * ceil_div(p.P, 7 - p.R) * ceil_div(p.Q, 7 - p.R); }
+bool fills_tiles(const Conv2dParams& p) { return 2 * p.N * p.P * p.Q * p.R * p.S >= 3 * 36 * winograd_tiles(p); }
+
 bool takes(const Conv2dParams& p, Conv2dAlgorithm algorithm) {
   const bool channels_or_columns_dense =
       (p.input_stride_c == 1 || p.input_stride_w == 1) && (p.output_stride_k == 1 || p.output_stride_q == 1);
@@ -97,9 +102,7 @@ Shape shape_of(const Conv2dParams& p) {
   s.c = p.C / p.groups, s.k = p.K / p.groups, s.taps = p.R * p.S, s.pixels = p.N * p.P * p.Q;
   const bool unit = p.stride_h == 1 && p.stride_w == 1;
   s.pointwise = s.taps == 1 && unit && p.pad_h == 0 && p.pad_w == 0;
-  const int64_t out = 7 - p.R;  // a tile's side
-  s.winograd = unit && !g_strict && takes(p, Conv2dAlgorithm::winograd) && min64(s.c, s.k) >= 16 &&
-               2 * p.P * p.Q * s.taps >= 3 * 36 * ceil_div(p.P, out) * ceil_div(p.Q, out);
+  s.winograd = unit && !g_strict && takes(p, Conv2dAlgorithm::winograd) && min64(s.c, s.k) >= 16 && fills_tiles(p);
   s.batch = s.taps > 1 && s.c * s.k <= 2048 && s.c * s.k * s.taps <= 1 << 16 && 4 * p.N >= 3 * 16 * ceil_div(p.N, 16) &&
             takes(p, Conv2dAlgorithm::batch);
   s.vendor_fits = s.k % 16 == 0;
@@ -340,13 +343,51 @@ bool few_pixels_pay(const Conv2dParams& p, const Shape& s) {
   return s.k >= 24 * (1 + s.pixels / 64) && (s.together || rows < 2500 || s.k >= 64);
 }
 
+// Winograd for groups of fewer channels than shape_of() asks for, whose matrices the others find too small as well. Of
+// 1190 random layers (one thread; kernels of 2, 3 and 5) its time was 1/1.44 of the choice before forward, 1/1.27 for
+// the input's gradient and 1/1.79 for the weight's, channels_last 1/1.69, 1/1.62 and 1/1.41; 5 to 17 % of them lost
+// more than 7 %, nearly all of those still ahead of torch.
+bool groups_by_winograd(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
+  if (g_strict || p.stride_h != 1 || !takes(p, Conv2dAlgorithm::winograd) || !fills_tiles(p)) return false;
+  const int64_t matrix = s.c * s.k, tiles = winograd_tiles(p);
+  if (!s.together) return matrix >= 64 && chosen != Conv2dAlgorithm::batch;
+  switch (p.pass) {
+    case Conv2dPass::forward: return min64(s.c, s.k) >= 4 && (s.c >= 8 || tiles <= 50);
+    case Conv2dPass::grad_input: return min64(s.c, s.k) >= 4 && (matrix >= 64 || tiles <= 40);
+    case Conv2dPass::grad_weight:
+      return (s.c >= 12 && tiles > 4) || (s.c >= 8 && tiles <= 38 && s.pixels * s.taps >= 94 * tiles);
+  }
+  return false;
+}
+
+// Strided groups as products where the rules above choose torch, shift or a gradient by Winograd: of 720 random layers
+// (one thread) those took, in the order of the cases, 1.97, 1.31, 1.50 and channels_last 2.46, 1.71 and 1.71 of gemm's
+// time; 3 to 10 % of them lost more than 7 %.
+bool strided_groups_by_gemm(const Conv2dParams& p, const Shape& s) {
+  const int64_t products = s.pixels * s.c * s.k * s.taps;  // of a group
+  switch (p.pass) {
+    case Conv2dPass::forward:
+      if (s.together) return s.c * s.k > 84 && s.pixels <= 41;
+      return s.pixels <= 35 || (s.c >= 6 && (products <= 145728 || p.N <= 3));
+    case Conv2dPass::grad_input:
+      if (s.together) return s.k > 18 || (s.pixels <= 164 && p.groups <= 12);
+      return s.k > 22 || (products <= 107648 && p.groups <= 25);
+    case Conv2dPass::grad_weight:
+      if (s.together) return s.pixels <= 67 || (s.c >= 16 && s.k >= 8) || (s.pixels <= 600 && p.groups <= 25);
+      return p.N <= 3 && p.groups <= 25 && (s.pixels <= 22 || p.groups <= 3);
+  }
+  return false;
+}
+
 // What groups change of it. From 1510 random layers timed with every algorithm (one thread), of
 // which this changes 150: those x1.27 (shift) to x1.8 (Winograd) as fast as before.
 Conv2dAlgorithm among_groups(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
   using enum Conv2dAlgorithm;
+  if (groups_by_winograd(p, s, chosen)) return winograd;
+  const bool strided = p.stride_h * p.stride_w > 1;
+  if (strided && s.taps > 1 && chosen != batch && strided_groups_by_gemm(p, s)) return gemm;
   // Eights of channels torch's strided kernels take whole (ResNeXt's 3x3/2). Of 226 random
   // layers shift and gemm took x1.2 of torch's time forward and x1.8 for a gradient.
-  const bool strided = p.stride_h * p.stride_w > 1;
   if (!s.together && strided && s.taps > 1 && s.c % 8 == 0 && s.k % 8 == 0 && chosen != batch) return aten;
   switch (p.pass) {
     case Conv2dPass::forward: return chosen == aten && !s.together && s.c <= 12 && s.taps > 1 ? gemm : chosen;
