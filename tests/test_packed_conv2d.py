@@ -127,17 +127,29 @@ def test_non_finite_values_pass_as_in_torch():
 ONE_OF_EACH = {shape[-1]: shape for shape in SHAPES}  # an algorithm's last
 
 
-@pytest.mark.parametrize("shape", [(1, 10, 28, 28, 5), (6, 16, 14, 14, 5), (10, 20, 12, 12, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 10, 28, 28, 5), (6, 16, 14, 14, 5), (10, 20, 12, 12, 5)], ids=str)
 def test_batches_to_few_channels_are_left_to_conv2d(shape):
     for batch, left in ((1, False), (11, False), (64, True)):
         kernel, x, weight, bias, product, scale = problem((*shape, 1, 0, 1, 1, ""), batch)
-        assert (kernel(x, weight, bias, None, 0.0, INF) is None) == left
+        lying = x.contiguous(memory_format=torch.channels_last)
+        assert (kernel(lying, weight, bias, None, 0.0, INF) is None) == left
     frozen = fastnn.fuse(torch.nn.Sequential(torch.nn.Conv2d(*shape[:2], 5), torch.nn.ReLU()).eval())
     layer = next(m for m in frozen.modules() if hasattr(m, "weight"))
     layer.weight, layer.bias = weight, bias
     for given in (x, x.contiguous(memory_format=torch.channels_last)):
         with torch.no_grad():
             assert (frozen(given) - (product + bias[:, None, None]).relu()).abs().max() <= 2.0**-17 * scale
+
+
+@pytest.mark.parametrize("channels", [1, 3, 32])
+def test_planes_to_few_channels_are_left_to_conv2d(channels):
+    """From 128 pixels for each output channel on; channels_last images and smaller ones are packed."""
+    for size, left in ((16, False), (32, True)):
+        kernel, x, weight, bias, *_ = problem((channels, 8, size, size, 3, 1, 1, 1, 1, ""), 1)
+        assert (kernel(x, weight, bias, None, 0.0, INF) is None) == left
+        if channels > 1:
+            x = x.contiguous(memory_format=torch.channels_last)
+            assert kernel(x, weight, bias, None, 0.0, INF) is not None
 
 
 def test_both_layouts_are_packed_for():

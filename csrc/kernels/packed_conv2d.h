@@ -34,7 +34,8 @@ struct PackedConv2dParams {
 constexpr int64_t kPackedConv2dMaxWorkspace = 32 << 20;
 
 namespace cpu {
-// The algorithm for these sizes, no Winograd if conv2d_strict(); strides, pointers and thread counts are not read.
+// The algorithm for these sizes and input_stride_c and _w, no Winograd if conv2d_strict(); other strides, pointers and
+// thread counts are not read.
 PackedConv2dAlgorithm packed_conv2d_choose(const PackedConv2dParams& p);
 // Bytes of p.packed, a function of the weight's sizes, the algorithm and the ISA. What it holds depends on the image's
 // layout too: by input_stride_w == 1, Winograd orders a stride's phases.

@@ -122,6 +122,7 @@ class PackedConv2d {
     if (x.dim() != 4 || w.dim() != 4 || x.size(1) != w.size(1) * groups_ || x.numel() == 0) return false;
     constexpr int64_t kLimit = int64_t(1) << 31;
     if (x.numel() >= kLimit) return false;
+    p.input_stride_c = x.stride(1), p.input_stride_w = x.stride(3);
     p.N = x.size(0), p.C = x.size(1), p.H = x.size(2), p.W = x.size(3);
     p.K = w.size(0), p.R = w.size(2), p.S = w.size(3);
     p.stride_h = stride_[0], p.stride_w = stride_[1], p.pad_h = padding_[0], p.pad_w = padding_[1];

@@ -118,7 +118,7 @@ bool dense(const ConvProblem& d, int64_t groups) {
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-// Larger groups take up to x1.4 (AVX-512) or x2 (AVX2) of the time of a product each; the smaller, x0.1 to x0.95.
+// Larger groups take up to x1.5 (AVX-512) or x3 (AVX2) of the time of a product each; the smaller, x0.1 to x1.0.
 bool small_groups_takes(const ConvProblem& problem, int64_t groups) {
   const ConvProblem d = flatten_pointwise(problem);
   const bool small = d.c <= V::N && d.k <= 16 && d.c * d.k <= 8 * V::N;
