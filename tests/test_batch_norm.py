@@ -99,6 +99,20 @@ def test_rows_past_the_caches(channels):
         )
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+def test_few_streamed_rows_of_the_last_thread(isa):
+    """Of 3226 rows the last of 32 threads takes two, the second of which begins within a vector of memory."""
+    fastnn._C.set_isa(isa)
+    x, g = torch.randn(2, 3226, 500)
+
+    def gradient():
+        leaf = x.detach().requires_grad_()
+        y = fastnn.functional.batch_norm(leaf, torch.zeros(500), torch.ones(500), training=True)
+        return torch.autograd.grad(y, leaf, g)
+
+    assert_same_bits_for_every_thread_count(gradient, (1, 32))
+
+
 # ---- running statistics --------------------------------------------------------------------------------------------
 
 

@@ -146,12 +146,16 @@ FASTNN_INLINE void for_rows_together(int64_t channels, int64_t begin, int64_t en
   for (int64_t row = begin; row < end; row += step) f(row * channels, min64(step, end - row) * channels, coefficients);
 }
 
-// Calls f(begin, end) in parallel for rows that begin with a cache line where for_rows_together takes them so.
+// Calls f(begin, end, stream) in parallel for rows that begin with a cache line where for_rows_together takes them so.
+// Too few for that, as the last of many threads may have, are not streamed: most of them begin within a vector.
 template <class F>
-FASTNN_INLINE void parallel_rows(const BatchNormParams& p, const F& f) {
+FASTNN_INLINE void parallel_rows(const BatchNormParams& p, bool stream, const F& f) {
   const int64_t lines = max64(1, rows_in_lines(p.channels));
   parallel_for(0, ceil_div(p.batch, lines), ceil_div(kParallelElements, lines * p.channels),
-               [&](int64_t begin, int64_t end) { f(begin * lines, min64(end * lines, p.batch)); });
+               [&](int64_t begin, int64_t end) {
+                 const int64_t first = begin * lines, last = min64(end * lines, p.batch);
+                 f(first, last, stream && (lines == 1 || last - first >= 4 * lines));
+               });
 }
 
 // Calls f(first, width) for groups of up to kJoined channels, whose `chunks` partial sums are joined.

@@ -425,8 +425,7 @@ void backward_rows(const BatchNormParams& p) {
   });
   if (!p.grad_input) return;
   const BatchNormParams rest = behind_residual(p);
-  const bool stream = streams(p, p.grad_input, 3 << 19);
-  parallel_rows(p, [&](int64_t begin, int64_t end) {
+  parallel_rows(p, streams(p, p.grad_input, 3 << 19), [&](int64_t begin, int64_t end, bool stream) {
     if (stream) write_rows<true, S>(rest, begin, end);
     else write_rows<false, S>(rest, begin, end);
     end_streams(stream);

@@ -316,8 +316,8 @@ void train_planes(const BatchNormParams& p) {
 
 template <class S>
 void sweep_rows(const BatchNormParams& p) {
-  const bool stream = p.training ? streams(p, p.output, 3 << 20) : streams_evaluation(p);
-  parallel_rows(p, [&](int64_t begin, int64_t end) {
+  const bool streamed = p.training ? streams(p, p.output, 3 << 20) : streams_evaluation(p);
+  parallel_rows(p, streamed, [&](int64_t begin, int64_t end, bool stream) {
     if (stream) normalise_rows<true, S>(p, begin, end);
     else normalise_rows<false, S>(p, begin, end);
     end_streams(stream);
