@@ -10,6 +10,7 @@ from fastnn import _C
 from fastnn import functional as F
 from fastnn.functional.conv2d import _pad, _pair
 from fastnn.modules._script import refuse_script
+from fastnn.modules._tensors import buffer
 from fastnn.modules._trace import Proxy, recorded
 
 _RANGES = {"relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}  # what the packed kernels clamp to
@@ -170,7 +171,9 @@ class FrozenConv2d(Frozen):
                 padding = _pad(None, self.weight, self.stride, padding, self.dilation)[1]
             self.kernel = _C.PackedConv2d(_pair(self.stride), _pair(padding), _pair(self.dilation), self.groups)
         low, high = _RANGES.get(self.activation, _EVERYTHING)
-        y = self.kernel(input, self.weight, self.bias, residual, low, high, self.scale, self.shift)
+        weight, bias = buffer(self, "weight"), buffer(self, "bias")
+        scale, shift = buffer(self, "scale"), buffer(self, "shift")
+        y = self.kernel(input, weight, bias, residual, low, high, scale, shift)
         return y if y is None or self.activation in _RANGES else _activate(y, self.activation)
 
     def forward(self, input, residual=None):
@@ -185,7 +188,8 @@ class FrozenConv2d(Frozen):
                 return y
         if self.norm is not None:
             input = self.norm(input)
-        y = F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        weight, bias = buffer(self, "weight"), buffer(self, "bias")
+        y = F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
         if residual is not None:
             y = y + residual
         return _activate(y, self.activation)
@@ -206,11 +210,12 @@ class FrozenLinear(Frozen):
         if type(input) is Proxy:
             return recorded(self, input, residual)
         if self.norm is None or input.dim() == 2:
+            weight, bias = buffer(self, "weight"), buffer(self, "bias")
             if input.is_cuda and _runs_packed(input) and self.activation in _ONE_KERNEL:
-                y = _C.linear_epilogue(input, self.weight, self.bias, residual, *_ONE_KERNEL[self.activation])
+                y = _C.linear_epilogue(input, weight, bias, residual, *_ONE_KERNEL[self.activation])
                 if y is not None:
                     return y
-            y = F.linear(input, self.weight, self.bias)
+            y = F.linear(input, weight, bias)
         else:
             y = self.norm(F.linear(input, self.plain_weight, self.plain_bias))
         if residual is not None:
@@ -240,7 +245,8 @@ class FrozenBatchNorm(Frozen):
         if type(input) is Proxy:
             return recorded(self, input)
         function = F.batch_norm_relu if self.activation == "relu" else F.batch_norm
-        return function(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        tensors = [buffer(self, name) for name in ("running_mean", "running_var", "weight", "bias")]
+        return function(input, *tensors, False, 0.0, self.eps)
 
 
 def fold(layer, norm):

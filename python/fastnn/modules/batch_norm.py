@@ -4,6 +4,7 @@ import torch
 import torch.fx
 
 from fastnn import functional as F
+from fastnn.modules._tensors import buffer, parameter
 from fastnn.modules._trace import recorded
 
 
@@ -14,18 +15,19 @@ def _apply(module, function, *tensors):
     module._check_input_dim(tensors[0])
     momentum = 0.0 if module.momentum is None else module.momentum
     tracks = module.training and module.track_running_stats
-    if tracks and module.num_batches_tracked is not None:
-        module.num_batches_tracked.add_(1)
+    if tracks and (batches := buffer(module, "num_batches_tracked")) is not None:
+        batches.add_(1)
         if module.momentum is None:  # the average over all batches so far
-            momentum = 1.0 / float(module.num_batches_tracked)
+            momentum = 1.0 / float(batches)
+    mean, var = buffer(module, "running_mean"), buffer(module, "running_var")
     use_buffers = tracks or not module.training
     return function(
         *tensors,
-        module.running_mean if use_buffers else None,
-        module.running_var if use_buffers else None,
-        module.weight,
-        module.bias,
-        module.training or (module.running_mean is None and module.running_var is None),
+        mean if use_buffers else None,
+        var if use_buffers else None,
+        parameter(module, "weight"),
+        parameter(module, "bias"),
+        module.training or (mean is None and var is None),
         momentum,
         module.eps,
     )

@@ -3,6 +3,7 @@
 import torch
 
 from fastnn import functional as F
+from fastnn.modules._tensors import parameter
 from fastnn.modules._trace import Proxy, one_node
 
 
@@ -12,7 +13,7 @@ class Conv2d(torch.nn.Conv2d):
     def forward(self, input):
         if type(input) is Proxy and (node := one_node(self, input)) is not None:
             return node
-        return self._conv_forward(input, self.weight, self.bias)
+        return self._conv_forward(input, parameter(self, "weight"), parameter(self, "bias"))
 
     def _conv_forward(self, input, weight, bias):
         padding = self.padding

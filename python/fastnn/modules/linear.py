@@ -3,6 +3,7 @@
 import torch
 
 from fastnn import functional as F
+from fastnn.modules._tensors import parameter
 from fastnn.modules._trace import Proxy, one_node
 
 
@@ -12,4 +13,4 @@ class Linear(torch.nn.Linear):
     def forward(self, input):
         if type(input) is Proxy and (node := one_node(self, input)) is not None:
             return node
-        return F.linear(input, self.weight, self.bias)
+        return F.linear(input, parameter(self, "weight"), parameter(self, "bias"))

@@ -3,6 +3,7 @@
 import torch
 
 from fastnn import functional as F
+from fastnn.modules._tensors import buffer
 from fastnn.modules._trace import Proxy, one_node
 
 
@@ -15,7 +16,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         return F.cross_entropy(
             input,
             target,
-            weight=self.weight,
+            weight=buffer(self, "weight"),
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
@@ -28,4 +29,5 @@ class NLLLoss(torch.nn.NLLLoss):
     def forward(self, input, target):
         if type(input) is Proxy and (node := one_node(self, input, target)) is not None:
             return node
-        return F.nll_loss(input, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
+        weight = buffer(self, "weight")
+        return F.nll_loss(input, target, weight=weight, ignore_index=self.ignore_index, reduction=self.reduction)
