@@ -73,6 +73,26 @@ def test_float64_tanh_in_ulp(isa):
     assert ulps(fastnn.functional.tanh(x), x.tanh()).max() <= 3.5  # torch's is within one of the truth
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", UNARY)
+def test_elements_do_not_depend_on_their_place(op, dtype, isa):
+    """Vectors are computed up to four side by side, the last of them in part."""
+    fastnn._C.set_isa(isa)
+    function = getattr(fastnn.functional, op)
+    values, gradients = (4 * torch.randn(2, 80)).to(dtype)
+
+    def both(begin, end):
+        x = values[begin:end].clone().requires_grad_()
+        y = function(x)
+        return torch.stack([y.detach(), *torch.autograd.grad(y, x, gradients[begin:end])])
+
+    whole = both(0, 80)
+    for end in range(1, 80):
+        assert torch.equal(both(0, end), whole[:, :end])
+        assert torch.equal(both(80 - end, 80), whole[:, 80 - end :])
+
+
 def exact_gelu(x):
     """gelu and its derivative in float64."""
     x = x.double()

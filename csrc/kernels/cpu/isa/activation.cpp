@@ -11,47 +11,81 @@ namespace {
 
 // ---- formulas ------------------------------------------------------------------------------------------------------
 
-template <Activation K, class S, class V, class A>
-FASTNN_INLINE V value(V x, A slope) {
-  if constexpr (K == Activation::relu) return {x.v < A(0) ? V::zero().v : x.v};  // NaN passes
-  if constexpr (K == Activation::relu6) {
-    const V y{x.v < A(0) ? V::zero().v : x.v};
-    return {y.v > A(6) ? V::zero().v + A(6) : y.v};
+// K vectors of x in place, those that take long side by side (math.h).
+template <Activation Kind, class S, int K, class V, class A>
+FASTNN_INLINE void value(V* x, A slope) {
+  const auto one_by_one = [&](const auto& f) __attribute__((always_inline)) {
+    each<K>([&](int k) __attribute__((always_inline)) { x[k] = V{f(x[k].v)}; });
+  };
+  if constexpr (Kind == Activation::relu) one_by_one([](auto x) { return x < A(0) ? V::zero().v : x; });  // NaN passes
+  if constexpr (Kind == Activation::relu6) {
+    one_by_one([](auto x) {
+      const auto y = x < A(0) ? V::zero().v : x;
+      return y > A(6) ? V::zero().v + A(6) : y;
+    });
   }
-  if constexpr (K == Activation::leaky_relu) return {x.v > A(0) ? x.v : x.v * slope};
-  if constexpr (K == Activation::sigmoid) return sigmoid(x);
-  if constexpr (K == Activation::tanh) return tanh(x);
-  if constexpr (K == Activation::gelu) return x * normal_cdf<S>(x);
-  if constexpr (K == Activation::gelu_tanh) {
-    const auto minus_2u = x.v * (A(-2) * A(kSqrt2OverPi) - A(2) * A(kSqrt2OverPi) * A(kGeluCubic) * (x.v * x.v));
-    return {x.v / (A(1) + exp(V{minus_2u}).v)};  // (1 + tanh(u)) / 2 = sigmoid(2 u)
+  if constexpr (Kind == Activation::leaky_relu) one_by_one([slope](auto x) { return x > A(0) ? x : x * slope; });
+  if constexpr (Kind == Activation::sigmoid) sigmoid_each<K>(x);
+  if constexpr (Kind == Activation::tanh) tanh_each<K>(x);
+  V f[K];
+  if constexpr (Kind == Activation::gelu) {
+    each<K>([&](int k) { f[k] = x[k]; });
+    normal_cdf_each<S, K>(f);
+    each<K>([&](int k) { x[k] = x[k] * f[k]; });
   }
-  if constexpr (K == Activation::silu) return {x.v / (A(1) + exp(V{-x.v}).v)};
+  if constexpr (Kind == Activation::gelu_tanh || Kind == Activation::silu) {
+    each<K>([&](int k) {
+      if constexpr (Kind == Activation::silu) f[k] = {-x[k].v};
+      else  // -2 u: (1 + tanh(u)) / 2 = sigmoid(2 u)
+        f[k] = {x[k].v * (A(-2) * A(kSqrt2OverPi) - A(2) * A(kSqrt2OverPi) * A(kGeluCubic) * (x[k].v * x[k].v))};
+    });
+    exp_each<K>(f);
+    each<K>([&](int k) { x[k] = {x[k].v / (A(1) + f[k].v)}; });
+  }
 }
 
-// grad_input from grad_output and what forward saved (ActivationParams::saved).
-template <Activation K, class S, class V, class A>
-FASTNN_INLINE V derivative(V g, V s, A slope) {
-  if constexpr (K == Activation::relu) return {s.v <= A(0) ? V::zero().v : g.v};
-  if constexpr (K == Activation::relu6) {
-    const V below{s.v < A(6) ? g.v : V::zero().v};
-    return {s.v > A(0) ? below.v : V::zero().v};
+// grad_input in place of grad_output g, from what forward saved (ActivationParams::saved).
+template <Activation Kind, class S, int K, class V, class A>
+FASTNN_INLINE void derivative(V* g, const V* saved, A slope) {
+  const auto one_by_one = [&](const auto& f) __attribute__((always_inline)) {
+    each<K>([&](int k) __attribute__((always_inline)) { g[k] = V{f(g[k].v, saved[k].v)}; });
+  };
+  if constexpr (Kind == Activation::relu) one_by_one([](auto g, auto s) { return s <= A(0) ? V::zero().v : g; });
+  if constexpr (Kind == Activation::relu6) {
+    one_by_one([](auto g, auto s) {
+      const auto below = s < A(6) ? g : V::zero().v;
+      return s > A(0) ? below : V::zero().v;
+    });
   }
-  if constexpr (K == Activation::leaky_relu) return {s.v > A(0) ? g.v : g.v * slope};
-  if constexpr (K == Activation::sigmoid) return {g.v * (A(1) - s.v) * s.v};
-  if constexpr (K == Activation::tanh) return {g.v * (A(1) - s.v * s.v)};
-  if constexpr (K == Activation::gelu) return g * gelu_derivative<S>(s);
-  if constexpr (K == Activation::gelu_tanh) {
-    const auto square = s.v * s.v;
-    const auto two_u = s.v * (2 * A(kSqrt2OverPi) + 2 * A(kSqrt2OverPi) * A(kGeluCubic) * square);
-    const auto slope_of_two_u = 2 * A(kSqrt2OverPi) + 6 * A(kSqrt2OverPi) * A(kGeluCubic) * square;
-    const auto e = exp(V{-abs(V{two_u}).v}).v, r = A(1) / (A(1) + e);  // of -|2u|: 1 - sigmoid without cancellation
-    const auto sig = s.v < A(0) ? e * r : r;
-    return {g.v * (sig + s.v * (e * r * r) * slope_of_two_u)};
+  if constexpr (Kind == Activation::leaky_relu) {
+    one_by_one([slope](auto g, auto s) { return s > A(0) ? g : g * slope; });
   }
-  if constexpr (K == Activation::silu) {
-    const auto sig = sigmoid(s).v;
-    return {g.v * sig * (A(1) + s.v * (A(1) - sig))};
+  if constexpr (Kind == Activation::sigmoid) one_by_one([](auto g, auto s) { return g * (A(1) - s) * s; });
+  if constexpr (Kind == Activation::tanh) one_by_one([](auto g, auto s) { return g * (A(1) - s * s); });
+  V f[K];
+  each<K>([&](int k) { f[k] = saved[k]; });
+  if constexpr (Kind == Activation::gelu) {
+    gelu_derivative_each<S, K>(f);
+    each<K>([&](int k) { g[k] = g[k] * f[k]; });
+  }
+  if constexpr (Kind == Activation::gelu_tanh) {
+    each<K>([&](int k) {
+      const auto s = saved[k].v;
+      const auto two_u = s * (2 * A(kSqrt2OverPi) + 2 * A(kSqrt2OverPi) * A(kGeluCubic) * (s * s));
+      f[k] = {-abs(V{two_u}).v};  // 1 - sigmoid without cancellation
+    });
+    exp_each<K>(f);
+    each<K>([&](int k) {
+      const auto s = saved[k].v;
+      const auto slope_of_two_u = 2 * A(kSqrt2OverPi) + 6 * A(kSqrt2OverPi) * A(kGeluCubic) * (s * s);
+      const auto e = f[k].v, r = A(1) / (A(1) + e);
+      const auto sig = s < A(0) ? e * r : r;
+      g[k] = {g[k].v * (sig + s * (e * r * r) * slope_of_two_u)};
+    });
+  }
+  if constexpr (Kind == Activation::silu) {
+    sigmoid_each<K>(f);
+    each<K>([&](int k) { g[k] = {g[k].v * f[k].v * (A(1) + saved[k].v * (A(1) - f[k].v))}; });
   }
 }
 
@@ -103,6 +137,7 @@ FASTNN_INLINE const S* side_by_side(const S* p, int64_t stride, int64_t n, S* bu
 template <class S, class F>
 FASTNN_INLINE void map1(const ActivationParams& p, const S* x, S* y, const F& f) {
   using A = acc_t<S>;
+  using V = Vec<A>;
   const LineStrides of_x = p.of_x, of_y = p.of_y;
   const bool buffered = of_x.element != 1 || of_y.element != 1;
   parallel_for(0, p.size, kGrain, [&, of_x, of_y, buffered](int64_t begin, int64_t end) {
@@ -114,8 +149,12 @@ FASTNN_INLINE void map1(const ActivationParams& p, const S* x, S* y, const F& f)
       for (; lines > 0; --lines, from += of_x.line, to += of_y.line) {
         const S* const read = buffered ? side_by_side(from, of_x.element, n, x_buffer) : from;
         S* const written = of_y.element == 1 ? to : y_buffer;
-        for_vectors<Vec<A>::N>(n, [=](int64_t i, int lanes, int) __attribute__((always_inline)) {
-          store_some(formula(load_some(read + i, lanes, A(0))), written + i, lanes);
+        for_groups<V::N>(n, [=](auto vectors, int64_t i, int last) __attribute__((always_inline)) {
+          constexpr int K = vectors.count;
+          V v[K];
+          each<K>([&](int k) { v[k] = load_some(read + i + k * V::N, k + 1 < K ? V::N : last, A(0)); });
+          formula(vectors, v);
+          each<K>([&](int k) { store_some(v[k], written + i + k * V::N, k + 1 < K ? V::N : last); });
         });
         if (of_y.element == 1) continue;
 #pragma GCC unroll 8
@@ -128,6 +167,7 @@ FASTNN_INLINE void map1(const ActivationParams& p, const S* x, S* y, const F& f)
 template <class S, class F>
 FASTNN_INLINE void map2(const ActivationParams& p, const S* g, const S* x, S* y, const F& f) {
   using A = acc_t<S>;
+  using V = Vec<A>;
   const LineStrides of_g = p.of_g, of_x = p.of_x, of_y = p.of_y;  // y's elements lie next to each other
   const bool buffered = of_g.element != 1 || of_x.element != 1;
   parallel_for(0, p.size, kGrain, [&, of_g, of_x, of_y, buffered](int64_t begin, int64_t end) {
@@ -141,8 +181,16 @@ FASTNN_INLINE void map2(const ActivationParams& p, const S* g, const S* x, S* y,
         const S* const a = buffered ? side_by_side(left, of_g.element, n, g_buffer) : left;
         const S* const b = buffered ? side_by_side(right, of_x.element, n, x_buffer) : right;
         S* const written = to;
-        for_vectors<Vec<A>::N>(n, [=](int64_t i, int lanes, int) __attribute__((always_inline)) {
-          store_some(formula(load_some(a + i, lanes, A(0)), load_some(b + i, lanes, A(0))), written + i, lanes);
+        for_groups<V::N>(n, [=](auto vectors, int64_t i, int last) __attribute__((always_inline)) {
+          constexpr int K = vectors.count;
+          V v[K], s[K];
+          each<K>([&](int k) {
+            const int lanes = k + 1 < K ? V::N : last;
+            v[k] = load_some(a + i + k * V::N, lanes, A(0));
+            s[k] = load_some(b + i + k * V::N, lanes, A(0));
+          });
+          formula(vectors, v, s);
+          each<K>([&](int k) { store_some(v[k], written + i + k * V::N, k + 1 < K ? V::N : last); });
         });
       }
     });
@@ -178,7 +226,8 @@ Status activation_forward(const ActivationParams& p) {
       using V = Vec<acc_t<S>>;
       const acc_t<S> slope = acc_t<S>(p.slope);
       map1(p, static_cast<const S*>(p.input), static_cast<S*>(p.output),
-           [slope](V x) { return value<decltype(kind)::kind, S>(x, slope); });
+           [slope](auto vectors, V* x)
+               __attribute__((always_inline)) { value<decltype(kind)::kind, S, vectors.count>(x, slope); });
       return Status::ok;
     });
   });
@@ -191,7 +240,8 @@ Status activation_backward(const ActivationParams& p) {
       using V = Vec<acc_t<S>>;
       const acc_t<S> slope = acc_t<S>(p.slope);
       map2(p, static_cast<const S*>(p.grad_output), static_cast<const S*>(p.saved), static_cast<S*>(p.grad_input),
-           [slope](V g, V s) { return derivative<decltype(kind)::kind, S>(g, s, slope); });
+           [slope](auto vectors, V* g, const V* s)
+               __attribute__((always_inline)) { derivative<decltype(kind)::kind, S, vectors.count>(g, s, slope); });
       return Status::ok;
     });
   });
