@@ -91,6 +91,10 @@ def test_elements_do_not_depend_on_their_place(op, dtype, isa):
     for end in range(1, 80):
         assert torch.equal(both(0, end), whole[:, :end])
         assert torch.equal(both(80 - end, 80), whole[:, 80 - end :])
+        if op in ("relu", "relu6", "leaky_relu", "silu"):  # in place, lines with gaps between them
+            lines = values.repeat(3, 1)
+            function(lines[:, :end], inplace=True)
+            assert torch.equal(lines, torch.cat([whole[0, :end], values[end:]]).expand(3, 80))
 
 
 def exact_gelu(x):
