@@ -180,6 +180,8 @@ FASTNN_INLINE void map1(const ActivationParams& p, const S* x, S* y, const F& f)
   });
 }
 
+// grad_output is loaded whatever the saved value is: loads masked by that wait for it to come from memory (relu of 20
+// MB x0.85 to x0.95 of torch's speed).
 template <class S, class F>
 FASTNN_INLINE void map2(const ActivationParams& p, const S* g, const S* x, S* y, const F& f) {
   using A = acc_t<S>;
@@ -202,12 +204,12 @@ FASTNN_INLINE void map2(const ActivationParams& p, const S* g, const S* x, S* y,
           constexpr int K = vectors.count;
           V v[K], s[K];
           each<K - 1>([&](int k) {
-            v[k] = V::load(a + i + k * V::N);
+            v[k] = {in_register(V::load(a + i + k * V::N).v)};
             s[k] = V::load(b + i + k * V::N);
           });
           const int lanes = whole ? V::N : last;
           const int64_t at = i + (K - 1) * V::N - (lanes - last);
-          v[K - 1] = load_some(a + at, lanes, A(0));
+          v[K - 1] = {in_register(load_some(a + at, lanes, A(0)).v)};
           s[K - 1] = load_some(b + at, lanes, A(0));
           formula(vectors, v, s);
           each<K - 1>([&](int k) { v[k].store(written + i + k * V::N); });
