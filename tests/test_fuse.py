@@ -52,9 +52,11 @@ def test_frozen_copy_equals_the_model(name, convert, dtype):
 
 @pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("images", [torch.contiguous_format, torch.channels_last])
-def test_frozen_results_lie_as_the_models(weights, images):
+@pytest.mark.parametrize("crop", [False, True])
+def test_frozen_results_lie_as_the_models(crop, weights, images):
     """Feature maps: channels_last where the images or the weights are, the latter also if that is set afterwards."""
-    x = torch.randn(2, 3, 12, 12).contiguous(memory_format=images)
+    x = torch.randn(2, 5, 14, 14).contiguous(memory_format=images)[:, :3, 1:13, 1:13]
+    x = x if crop else x.contiguous(memory_format=images)
     for layers in ([nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()], [nn.MaxPool2d(2), nn.Conv2d(3, 8, 1)]):
         torch._dynamo.reset()  # it compiles one forward for eight models at most
         model = nn.Sequential(*layers).eval()

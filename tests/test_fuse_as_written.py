@@ -154,6 +154,24 @@ class Record:
     second: torch.Tensor | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """With fields that __init__() does not take, one of which has no value."""
+
+    first: torch.Tensor
+    second: torch.Tensor = dataclasses.field(init=False)
+    third: torch.Tensor = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "second", self.first + 1)
+
+
+def changed(y):
+    made = Computed(y)
+    object.__setattr__(made, "second", y * 2)
+    return made
+
+
 @dataclasses.dataclass
 class DictRecord(collections.OrderedDict):
     """A dict and a dataclass, as transformers' outputs are."""
@@ -179,7 +197,7 @@ RESULTS = {
     "tuple": lambda y: (y, y.mean()), "list": lambda y: [y, None], "dict": lambda y: {"y": y, "n": [2.5, y]},
     "ordered": lambda y: collections.OrderedDict(y=y, z=y.mean((2, 3))), "named": lambda y: Pair(y, y.shape),
     "size": lambda y: y.shape, "record": lambda y: Record(y), "dict_record": lambda y: DictRecord(y, None),
-    "records": lambda y: [Record(y, y + 1), Record(y)],
+    "records": lambda y: [Record(y, y + 1), Record(y)], "computed": Computed, "changed": changed,
 }  # fmt: skip
 
 
@@ -188,7 +206,8 @@ def same_result(a, b):
     if isinstance(a, torch.Tensor):
         return a.stride() == b.stride() and close(a, b, a.dtype)
     if dataclasses.is_dataclass(a):
-        assert all(same_result(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+        names = [f.name for f in dataclasses.fields(a)]
+        assert all(same_result(getattr(a, name, None), getattr(b, name, None)) for name in names)
     if isinstance(a, dict):
         return list(a) == list(b) and all(same_result(a[k], b[k]) for k in a)
     if isinstance(a, (tuple, list)) and not isinstance(a, torch.Size):

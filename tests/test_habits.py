@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy
 import pytest
@@ -324,3 +325,15 @@ def test_import_again_in_one_process():
         "print(fastnn.Softmax(0)(torch.zeros(2)).tolist())\n"
     )
     assert result.stdout.strip() == "[0.5, 0.5]", result.stderr
+
+
+def test_padding_by_a_copy_warns_once(monkeypatch):
+    monkeypatch.setattr(sys.modules["fastnn.functional.conv2d"], "_warned_of_copy", False)
+    x = torch.randn(1, 3, 8, 8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fastnn.functional.conv2d(x, torch.randn(2, 3, 3, 3), padding="same")
+        assert not caught
+        for _ in range(2):
+            fastnn.Conv2d(3, 2, 2, padding="same")(x)
+    assert [str(w.message)[:58] for w in caught] == ["Using padding='same' with even kernel lengths and odd dila"]

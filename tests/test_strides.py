@@ -78,3 +78,16 @@ def test_results_lie_as_torchs(case):
         if i % 29 == 0:
             fake = fake_outcome(case.fast, args, kwargs)
             assert list(map(spread, fake)) == list(map(spread, got)), f"fake result, {what}"
+
+
+@pytest.mark.parametrize("case", [case for cases in LAYERS.values() for case in cases[:1]], ids=lambda c: c.name)
+def test_empty_batches_lie_as_torchs(case):
+    args, kwargs = case.build(torch.float32)
+    for format in (torch.contiguous_format, torch.channels_last):
+        x = torch.empty((0, *args[0].shape[1:]), memory_format=format, requires_grad=True)
+        expected, got = case.reference(x, *args[1:], **kwargs), case.fast(x, *args[1:], **kwargs)
+        assert got.stride() == expected.stride()
+        gradients = [torch.autograd.grad(y, x, torch.ones_like(expected))[0].stride() for y in (got, expected)]
+        assert gradients[0] == gradients[1]
+        if case.op in ("batch_norm", "conv2d"):  # fake pointwise results of torch's are contiguous as well
+            assert fake_outcome(case.fast, (x.detach(), *args[1:]), kwargs)[0].stride() == got.stride()

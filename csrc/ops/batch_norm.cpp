@@ -5,6 +5,7 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/relu.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -110,6 +111,11 @@ at::MemoryFormat format_of(const Tensor& input) {
   return format_as_it_lies(input).value_or(input.suggest_memory_format());
 }
 
+// For results and gradients. An empty one lies as torch's does: as the input.
+Tensor empty_image(const Tensor& x, at::MemoryFormat format) {
+  return x.numel() == 0 ? at::empty_like(x) : fresh_like(x, format);
+}
+
 // The statistics, one row each: mean and invstd; scale and offset of the output too where backward takes the ReLU's
 // mask from them (fake kernels count the same rows). 16-bit outputs are rounded: only they themselves have the mask.
 constexpr int64_t kMoments = 2, kMomentsAndAffine = 4;
@@ -157,7 +163,7 @@ Two forward(const Arguments& a) {
   const Tensor w = contiguous_or_undefined(a.weight), b = contiguous_or_undefined(a.bias);
   const Tensor running_mean = contiguous_or_undefined(a.running_mean);
   const Tensor running_var = contiguous_or_undefined(a.running_var);
-  Tensor y = fresh_like(x, format);
+  Tensor y = empty_image(x, format);
   Tensor statistics = at::empty({statistics_rows(a), x.size(1)}, x.options().dtype(acc_type(x)));
   if (x.numel() == 0) return {y, statistics.zero_()};
   BatchNormParams p = shape_params(x, w.defined() ? w : b.defined() ? b : running_mean);
@@ -232,9 +238,9 @@ Four backward(const Tensor& grad_output, const Tensor& input, const OptTensor& w
   const Tensor w = contiguous_or_undefined(weight_given);
   const auto params = (w.defined() ? w : statistics).options();
   const auto none = [&] { return at::empty({0}, x.options()); };
-  Tensor dx = mask[0] ? fresh_like(x, format) : none();
+  Tensor dx = mask[0] ? empty_image(x, format) : none();
   Tensor dw = mask[1] ? at::empty({x.size(1)}, params) : none(), db = mask[2] ? at::empty({x.size(1)}, params) : none();
-  Tensor dr = !mask[3] ? none() : y.defined() ? fresh_like(x, format) : g.clone();
+  Tensor dr = !mask[3] ? none() : y.defined() ? empty_image(x, format) : g.clone();
   if (x.numel() == 0) {
     if (mask[1]) dw.zero_();
     if (mask[2]) db.zero_();

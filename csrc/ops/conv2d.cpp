@@ -181,7 +181,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias,
   const at::MemoryFormat format = format_of(input, weight);
   const Tensor x = input.contiguous(format);
   const auto output = [&] { return fresh({p.N, p.K, p.P, p.Q}, x.options().memory_format(format)); };
-  if (p.N == 0) return output();
+  if (p.N == 0) return at::empty({0, p.K, p.P, p.Q}, x.options());  // whose layout is torch's
   p.dtype = dtype_of(x);
   set_strides(p, x, weight, output_strides(p, format));
   const auto again = [&] { forward(x, weight, bias, a); };
@@ -213,7 +213,7 @@ Grads backward(const Tensor& grad_output, const Tensor& input, const Tensor& wei
   Grads grads;
   auto& [grad_input, grad_weight, grad_bias] = grads;
   if (p.N == 0) {
-    if (mask[0]) grad_input = fresh_like(x, format);
+    if (mask[0]) grad_input = at::empty_like(input);
     if (mask[1]) grad_weight = at::zeros_like(weight, dense_format(weight));
     if (mask[2]) grad_bias = at::zeros({p.K}, x.options());
     return grads;

@@ -1,6 +1,7 @@
 """The memory-format rules of csrc/ops, for fake tensors."""
 
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 
 def dense_format(t):
@@ -17,6 +18,11 @@ def format_as_it_lies(t):
     """The format in which `t` has no gaps, or None: csrc/ops/memory.cpp's rule."""
     formats = torch.contiguous_format, torch.channels_last, torch.channels_last_3d
     return next((f for f in formats if t.is_contiguous(memory_format=f)), None)
+
+
+def is_empty(t):
+    """Whether `t` surely has no elements: sizes that are not known are not asked."""
+    return statically_known_true(t.numel() == 0)
 
 
 def empty_as_it_lies(t):

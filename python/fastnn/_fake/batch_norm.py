@@ -2,10 +2,12 @@
 
 import torch
 
-from fastnn._fake._common import format_as_it_lies
+from fastnn._fake._common import format_as_it_lies, is_empty
 
 
 def _empty(input):
+    if is_empty(input):
+        return torch.empty_like(input)
     format = format_as_it_lies(input) or torch._prims_common.suggest_memory_format(input)
     return torch.empty_like(input, memory_format=format)
 

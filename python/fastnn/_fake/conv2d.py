@@ -2,10 +2,12 @@
 
 import torch
 
-from fastnn._fake._common import dense_format, empty_dense
+from fastnn._fake._common import dense_format, empty_dense, is_empty
 
 
 def _format(input, weight):
+    if is_empty(input):
+        return torch.contiguous_format
     format = dense_format(input)
     return dense_format(weight) if format == torch.contiguous_format else format
 
@@ -23,10 +25,15 @@ def _forward(input, weight, bias, stride, padding, dilation, groups):
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=_format(input, weight))
 
 
+def _grad_input(input, weight):
+    format = torch.preserve_format if is_empty(input) else _format(input, weight)
+    return torch.empty_like(input, memory_format=format)
+
+
 @torch.library.register_fake("fastnn::conv2d_backward")
 def _backward(grad_output, input, weight, stride, padding, dilation, groups, output_mask):
     return (
-        torch.empty_like(input, memory_format=_format(input, weight)) if output_mask[0] else None,
+        _grad_input(input, weight) if output_mask[0] else None,
         empty_dense(weight) if output_mask[1] else None,
         grad_output.new_empty(weight.size(0)) if output_mask[2] else None,
     )

@@ -15,6 +15,7 @@ from fastnn._fuse.trace import (
     CONVS,
     LINEARS,
     NORMS_2D,
+    fields_of,
     is_fresh,
     is_library,
     is_plain,
@@ -42,11 +43,12 @@ LABELS = {"relu": "ReLU", "relu6": "ReLU6", "silu": "SiLU", "hardswish": "Hardsw
 
 
 def _is_channels_last(t):
-    """By its strides alone, as torch reads a 1x1 weight's too."""
-    if t.dim() != 4:
+    """By its strides alone, as torch reads those of crops and of a 1x1 weight too."""
+    if t.dim() != 4 or t.numel() == 0:
         return False
     _, c, h, w = t.shape
-    return t.stride() == (c * h * w, 1, c * w, c) != (c * h * w, h * w, w, 1)
+    image, channel, line, pixel = t.stride()
+    return 0 < channel * c <= pixel and pixel * w <= line and channel != line * h <= image
 
 
 def _tensors(arguments):
@@ -107,8 +109,8 @@ class FrozenModel(torch.nn.Module):
     def _leaf_as_torchs(self, value):
         """A convolution's result is channels_last in torch where its weight is."""
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {f.name: self._as_torch_leaves_it(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            return dataclasses.replace(value, **fields)
+            given, rest = fields_of(value, self._as_torch_leaves_it)
+            return layers.with_fields(type(value)(**given), rest)
         if not isinstance(value, torch.Tensor) or value.dim() != 4 or value.is_contiguous():
             return value
         return value if any(map(_is_channels_last, self.buffers())) else value.contiguous()

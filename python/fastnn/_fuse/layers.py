@@ -37,6 +37,13 @@ def contiguous(x):
     return x.contiguous() if isinstance(x, torch.Tensor) and x.dim() == 4 else x
 
 
+def with_fields(made, fields):
+    """A dataclass, frozen or not, with the fields that its __init__() does not take."""
+    for name, value in fields.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
 def _runs_packed(x):
     """Whether x is a plain tensor and nobody traces, counts or transforms what happens to it: the packed kernels are no
     operators of torch's."""

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from fastnn import modules
-from fastnn._fuse.layers import Frozen
+from fastnn._fuse.layers import Frozen, with_fields
 
 LIBRARY = ("torch.nn", "fastnn.modules", "fastnn._fuse")
 
@@ -24,6 +24,12 @@ class CannotTrace(Exception):
     """Why a forward() is left as it is."""
 
     where = ""
+
+
+def fields_of(value, f):
+    """f of a dataclass's fields, by name: of those that its __init__() takes, and of the others."""
+    fields = [field for field in dataclasses.fields(value) if hasattr(value, field.name)]
+    return tuple({d.name: f(getattr(value, d.name)) for d in fields if d.init == taken} for taken in (True, False))
 
 
 class _TensorProxy(fx.Proxy):
@@ -94,16 +100,22 @@ class Tracer(fx.Tracer):
         if type(a) is _TensorProxy:
             return a.node
         if isinstance(a, dict) and type(a) is not dict:  # fx would make a plain one
-            return self.create_node("call_function", type(a), *self._made_of(a))
+            return self._made(type(a), *self._made_of(a))
+        if dataclasses.is_dataclass(a) and not isinstance(a, type):
+            return self._made(type(a), (), *fields_of(a, self.create_arg))
         return super().create_arg(a)
 
     def _made_of(self, a):
         """The arguments that make such a dict again: a dataclass (transformers' ModelOutput) takes its fields."""
         if dataclasses.is_dataclass(a):
-            return (), {field.name: self.create_arg(getattr(a, field.name)) for field in dataclasses.fields(a)}
+            return (), *fields_of(a, self.create_arg)
         if type(a) is not OrderedDict:
             raise CannotTrace(f"it makes a {type(a).__name__}")
-        return ([(self.create_arg(key), self.create_arg(value)) for key, value in a.items()],), {}
+        return ([(self.create_arg(key), self.create_arg(value)) for key, value in a.items()],), {}, {}
+
+    def _made(self, kind, args, kwargs, rest):
+        made = self.create_node("call_function", kind, args, kwargs)
+        return self.create_node("call_function", with_fields, (made, rest), {}) if rest else made
 
     def is_leaf_module(self, m, module_qualified_name):
         return self.leaves(m, module_qualified_name)

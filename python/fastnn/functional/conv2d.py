@@ -1,11 +1,14 @@
 """conv2d."""
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 
 from fastnn.functional._call import aten, has_torch_function, op, overridden
 
 _conv2d = op("conv2d")
+_warned_of_copy = False
 
 
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
@@ -64,5 +67,19 @@ def _pad(input, weight, stride, padding, dilation):
     if any(t % 2 for t in total):  # the extra row or column goes below and to the right
         if input.dim() not in (3, 4):  # before its size changes, which torch's error names
             raise TypeError(input)
+        _warn_of_copy()
         input = F.pad(input, (0, total[1] % 2, 0, total[0] % 2))
     return input, (total[0] // 2, total[1] // 2)
+
+
+def _warn_of_copy():
+    """Once, as torch does."""
+    global _warned_of_copy
+    if _warned_of_copy or torch.compiler.is_compiling():
+        return
+    _warned_of_copy = True
+    warnings.warn(
+        "Using padding='same' with even kernel lengths and odd dilation may require a zero-padded copy of the input be "
+        "created",
+        stacklevel=3,
+    )
