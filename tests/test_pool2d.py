@@ -319,3 +319,38 @@ def test_every_element_of_the_gradient_is_written(shape, windows, layout, isa):
             assert not dx.isnan().any() and not y.isnan().any()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("shape, windows", [*SHAPES, ((2, 3, 9, 2200), (3, 2)), ((3, 3, 32, 32), (3, 2))], ids=str)
+def test_planes_do_not_see_their_neighbours(shape, windows, layout, isa):
+    """Vectors are read past the end of a row and of a plane: what lies there leaves the results as they are."""
+    fastnn._C.set_isa(isa)
+    x = torch.randn(shape).contiguous(memory_format=layout)
+    spoilt = x.clone()
+    planes = torch.arange(shape[0] * shape[1]).view(shape[:2])
+    spoilt[planes % 2 == 1] = torch.nan
+    for op in ["max_pool2d", "avg_pool2d"] if len(windows) < 4 else ["max_pool2d"]:
+        for gradient in (False, True):
+            expected, actual = [
+                getattr(fastnn.functional, op)(t.clone().requires_grad_(gradient), *windows)[planes % 2 == 0]
+                for t in (x, spoilt)
+            ]
+            assert torch.equal(expected, actual)
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("op", ["max_pool2d", "avg_pool2d"])
+@pytest.mark.parametrize("size, windows", [(32, (3, 2)), (64, (3, 2)), (40, (3, 2)), (35, (3, 3)), (71, (5, 4))])
+def test_what_no_window_covers_is_not_seen(size, windows, op, layout, isa):
+    """The last rows and columns, where windows end before the plane."""
+    fastnn._C.set_isa(isa)
+    function, (kernel, stride) = getattr(fastnn.functional, op), windows
+    covered = (size - kernel) // stride * stride + kernel
+    assert covered < size
+    x = torch.randn(3, 5, size, size).contiguous(memory_format=layout)
+    spoilt = x.clone()
+    spoilt[..., covered:], spoilt[..., covered:, :] = torch.inf, torch.nan
+    assert torch.equal(function(x, *windows), function(spoilt, *windows))

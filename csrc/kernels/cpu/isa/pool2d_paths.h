@@ -20,6 +20,14 @@ FASTNN_INLINE bool outside_caches(const Pool2dParams& p) {
   const int64_t size = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
   return p.batch * p.channels * p.h.in * p.w.in * size > 16 << 20;
 }
+// Where the input ends: a row's last vector is read past the row, up to there. The hardware does not fetch ahead of
+// masked loads, which were every other line of rows of 32 (avg_pool2d 64x32x32x32, 3x3 with stride 2: 1900 instead of
+// 500 us).
+template <class S>
+FASTNN_INLINE const S* end_of_input(const Pool2dParams& p) {
+  return static_cast<const S*>(p.input) + p.batch * p.channels * p.h.in * p.w.in;
+}
+
 // Fetches the `count` elements that lie 4 KB behind `at`.
 template <class S>
 FASTNN_INLINE void prefetch_behind(const S* at, int64_t count) {
