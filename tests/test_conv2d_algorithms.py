@@ -210,10 +210,13 @@ def test_pointwise_of_few_channels(isa, channels, groups, forced):
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
 @pytest.mark.parametrize(
-    "size", [(1, 2), (2, 1), (3, 2), (1, 5), (4, 4), (7, 3), (9, 1), (16, 2), (5, 16), (40, 3)], ids=str
+    "size",
+    [(1, 2), (2, 1), (3, 2), (1, 5), (4, 4), (7, 3), (9, 1), (16, 2), (5, 16), (40, 3), (20, 3), (96, 8), (8, 17)],
+    ids=str,
 )
 def test_small_pointwise_groups_of_nhwc_images(isa, size, forced):
-    """Groups side by side in the lanes: whole rows of vectors, what is left of one, and no group reads another's."""
+    """Groups side by side in the lanes, and those of few results or channels: whole rows of vectors, what is left of
+    one, and no group reads another's."""
     assert fastnn._C.set_isa(isa) and forced("gemm")
     c, k = size
     for n, h, w, groups in ((1, 1, 70, 3), (3, 9, 7, 4), (2, 33, 10, 5), (40, 1, 1, 16), (1, 13, 13, 17)):

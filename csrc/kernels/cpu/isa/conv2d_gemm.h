@@ -30,6 +30,13 @@ inline bool is_pointwise(const ConvProblem& d) {
          d.h == 1 && d.q == d.w;
 }
 
+// The channels of all groups side by side in both images, pixels one behind the other.
+inline bool groups_dense(const ConvProblem& d, int64_t groups) {
+  const int64_t c = d.c * groups, k = d.k * groups;
+  return d.xc == 1 && d.yk == 1 && (d.q == 1 || (d.xw == c && d.yw == k)) &&
+         (d.n == 1 || (d.xn == d.q * c && d.yn == d.q * k));
+}
+
 // Output pixels [first, first + count) of the batch, in runs that lie in one row: f(at, length, n, p, q).
 template <class F>
 FASTNN_INLINE void for_runs(const ConvProblem& d, int64_t first, int64_t count, const F& f) {

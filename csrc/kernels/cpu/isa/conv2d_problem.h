@@ -48,6 +48,11 @@ bool small_groups_takes(const ConvProblem& d, int64_t groups);
 int64_t small_groups_workspace(const ConvProblem& d, int64_t groups);
 void small_groups_forward(const ConvProblem& d, int64_t groups, int64_t weight_step, char* workspace);
 
+// small_groups_forward() of groups with few results, or few channels, and many of the other.
+bool thin_groups_takes(const ConvProblem& d, int64_t groups);
+int64_t thin_groups_workspace(const ConvProblem& d, int64_t groups);
+void thin_groups_forward(const ConvProblem& d, int64_t groups, int64_t weight_step, char* workspace);
+
 // gemm_conv_forward() of few output pixels.
 bool few_pixels_takes(const ConvProblem& d);
 int64_t few_pixels_workspace(const ConvProblem& d);

@@ -108,31 +108,32 @@ void run_rows(const ConvProblem& d, const Rows& given, const float* table, int64
   }
 }
 
-bool dense(const ConvProblem& d, int64_t groups) {
-  const int64_t c = d.c * groups, k = d.k * groups;
-  return d.xc == 1 && d.yk == 1 && (d.q == 1 || (d.xw == c && d.yw == k)) &&
-         (d.n == 1 || (d.xn == d.q * c && d.yn == d.q * k));
+// Larger groups take up to x1.5 (AVX-512) or x3 (AVX2) of the time of a product each; the smaller, x0.1 to x1.0.
+bool in_lanes(const ConvProblem& d, int64_t groups) {
+  const bool small = d.c <= V::N && d.k <= 16 && d.c * d.k <= 8 * V::N;
+  if (kVecBytes < 32 || !small || !is_pointwise(d) || !groups_dense(d, groups)) return false;
+  const Rows r = rows_of(d, groups);
+  return r.vectors <= kMaxVectors && r.sources <= kMaxSources && d.n * d.q >= 4 * r.pixels;
 }
 
 }  // namespace
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-// Larger groups take up to x1.5 (AVX-512) or x3 (AVX2) of the time of a product each; the smaller, x0.1 to x1.0.
 bool small_groups_takes(const ConvProblem& problem, int64_t groups) {
   const ConvProblem d = flatten_pointwise(problem);
-  const bool small = d.c <= V::N && d.k <= 16 && d.c * d.k <= 8 * V::N;
-  if (kVecBytes < 32 || !small || !is_pointwise(d) || !dense(d, groups)) return false;
-  const Rows r = rows_of(d, groups);
-  return r.vectors <= kMaxVectors && r.sources <= kMaxSources && d.n * d.q >= 4 * r.pixels;
+  return in_lanes(d, groups) || thin_groups_takes(d, groups);
 }
 
-int64_t small_groups_workspace(const ConvProblem& d, int64_t groups) {
+int64_t small_groups_workspace(const ConvProblem& problem, int64_t groups) {
+  const ConvProblem d = flatten_pointwise(problem);
+  if (!in_lanes(d, groups)) return thin_groups_workspace(d, groups);
   return rows_of(d, groups).vectors * table_floats(d) * int64_t(sizeof(float));
 }
 
 void small_groups_forward(const ConvProblem& problem, int64_t groups, int64_t weight_step, char* workspace) {
   const ConvProblem d = flatten_pointwise(problem);
+  if (!in_lanes(d, groups)) return thin_groups_forward(d, groups, weight_step, workspace);
   const Rows rows = rows_of(d, groups);
   float* const table = reinterpret_cast<float*>(workspace);
   fill_table(d, groups, weight_step, rows, table);
