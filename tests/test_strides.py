@@ -82,7 +82,18 @@ def test_results_lie_as_torchs(case):
 
 @pytest.mark.parametrize("case", [case for cases in LAYERS.values() for case in cases[:1]], ids=lambda c: c.name)
 def test_empty_batches_lie_as_torchs(case):
-    args, kwargs = case.build(torch.float32)
+    assert_empty_batches_lie_as_torchs(case, *case.build(torch.float32))
+
+
+def test_empty_batches_of_convolutions_that_keep_the_shape():
+    """Alone among convolutions, torch's answers them in channels_last."""
+    case = LAYERS["conv2d"][0]
+    for groups in (1, 3):
+        weight = torch.randn(6, 6 // groups, 3, 3)
+        assert_empty_batches_lie_as_torchs(case, (torch.empty(1, 6, 5, 7), weight), {"padding": 1, "groups": groups})
+
+
+def assert_empty_batches_lie_as_torchs(case, args, kwargs):
     for format in (torch.contiguous_format, torch.channels_last):
         x = torch.empty((0, *args[0].shape[1:]), memory_format=format, requires_grad=True)
         expected, got = case.reference(x, *args[1:], **kwargs), case.fast(x, *args[1:], **kwargs)

@@ -6,8 +6,6 @@ from fastnn._fake._common import dense_format, empty_dense, is_empty
 
 
 def _format(input, weight):
-    if is_empty(input):
-        return torch.contiguous_format
     format = dense_format(input)
     return dense_format(weight) if format == torch.contiguous_format else format
 
@@ -22,6 +20,8 @@ def _forward(input, weight, bias, stride, padding, dilation, groups):
         for i in range(2)
     ]
     shape = (input.size(0), weight.size(0), *size)
+    if is_empty(input):
+        return input.new_empty_strided(shape, input.stride()) if shape == input.shape else input.new_empty(shape)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=_format(input, weight))
 
 
