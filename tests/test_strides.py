@@ -86,7 +86,7 @@ def test_empty_batches_lie_as_torchs(case):
 
 
 def test_empty_batches_of_convolutions_that_keep_the_shape():
-    """Alone among convolutions, torch's answers them in channels_last."""
+    """Alone among convolutions, torch's answers them in the layout of the input."""
     case = LAYERS["conv2d"][0]
     for groups in (1, 3):
         weight = torch.randn(6, 6 // groups, 3, 3)

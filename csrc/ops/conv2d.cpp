@@ -181,8 +181,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const OptTensor& bias,
   const at::MemoryFormat format = format_of(input, weight);
   const Tensor x = input.contiguous(format);
   const auto output = [&] { return fresh({p.N, p.K, p.P, p.Q}, x.options().memory_format(format)); };
-  if (p.N == 0)  // as torch lays it: its result is the input times a number, viewed in the output's shape
-    return at::empty_like(input).view({0, p.K, p.P, p.Q});
+  if (p.N == 0) return at::mul(input, 0).view({0, p.K, p.P, p.Q});  // as torch does it, which decides the layout
   p.dtype = dtype_of(x);
   set_strides(p, x, weight, output_strides(p, format));
   const auto again = [&] { forward(x, weight, bias, a); };

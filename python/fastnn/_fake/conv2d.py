@@ -20,9 +20,11 @@ def _forward(input, weight, bias, stride, padding, dilation, groups):
         for i in range(2)
     ]
     shape = (input.size(0), weight.size(0), *size)
-    if is_empty(input):
-        return input.new_empty_strided(shape, input.stride()) if shape == input.shape else input.new_empty(shape)
-    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=_format(input, weight))
+    format = _format(input, weight)
+    if is_empty(input):  # a fake product with a number, as the kernel makes, would be contiguous
+        keeps_layout = shape == input.shape and input.stride(1) == 1 < input.size(1)
+        format = torch.channels_last if keeps_layout else torch.contiguous_format
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=format)
 
 
 def _grad_input(input, weight):
