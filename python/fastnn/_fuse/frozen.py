@@ -48,7 +48,8 @@ def _is_channels_last(t):
         return False
     _, c, h, w = t.shape
     image, channel, line, pixel = t.stride()
-    return 0 < channel * c <= pixel and pixel * w <= line and channel != line * h <= image
+    nested = 0 < channel * c <= pixel and pixel * w <= line and line * h <= image
+    return nested and channel != line * h  # equal for images of one element: either layout
 
 
 def _tensors(arguments):

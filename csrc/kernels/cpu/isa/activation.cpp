@@ -132,10 +132,9 @@ FASTNN_INLINE const S* side_by_side(const S* p, int64_t stride, int64_t n, S* bu
   return buffer;
 }
 
-// The loops work on copies of pointers and formula: captured ones the compiler reads anew after every store, which
-// might have changed them (relu in place, in L2 and beyond, took 1.2 to 1.7 of the time).
-// The last vector of a line is a whole one that overlaps the one before it, where masks are slow or missing. In place
-// even AVX-512's are: the next line's loads wait for them (crops of 28x28: 53 and 21 us). There it is loaded first.
+// Whether the last vector of a line is loaded and stored in part. Else it is a whole one that overlaps the one before
+// it: where masks are slow or missing, and in place everywhere, since the next line's loads would wait for a masked
+// store (crops of 28x28: 53 and 21 us). In place it is loaded before anything is stored.
 template <class S>
 #if defined(__AVX512F__)
 constexpr bool kMasked = sizeof(S) > 2;
@@ -143,6 +142,8 @@ constexpr bool kMasked = sizeof(S) > 2;
 constexpr bool kMasked = false;
 #endif
 
+// The loops work on copies of pointers and formula: captured ones the compiler reads anew after every store, which
+// might have changed them (relu in place, in L2 and beyond, took 1.2 to 1.7 of the time).
 template <class S, class F>
 FASTNN_INLINE void map1(const ActivationParams& p, const S* x, S* y, const F& f) {
   using A = acc_t<S>;

@@ -31,7 +31,7 @@ struct SumOp {
 
 // Reduces rows x, x + step, ... over the tile's columns into one buffer row; false when a NaN was met and the op cares.
 template <class Op, class S, class A = acc_t<S>>
-bool reduce_rows(const Op& op, const S* x, int64_t step, int64_t rows, const S* end, const Tile& t, A* to) {
+bool reduce_rows(const Op& op, const S* x, int64_t step, int64_t rows, const S* input_end, const Tile& t, A* to) {
   using V = Vec<A>;
   NanWatch<A> nan;
   const int64_t n = t.to - t.from;
@@ -40,11 +40,11 @@ bool reduce_rows(const Op& op, const S* x, int64_t step, int64_t rows, const S* 
     const S* from = x + t.from + c;
     V r = V::set1(Op::kStart);
     int64_t i = 0;
-    if (rows > 0) r = load_upto(from, end - from), ++i;
+    if (rows > 0) r = load_upto(from, input_end - from), ++i;
     if (Op::kWatchNan && rows > 0) nan.see(r, r);
     for (; i < rows; ++i) {
       from += step;
-      const V v = load_upto(from, end - from);
+      const V v = load_upto(from, input_end - from);
       if (Op::kWatchNan) nan.see(v, v);
       r = op(r, v);
     }
@@ -81,7 +81,7 @@ void max_block(const Pool2dParams& p, const Axis& h, const Tile& t, int64_t begi
                const Finish& finish) {
   using A = acc_t<S>;
   const S* const x = static_cast<const S*>(p.input);
-  const S* const last = end_of_input<S>(p);
+  const S* const input_end = end_of_input<S>(p);
   bool clean[kBuffer];
   const int64_t ahead = outside_caches(p) ? h.stride * p.w.in : 0;
   int64_t plane = begin / h.out, oh = begin % h.out;
@@ -91,9 +91,9 @@ void max_block(const Pool2dParams& p, const Axis& h, const Tile& t, int64_t begi
     prefetch_behind(from, ahead);
     if (++oh == h.out) oh = 0, ++plane;
     A* to = buffer + (r - begin) * t.pitch;
-    clean[r - begin] = reduce_rows(MaxOp<A>(), from, h.dilation * p.w.in, rows, last, t, to);
+    clean[r - begin] = reduce_rows(MaxOp<A>(), from, h.dilation * p.w.in, rows, input_end, t, to);
     if (__builtin_expect(!clean[r - begin], 0))
-      reduce_rows(ExactMaxOp<A>(), from, h.dilation * p.w.in, rows, last, t, to);
+      reduce_rows(ExactMaxOp<A>(), from, h.dilation * p.w.in, rows, input_end, t, to);
   }
   for (int64_t r = begin; r < end; ++r) {
     const A* row = buffer + (r - begin) * t.pitch;
@@ -109,14 +109,14 @@ void sum_block(const Pool2dParams& p, const Axis& h, const Tile& t, int64_t begi
                const Finish& finish) {
   using A = acc_t<S>;
   const S* const x = static_cast<const S*>(p.input);
-  const S* const last = end_of_input<S>(p);
+  const S* const input_end = end_of_input<S>(p);
   const int64_t ahead = outside_caches(p) ? h.stride * p.w.in : 0;
   int64_t plane = begin / h.out, oh = begin % h.out;
   for (int64_t r = begin; r < end; ++r) {
     const int64_t i0 = h.begin(oh);
     const S* from = x + (plane * h.in + h.first(oh) + i0) * p.w.in;
     prefetch_behind(from, ahead);
-    reduce_rows(SumOp<A>(), from, p.w.in, h.end(oh) - i0, last, t, buffer + (r - begin) * t.pitch);
+    reduce_rows(SumOp<A>(), from, p.w.in, h.end(oh) - i0, input_end, t, buffer + (r - begin) * t.pitch);
     if (++oh == h.out) oh = 0, ++plane;
   }
   for (int64_t r = begin; r < end; ++r)
@@ -133,11 +133,11 @@ void taps_block(const Pool2dParams& p, const Axis& h, const Tile& t, const S* x,
   using A = acc_t<S>;
   using V = Vec<A>;
   const int64_t top = max64(0, h.first(begin)), bottom = min64(h.in, h.first(end - 1) + reach_of(h));
-  const S* const last = end_of_input<S>(p);
+  const S* const input_end = end_of_input<S>(p);
   const int64_t ahead = outside_caches(p) ? p.w.in : 0;
   for (int64_t row = top; row < bottom; ++row) {
     prefetch_behind(x + row * p.w.in, ahead);
-    reduce_rows(ExactMaxOp<A>(), x + row * p.w.in, 0, 1, last, t, buffer + (row - top) * t.pitch);
+    reduce_rows(ExactMaxOp<A>(), x + row * p.w.in, 0, 1, input_end, t, buffer + (row - top) * t.pitch);
   }
   for (int64_t oh = begin; oh < end; ++oh) {
     const int64_t i0 = h.begin(oh), i1 = h.end(oh);
