@@ -10,6 +10,7 @@ from torch.nn.functional import conv2d as torch_conv2d
 
 import fastnn
 
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
 F32 = [c for c in CONV2D if c.args[0].shape[0] > 0]
 
 
@@ -50,17 +51,18 @@ def test_plain_sums(case, layout, algorithm, forced):
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
-def test_depthwise_on_random_shapes(isa, forced):
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+def test_depthwise_on_random_shapes(isa, layout, forced):
     """Images of every width below and around a vector's, all paddings, strides 1 and 2."""
     assert fastnn._C.set_isa(isa) and forced("depthwise")
     generator = torch.Generator().manual_seed(5)
     pick = choose_from(generator)
     sizes = (1, 2, 3, 5, 7, 8, 9, 13, 14, 15, 16, 17, 31, 32, 33, 50)
     for _ in range(150):
-        kernel, stride, c = pick(3, 5), pick(1, 2), pick(2, 3, 9, 17)
+        kernel, stride, c = pick(3, 5), pick(1, 2), pick(2, 3, 9, 17, 40)
         padding = (kernel // 2,) * 2 if pick(0, 1) else (pick(*range(kernel)), pick(*range(kernel)))
         n, h, w = pick(1, 2), max(pick(*sizes), kernel - 2 * padding[0]), max(pick(*sizes), kernel - 2 * padding[1])
-        x = torch.randn(n, c, h, w, generator=generator)
+        x = torch.randn(n, c, h, w, generator=generator).contiguous(memory_format=layout)
         weight = torch.randn(c, 1, kernel, kernel, generator=generator)
         inputs = [
             t.requires_grad_() for t in (x, weight.mT if pick(0, 1) else weight, torch.randn(c, generator=generator))
@@ -275,20 +277,61 @@ def test_gradient_of_one_pixel_by_its_strides(isa, forced):
     torch.testing.assert_close(grad, weight)
 
 
-def test_depthwise_weight_gradient_sees_no_pixel_of_another_window(forced):
+@pytest.mark.parametrize(
+    ("isa", "layout"),
+    [(isa, layout) for isa in fastnn._C.isas() for layout in LAYOUTS if isa != "baseline" or layout != LAYOUTS[0]],
+)
+def test_depthwise_weight_gradient_sees_no_pixel_of_another_window(isa, layout, forced):
     """grad_weight[r][s] is finite where tap (r, s) never meets the one infinite pixel, in the last column."""
-    assert forced("depthwise")
+    assert fastnn._C.set_isa(isa) and forced("depthwise")
     for size in (7, 14, 20, 40):
-        x = torch.zeros(1, 2, size, size)
+        x = torch.zeros(1, 18, size, size).contiguous(memory_format=layout)
         x[0, 0, size // 2, -1] = float("inf")
-        weight = torch.zeros(2, 1, 3, 3, requires_grad=True)
-        y = fastnn.functional.conv2d(x, weight, None, 1, 1, groups=2)
+        weight = torch.zeros(18, 1, 3, 3, requires_grad=True)
+        y = fastnn.functional.conv2d(x, weight, None, 1, 1, groups=18)
         (grad,) = torch.autograd.grad(y, weight, torch.ones_like(y))
         assert (
             torch.isfinite(grad[0, 0, :, 0]).all()
             and torch.isinf(grad[0, 0, :, 1:]).all()
-            and torch.isfinite(grad[1]).all()
+            and torch.isfinite(grad[1:]).all()
         )
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_channels_last_that_leaves_the_caches(isa, stride, forced):
+    """Three images large enough to be fetched ahead, of two vectors of channels and a part."""
+    assert fastnn._C.set_isa(isa) and forced("depthwise")
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(3, 40, 111, 107, generator=generator).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(40, 1, 3, 3, generator=generator), torch.randn(40, generator=generator)
+    assert_plain_sums(generator, [t.requires_grad_() for t in (x, weight, bias)], stride, 1, 1, 40)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_channels_last_has_the_same_bits_for_every_thread_count(stride, forced):
+    assert forced("depthwise")
+    x = torch.randn(2, 72, 33, 31).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.randn(72, 1, 3, 3, requires_grad=True), torch.randn(72, requires_grad=True)
+
+    def step():
+        y = fastnn.functional.conv2d(x, weight, bias, stride, 1, groups=72)
+        return [y, *torch.autograd.grad(y, (x, weight, bias), torch.ones_like(y))]
+
+    assert_same_bits_for_every_thread_count(step)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_depthwise_images_of_one_pixel(kernel, forced):
+    """Channels lie together and every stride of a column is 1: what lies where, only the strides' reader decides."""
+    assert forced("depthwise")
+    generator = torch.Generator().manual_seed(7)
+    for n, c in ((1, 3), (3, 16), (20, 37)):
+        inputs = [
+            torch.randn(size, generator=generator, requires_grad=True)
+            for size in ((n, c, 1, 1), (c, 1, kernel, kernel), (c,))
+        ]
+        assert_plain_sums(generator, inputs, 1, kernel // 2, 1, c)
 
 
 def test_unknown_algorithm_is_refused(forced):

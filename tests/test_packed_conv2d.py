@@ -42,6 +42,8 @@ SHAPES = [
     (32, 32, 9, 9, 3, 1, 1, 1, 32, "depthwise"),
     (20, 20, 17, 19, 3, 2, 1, 1, 20, "depthwise"),
     (48, 48, 7, 7, 5, 1, 2, 1, 48, "depthwise"),
+    (37, 37, 14, 15, 3, 2, 0, 1, 37, "depthwise"),
+    (24, 24, 6, 1, 3, 1, 2, 1, 24, "depthwise"),
     (16, 16, 11, 11, 3, 1, 2, 2, 16, "depthwise"),
     (100, 100, 13, 22, 3, 1, 1, 1, 100, "depthwise"),  # four vectors of channels together, two and less than one
     (88, 88, 9, 30, 5, 2, 2, 1, 88, "depthwise"),

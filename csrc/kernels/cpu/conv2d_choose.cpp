@@ -240,10 +240,19 @@ Conv2dAlgorithm unless_shift(const Conv2dParams& p, const Shape& s) {
   return shift;
 }
 
+// The kernels of (packed_)conv2d_depthwise_3x3.cpp, ahead of torch in every pass: from 1x1 images to 300x300, of 16 to
+// 1024 channels, x1.2 to x10 (Zen 4, one thread).
+bool depthwise_3x3(const Conv2dParams& p, const Shape& s) {
+  if (!s.together || p.R != 3 || p.S != 3 || p.C < 16) return false;
+  if (p.dilation_h * p.dilation_w != 1 || p.stride_h != p.stride_w || p.stride_h > 2) return false;
+  if (p.pass != Conv2dPass::grad_input) return true;
+  return p.stride_h == 1 ? p.pad_h <= 2 && p.pad_w <= 2 : p.pad_h == 1 && p.pad_w == 1;
+}
+
 // One input channel to one output channel.
 Conv2dAlgorithm best_depthwise(const Conv2dParams& p, const Shape& s) {
   using enum Conv2dAlgorithm;
-  if (p.dtype != DType::f32) return depthwise;
+  if (p.dtype != DType::f32 || depthwise_3x3(p, s)) return depthwise;
   const int64_t products = s.pixels * p.C * s.taps;
   if (p.N * p.C >= 8192 && p.P * p.Q <= 16) return aten;  // many tiny planes: ours took 1.2 to 3 times torch's time
   if (s.together) {

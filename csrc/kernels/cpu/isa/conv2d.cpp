@@ -352,7 +352,8 @@ int64_t conv2d_workspace(const Conv2dParams& p) {
 
 Status conv2d(const Conv2dParams& p) {
   if (p.algorithm == Conv2dAlgorithm::reference) return conv2d_reference(p);
-  const bool apart = p.algorithm == Conv2dAlgorithm::depthwise || p.algorithm == Conv2dAlgorithm::gemm;
+  const bool apart = p.algorithm == Conv2dAlgorithm::gemm ||
+                     (p.algorithm == Conv2dAlgorithm::depthwise && !depthwise_3x3_grad_takes(p));
   if (apart && p.pass == Conv2dPass::grad_weight && p.grad_bias) conv2d_grad_bias(p);
   if (p.algorithm == Conv2dAlgorithm::depthwise) return conv2d_depthwise(p);
   if (p.algorithm == Conv2dAlgorithm::aten) return Status::invalid_argument;  // the ops layer's business

@@ -12,6 +12,10 @@ Status conv2d_depthwise(const Conv2dParams& p);
 // The kernels of conv2d_depthwise_rows.cpp, where they take the shape.
 bool depthwise_rows_take(const Conv2dParams& p);
 void depthwise_rows(const Conv2dParams& p);
+// Those of conv2d_depthwise_3x3.cpp; the gradient of the weight comes with that of the bias.
+bool depthwise_3x3_grad_takes(const Conv2dParams& p);
+int64_t depthwise_3x3_grad_workspace(const Conv2dParams& p);
+void depthwise_3x3_grad(const Conv2dParams& p);
 
 // grad_input of NCHW images in float32, d being the forward problem with y = grad_output.
 int64_t col2im_workspace(const ConvProblem& d, int64_t workers);

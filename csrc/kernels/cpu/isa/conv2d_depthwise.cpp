@@ -327,8 +327,9 @@ PackedConv2dParams as_packed(const Conv2dParams& p) {
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
 int64_t conv2d_depthwise_workspace(const Conv2dParams& p) {
-  if (depthwise_rows_take(p)) return 0;
+  if (depthwise_3x3_grad_takes(p)) return depthwise_3x3_grad_workspace(p);
   if (in_place(p)) return packed_depthwise_bytes(as_packed(p));
+  if (depthwise_rows_take(p)) return 0;
   int64_t bytes = 0;
   dispatch_dtype(p.dtype, [&](auto tag) {
     bytes = num_threads() * plan<typename decltype(tag)::type>(p).bytes;
@@ -338,13 +339,14 @@ int64_t conv2d_depthwise_workspace(const Conv2dParams& p) {
 }
 
 Status conv2d_depthwise(const Conv2dParams& p) {
-  if (depthwise_rows_take(p)) return depthwise_rows(p), Status::ok;
+  if (depthwise_3x3_grad_takes(p)) return depthwise_3x3_grad(p), Status::ok;
   if (in_place(p)) {
     const PackedConv2dParams packed = as_packed(p);
     packed_depthwise_pack(packed);
     packed_depthwise_run(packed);
     return Status::ok;
   }
+  if (depthwise_rows_take(p)) return depthwise_rows(p), Status::ok;
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     const Depthwise o = plan<S>(p);

@@ -26,6 +26,10 @@ void packed_direct_run(const PackedConv2dParams& p);
 int64_t packed_depthwise_bytes(const PackedConv2dParams& p);
 void packed_depthwise_pack(const PackedConv2dParams& p);
 void packed_depthwise_run(const PackedConv2dParams& p);
+// The kernels of packed_conv2d_depthwise_3x3.cpp, where they take the shape: of its last vector of channels they count
+// back, so that it is a whole one.
+bool depthwise_3x3_takes(const PackedConv2dParams& p);
+void depthwise_3x3_run(const PackedConv2dParams& p);
 
 int64_t packed_winograd_bytes(const PackedConv2dParams& p);
 void packed_winograd_pack(const PackedConv2dParams& p);

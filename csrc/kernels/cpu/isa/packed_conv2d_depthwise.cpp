@@ -193,7 +193,9 @@ int64_t packed_depthwise_bytes(const PackedConv2dParams& p) {
 // Per group of channels: [r][s][lane], then the bias.
 void packed_depthwise_pack(const PackedConv2dParams& p) {
   float* to = p.packed;
-  for (int64_t c = 0; c < p.C; c += N) {
+  const int64_t last = depthwise_3x3_takes(p) ? p.C - N : p.C;
+  for (int64_t i = 0; i < p.C; i += N) {
+    const int64_t c = min64(i, last);
     for (int64_t r = 0; r < p.R; ++r)
       for (int64_t s = 0; s < p.S; ++s)
         for (int l = 0; l < N; ++l)
@@ -204,6 +206,7 @@ void packed_depthwise_pack(const PackedConv2dParams& p) {
 }
 
 void packed_depthwise_run(const PackedConv2dParams& p) {
+  if (depthwise_3x3_takes(p)) return depthwise_3x3_run(p);
   const RowFn most = find_row<kTogether, true>(p), two[] = {find_row<2, false>(p), find_row<2, true>(p)},
               one[] = {find_row<1, false>(p), find_row<1, true>(p)};
   const int64_t taps = p.R * p.S;
