@@ -71,6 +71,32 @@ def test_depthwise_on_random_shapes(isa, layout, forced):
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
+def test_few_channels_together_on_random_shapes(isa, forced):
+    """Images of two to four channels in NHWC, read in place: borders or none, strides, dilations."""
+    assert fastnn._C.set_isa(isa) and forced("gemm")
+    generator = torch.Generator().manual_seed(8)
+    pick = choose_from(generator)
+    for _ in range(40):
+        n, c, k, kernel, stride, dilation = (
+            pick(1, 3),
+            pick(2, 3, 4),
+            pick(16, 32, 48, 80),
+            pick(2, 3, 5),
+            pick(1, 2),
+            pick(1, 2),
+        )
+        padding, reach = pick(0, 1, 2), (kernel - 1) * dilation + 1
+        x = torch.randn(n, c, reach + pick(0, 3, 12, 31), reach + pick(0, 1, 8, 29), generator=generator)
+        weight = torch.randn(k, c, kernel, kernel, generator=generator)
+        inputs = [
+            x.contiguous(memory_format=torch.channels_last).requires_grad_(),
+            (weight.mT if pick(0, 1) else weight).requires_grad_(),
+            torch.randn(k, generator=generator, requires_grad=True),
+        ]
+        assert_plain_sums(generator, inputs, stride, padding, dilation, 1)
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_pointwise_on_random_shapes(isa, channels_last, forced):
     """Every matrix product a 1x1 layer becomes: images of one pixel (a squeeze layer), small ones, many, strided."""
