@@ -403,6 +403,46 @@ def test_winograd_bound_on_random_shapes(isa, kernel, shapes, forced):
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
+def test_batch_winograd_bound_on_random_shapes(isa, forced):
+    """The same bound with an image per lane: both layouts, partial lane groups, tiles cut off, several bands, tiles of
+    outputs and, where the gradient of the output has fewer, of that."""
+    assert fastnn._C.set_isa(isa) and forced("batch_winograd")
+    generator = torch.Generator().manual_seed(7)
+    pick = numbers_from(generator)
+    for i in range(100):
+        kernel = pick(1, 2) * 2 + 1
+        n, c, k = pick(12, 40), pick(1, 14), pick(1, 20)
+        if i % 10 == 0:
+            c, k = pick(30, 50), pick(30, 50)
+        h, w, padding = pick(kernel, 20), pick(kernel, 20), (pick(0, kernel - 1), pick(0, kernel - 1))
+        format = torch.channels_last if i % 3 == 0 else torch.contiguous_format
+        x = torch.randn(n, c, h, w, generator=generator).contiguous(memory_format=format).requires_grad_()
+        weight = torch.randn(k, c, kernel, kernel, generator=generator)
+        weight = (weight.contiguous(memory_format=torch.channels_last) if i % 4 == 0 else weight).requires_grad_()
+        bias = torch.randn(k, generator=generator).requires_grad_()
+        args = ([1, 1], list(padding), [1, 1], 1)
+        if i % 3:
+            passes = ("forward", "grad_input")
+            assert {fastnn._C.conv2d_algorithm(x, weight, *args, p) for p in passes} == {"batch_winograd"}
+
+        def results(x=x, weight=weight, bias=bias, padding=padding, g=None, conv2d=fastnn.functional.conv2d):
+            y = conv2d(x, weight, bias, padding=padding)
+            g = torch.ones_like(y) if g is None else g
+            return [y.detach(), *torch.autograd.grad(y, (x, weight, bias), g)]
+
+        def exact(x, weight, bias, g, padding=padding, results=results):
+            inputs = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+            return results(*inputs, padding, g.double(), torch_conv2d)
+
+        g = torch.randn(results()[0].shape, generator=generator).contiguous(memory_format=format)
+        scales = exact(x.abs(), weight.abs(), bias.abs(), g.abs())
+        for a, b, s in zip(results(g=g), exact(x, weight, bias, g), scales, strict=True):
+            assert (a - b).abs().max() <= 2**-17 * s.abs().max(), (kernel, n, c, k, h, w, padding)
+        if i % 5 == 0:
+            assert_same_bits_for_every_thread_count(results, (1, 2, 3, 9))
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
 def test_winograd_bound_of_strided_layers(isa, forced):
     """The same bound where the phases of a stride are channels: kernels that the stride divides and others, both ways
     a weight can lie, images that end within a phase."""
@@ -527,6 +567,11 @@ def test_strict_mode_never_chooses_winograd():
     with fastnn.set_strict_conv(True):
         assert "winograd" not in {fastnn._C.conv2d_algorithm(*args, p) for p in passes}
     assert fastnn._C.conv2d_algorithm(*args, "forward") == "winograd"
+    x, w = torch.randn(64, 10, 12, 12), torch.randn(20, 10, 5, 5)
+    args = (x, w, [1, 1], [0, 0], [1, 1], 1)
+    assert {fastnn._C.conv2d_algorithm(*args, p) for p in passes[:2]} == {"batch_winograd"}
+    with fastnn.set_strict_conv(True):
+        assert {fastnn._C.conv2d_algorithm(*args, p) for p in passes} == {"batch"}
 
 
 @pytest.mark.parametrize(

@@ -29,4 +29,8 @@ void batch_forward(const ConvProblem* parts, int count, int64_t workers, char* w
 int64_t batch_grad_workspace(const ConvProblem& d, int64_t workers);
 void batch_grad_weight(const ConvProblem& d, float* grad_weight, float* grad_bias, int64_t workers, char* workspace);
 
+// The same by Winograd's algorithm, for kernels of 3x3 and 5x5 with stride 1; see conv2d_batch_winograd.cpp.
+int64_t batch_winograd_workspace(const ConvProblem& d, int64_t workers);
+void batch_winograd_forward(const ConvProblem& d, int64_t workers, char* workspace);
+
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

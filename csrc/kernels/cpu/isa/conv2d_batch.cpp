@@ -146,25 +146,6 @@ void pack(const ConvProblem& d, const Plan& p, float* to) {
   for (int64_t k = 0; k < d.k; ++k) *to++ = d.bias ? static_cast<const float*>(d.bias)[k] : 0;
 }
 
-// The finished rows [p0, p0 + rows) of `lanes` images to their place.
-void store_band(const ConvProblem& d, const LaneLayout& l, const float* out, int64_t p0, int64_t rows, int lanes,
-                float* y) {
-  y += p0 * d.yh;
-  if (l.together) {
-    if (d.yw == d.k && d.yh == d.q * d.k) return scatter_images(out, rows * d.q * d.k, y, d.yn, 1, lanes);
-    for (int64_t i = 0; i < rows * d.q; ++i)
-      scatter_images(out + i * d.k * N, d.k, y + i / d.q * d.yh + i % d.q * d.yw, d.yn, 1, lanes);
-    return;
-  }
-  for (int64_t k = 0; k < d.k; ++k) {
-    const float* from = out + k * l.c * N;
-    if (d.yh == d.q * d.yw) scatter_images(from, rows * d.q, y + k * d.yk, d.yn, d.yw, lanes);
-    else
-      for (int64_t i = 0; i < rows; ++i)
-        scatter_images(from + i * d.q * N, d.q, y + k * d.yk + i * d.yh, d.yn, d.yw, lanes);
-  }
-}
-
 void run_band(const ConvProblem& d, const Plan& p, const float* packed, int64_t n0, int64_t band_index, float* band,
               float* out) {
   const int lanes = int(min64(N, d.n - n0));

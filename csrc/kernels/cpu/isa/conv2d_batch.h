@@ -90,6 +90,26 @@ inline void gather_band(const ConvProblem& d, const float* image, int lanes, int
   }
 }
 
+// The finished rows [p0, p0 + rows) of `lanes` images to their place.
+inline void store_band(const ConvProblem& d, const LaneLayout& l, const float* out, int64_t p0, int64_t rows, int lanes,
+                       float* y) {
+  constexpr int N = Vec<float>::N;
+  y += p0 * d.yh;
+  if (l.together) {
+    if (d.yw == d.k && d.yh == d.q * d.k) return scatter_images(out, rows * d.q * d.k, y, d.yn, 1, lanes);
+    for (int64_t i = 0; i < rows * d.q; ++i)
+      scatter_images(out + i * d.k * N, d.k, y + i / d.q * d.yh + i % d.q * d.yw, d.yn, 1, lanes);
+    return;
+  }
+  for (int64_t k = 0; k < d.k; ++k) {
+    const float* from = out + k * l.c * N;
+    if (d.yh == d.q * d.yw) scatter_images(from, rows * d.q, y + k * d.yk, d.yn, d.yw, lanes);
+    else
+      for (int64_t i = 0; i < rows; ++i)
+        scatter_images(from + i * d.q * N, d.q, y + k * d.yk + i * d.yh, d.yn, d.yw, lanes);
+  }
+}
+
 // The sum of each of `count` vectors' lanes.
 inline void sum_lanes(const float* from, int64_t count, float* to) {
   using V = Vec<float>;

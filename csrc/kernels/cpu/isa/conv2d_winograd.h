@@ -105,13 +105,13 @@ FASTNN_INLINE void grad_weight_line(const f32v u[6], f32v w[TAPS]) {
 // what that gave.
 template <auto kLine, int IN, int OUT, class Load>
 FASTNN_INLINE void transform_columns(const Load& load, f32v mid[OUT][IN]) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int s = 0; s < IN; ++s) {
     f32v in[IN], out[OUT];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int r = 0; r < IN; ++r) in[r] = load(r, s);
     kLine(in, out);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int r = 0; r < OUT; ++r) mid[r][s] = out[r];
   }
 }
@@ -119,11 +119,11 @@ template <auto kLine, int IN, int OUT, class Load, class Store>
 FASTNN_INLINE void transform_tile(const Load& load, const Store& store) {
   f32v mid[OUT][IN];
   transform_columns<kLine, IN, OUT>(load, mid);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int r = 0; r < OUT; ++r) {
     f32v out[OUT];
     kLine(mid[r], out);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int s = 0; s < OUT; ++s) store(r, s, out[s]);
   }
 }

@@ -1,0 +1,114 @@
+// The lines of F(4x4, 3x3) and F(4x4, 5x5), forward and transposed: tiles of four outputs a side, by the six points 0,
+// 1, -1, 2, -2, infinity and by those and 1/2, -1/2. A transform of a tile is its line applied to every column, then to
+// every row (transform_tile()). Transposed, a tile of outputs' gradients becomes points (grad), the products with the
+// same weight give points of the input's gradient, and input_back makes them a tile that overlaps its neighbours.
+#pragma once
+#include "conv2d_winograd.h"
+
+namespace fastnn::cpu::FASTNN_ISA_NS {
+
+template <int TAPS>
+struct Lines;
+
+template <>
+struct Lines<3> {
+  static constexpr int kPoints = 6;
+  FASTNN_INLINE void input(const f32v d[6], f32v t[6]) { input_line(d, t); }
+  FASTNN_INLINE void output(const f32v m[6], f32v y[4]) { output_line<4>(m, y); }
+  FASTNN_INLINE void weight(const f32v g[3], f32v t[6]) { weight_line<3>(g, t); }
+  FASTNN_INLINE void grad(const f32v g[4], f32v t[6]) { grad_line<4>(g, t); }
+  FASTNN_INLINE void grad_weight(const f32v u[6], f32v w[3]) { grad_weight_line<3>(u, w); }
+  // B m.
+  FASTNN_INLINE void input_back(const f32v m[6], f32v y[6]) {
+    const f32v s1 = m[1] + m[2], d1 = m[1] - m[2], s2 = m[3] + m[4], d2 = m[3] - m[4];
+    y[0] = 4.f * m[0];
+    y[1] = 4.f * (m[5] - d1) - 2.f * d2;
+    y[2] = -5.f * m[0] - 4.f * s1 - s2;
+    y[3] = d1 + 2.f * d2 - 5.f * m[5];
+    y[4] = m[0] + s1 + s2;
+    y[5] = m[5];
+  }
+};
+
+template <>
+struct Lines<5> {
+  static constexpr int kPoints = 8;
+  // B^T d.
+  FASTNN_INLINE void input(const f32v d[8], f32v t[8]) {
+    const f32v a = d[2] + d[6] - 4.25f * d[4], b = d[1] + d[5] - 4.25f * d[3];
+    const f32v c = d[6] + 0.25f * d[2] - 1.25f * d[4], e = 0.5f * d[1] - 2.5f * d[3] + 2.f * d[5];
+    const f32v f = d[6] + 4.f * d[2] - 5.f * d[4], g = 2.f * d[1] - 2.5f * d[3] + 0.5f * d[5];
+    t[0] = d[0] - d[6] + 5.25f * (d[4] - d[2]);
+    t[1] = a + b;
+    t[2] = a - b;
+    t[3] = c + e;
+    t[4] = c - e;
+    t[5] = f + g;
+    t[6] = f - g;
+    t[7] = d[7] - d[1] + 5.25f * (d[3] - d[5]);
+  }
+  // A^T m.
+  FASTNN_INLINE void output(const f32v m[8], f32v y[4]) {
+    const f32v s1 = m[1] + m[2], d1 = m[1] - m[2], s2 = m[3] + m[4], d2 = m[3] - m[4];
+    const f32v s3 = m[5] + m[6], d3 = m[5] - m[6];
+    y[0] = m[0] + s1 + (s2 + s3);
+    y[1] = d1 + 2.f * d2 + 0.5f * d3;
+    y[2] = s1 + 4.f * s2 + 0.25f * s3;
+    y[3] = d1 + 8.f * d2 + (0.125f * d3 + m[7]);
+  }
+  // G g.
+  FASTNN_INLINE void weight(const f32v g[5], f32v t[8]) {
+    const f32v a = (-2.f / 9) * (g[0] + g[2] + g[4]), b = (-2.f / 9) * (g[1] + g[3]);
+    const f32v c = (1.f / 90) * g[0] + (2.f / 45) * g[2] + (8.f / 45) * g[4];
+    const f32v e = (1.f / 45) * g[1] + (4.f / 45) * g[3];
+    const f32v f = (32.f / 45) * g[0] + (8.f / 45) * g[2] + (2.f / 45) * g[4];
+    const f32v h = (16.f / 45) * g[1] + (4.f / 45) * g[3];
+    t[0] = g[0];
+    t[1] = a + b;
+    t[2] = a - b;
+    t[3] = c + e;
+    t[4] = c - e;
+    t[5] = f + h;
+    t[6] = f - h;
+    t[7] = g[4];
+  }
+  // A g.
+  FASTNN_INLINE void grad(const f32v g[4], f32v t[8]) {
+    const f32v a = g[0] + g[2], b = g[1] + g[3], c = g[0] + 4.f * g[2], e = 2.f * g[1] + 8.f * g[3];
+    const f32v f = g[0] + 0.25f * g[2], h = 0.5f * g[1] + 0.125f * g[3];
+    t[0] = g[0];
+    t[1] = a + b;
+    t[2] = a - b;
+    t[3] = c + e;
+    t[4] = c - e;
+    t[5] = f + h;
+    t[6] = f - h;
+    t[7] = g[3];
+  }
+  // G^T u.
+  FASTNN_INLINE void grad_weight(const f32v u[8], f32v w[5]) {
+    const f32v s1 = (-2.f / 9) * (u[1] + u[2]), d1 = (-2.f / 9) * (u[1] - u[2]);
+    const f32v s2 = (1.f / 90) * (u[3] + u[4]), d2 = (1.f / 90) * (u[3] - u[4]);
+    const f32v s3 = (2.f / 45) * (u[5] + u[6]), d3 = (2.f / 45) * (u[5] - u[6]);
+    w[0] = u[0] + s1 + s2 + 16.f * s3;
+    w[1] = d1 + 2.f * d2 + 8.f * d3;
+    w[2] = s1 + 4.f * s2 + 4.f * s3;
+    w[3] = d1 + 8.f * d2 + 2.f * d3;
+    w[4] = s1 + 16.f * s2 + s3 + u[7];
+  }
+  // B m.
+  FASTNN_INLINE void input_back(const f32v m[8], f32v y[8]) {
+    const f32v s1 = m[1] + m[2], d1 = m[1] - m[2], s2 = m[3] + m[4], d2 = m[3] - m[4];
+    const f32v s3 = m[5] + m[6], d3 = m[5] - m[6];
+    y[0] = m[0];
+    y[1] = d1 + 0.5f * d2 + (2.f * d3 - m[7]);
+    y[2] = s1 + 0.25f * s2 + (4.f * s3 - 5.25f * m[0]);
+    y[3] = 5.25f * m[7] - 4.25f * d1 - 2.5f * (d2 + d3);
+    y[4] = 5.25f * m[0] - 4.25f * s1 - (1.25f * s2 + 5.f * s3);
+    y[5] = d1 + 2.f * d2 + (0.5f * d3 - 5.25f * m[7]);
+    y[6] = s1 + s2 + (s3 - m[0]);
+    y[7] = m[7];
+  }
+};
+
+}  // namespace fastnn::cpu::FASTNN_ISA_NS
