@@ -195,7 +195,8 @@ int64_t problem_workspace(const ConvProblem& d, const Conv2dParams& p, int64_t w
     case Conv2dAlgorithm::winograd:
       return weight ? winograd_grad_workspace(d, workers) : winograd_workspace(d, workers);
     case Conv2dAlgorithm::batch: return batch_grad_workspace(d, workers);
-    case Conv2dAlgorithm::batch_winograd: return batch_winograd_workspace(d, workers);
+    case Conv2dAlgorithm::batch_winograd:
+      return weight ? batch_winograd_grad_workspace(d, workers) : batch_winograd_workspace(d, workers);
     case Conv2dAlgorithm::gemm:
       if (adds_columns(p)) return col2im_workspace(d, workers);
       return weight ? gemm_conv_grad_workspace(d, workers) : gemm_conv_workspace(d, workers);
@@ -254,7 +255,8 @@ void run_problem(const ConvProblem& d, const Conv2dParams& p, int64_t group, int
       if (weight) winograd_grad_weight(d, dw, bias, workers, workspace);
       else winograd_forward(d, workers, workspace);
     } else if (p.algorithm == Conv2dAlgorithm::batch_winograd) {
-      batch_winograd_forward(d, workers, workspace);
+      if (weight) batch_winograd_grad_weight(d, dw, bias, workers, workspace);
+      else batch_winograd_forward(d, workers, workspace);
     } else if (p.algorithm == Conv2dAlgorithm::batch) {
       batch_grad_weight(d, dw, bias, workers, workspace);
     } else if (adds_columns(p)) {

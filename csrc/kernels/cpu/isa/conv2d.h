@@ -32,5 +32,8 @@ void batch_grad_weight(const ConvProblem& d, float* grad_weight, float* grad_bia
 // The same by Winograd's algorithm, for kernels of 3x3 and 5x5 with stride 1; see conv2d_batch_winograd.cpp.
 int64_t batch_winograd_workspace(const ConvProblem& d, int64_t workers);
 void batch_winograd_forward(const ConvProblem& d, int64_t workers, char* workspace);
+int64_t batch_winograd_grad_workspace(const ConvProblem& d, int64_t workers);
+void batch_winograd_grad_weight(const ConvProblem& d, float* grad_weight, float* grad_bias, int64_t workers,
+                                char* workspace);
 
 }  // namespace fastnn::cpu::FASTNN_ISA_NS

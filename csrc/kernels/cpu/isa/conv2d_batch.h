@@ -90,6 +90,19 @@ inline void gather_band(const ConvProblem& d, const float* image, int lanes, int
   }
 }
 
+// Rows [h0, h0 + rows) of x with zeros around the image.
+inline void gather_padded(const ConvProblem& d, const float* image, int lanes, int64_t h0, int64_t rows, int64_t pad,
+                          int64_t columns, const LaneLayout& l, float* band) {
+  using V = Vec<float>;
+  constexpr int N = V::N;
+  const int64_t begin = min64(rows, max64(0, -h0)), end = max64(begin, min64(rows, d.h - h0));
+  if (begin < end) gather_band(d, image, lanes, h0 + begin, end - begin, pad, columns, l, band + begin * l.h * N);
+  for (int64_t c = 0; c < (l.together ? 1 : d.c); ++c)
+    for (int64_t h = 0; h < rows; ++h)
+      if (h < begin || h >= end)
+        for (int64_t i = 0; i < l.h; ++i) V::zero().store(band + (c * l.c + h * l.h + i) * N);
+}
+
 // The finished rows [p0, p0 + rows) of `lanes` images to their place.
 inline void store_band(const ConvProblem& d, const LaneLayout& l, const float* out, int64_t p0, int64_t rows, int lanes,
                        float* y) {
@@ -107,6 +120,24 @@ inline void store_band(const ConvProblem& d, const LaneLayout& l, const float* o
     else
       for (int64_t i = 0; i < rows; ++i)
         scatter_images(from + i * d.q * N, d.q, y + k * d.yk + i * d.yh, d.yn, d.yw, lanes);
+  }
+}
+
+// Adds the sum over the band's positions of each output channel's vectors to bias[k].
+inline void add_bias(const float* grad, const LaneLayout& l, int64_t k, int64_t rows, int64_t columns, float* bias) {
+  using V = Vec<float>;
+  constexpr int N = V::N;
+  for (int64_t i = 0; i < k; ++i) {
+    V sums[4] = {V::load(bias + i * N), V::zero(), V::zero(), V::zero()};  // an addition takes longer than a load
+    const float* at = grad + i * l.c * N;
+    for (int64_t h = 0; h < rows; ++h, at += l.h * N) {
+      int64_t w = 0;
+      for (; w + 4 <= columns; w += 4)
+#pragma GCC unroll 4
+        for (int u = 0; u < 4; ++u) sums[u] = sums[u] + V::load(at + (w + u) * l.w * N);
+      for (; w < columns; ++w) sums[0] = sums[0] + V::load(at + w * l.w * N);
+    }
+    ((sums[0] + sums[1]) + (sums[2] + sums[3])).store(bias + i * N);
   }
 }
 

@@ -107,22 +107,6 @@ void (*find_tile(int kb, int tb))(const Job&) {
   else return tile<KB, TB>;
 }
 
-// Adds the sum over the band's positions of each output channel's vectors to bias[k].
-void add_bias(const float* grad, const LaneLayout& l, int64_t k, int64_t rows, int64_t columns, float* bias) {
-  for (int64_t i = 0; i < k; ++i) {
-    V sums[4] = {V::load(bias + i * N), V::zero(), V::zero(), V::zero()};  // an addition takes longer than a load
-    const float* at = grad + i * l.c * N;
-    for (int64_t h = 0; h < rows; ++h, at += l.h * N) {
-      int64_t w = 0;
-      for (; w + 4 <= columns; w += 4)
-#pragma GCC unroll 4
-        for (int u = 0; u < 4; ++u) sums[u] = sums[u] + V::load(at + (w + u) * l.w * N);
-      for (; w < columns; ++w) sums[0] = sums[0] + V::load(at + w * l.w * N);
-    }
-    ((sums[0] + sums[1]) + (sums[2] + sums[3])).store(bias + i * N);
-  }
-}
-
 void run_slice(const ConvProblem& d, const Plan& p, int64_t slice, const LaneLayout& in, const LaneLayout& to,
                const int64_t* taps, bool bias, char* own, float* out) {
   float* sums = reinterpret_cast<float*>(own + p.sums);

@@ -157,17 +157,6 @@ void add_back(const float* m, int64_t xi, int64_t row, int64_t column, int64_t r
         });
 }
 
-// Rows [h0, h0 + rows) of x with zeros around the image.
-inline void gather_padded(const ConvProblem& d, const float* image, int lanes, int64_t h0, int64_t rows, int64_t pad,
-                          int64_t columns, const LaneLayout& l, float* band) {
-  const int64_t begin = min64(rows, max64(0, -h0)), end = max64(begin, min64(rows, d.h - h0));
-  if (begin < end) gather_band(d, image, lanes, h0 + begin, end - begin, pad, columns, l, band + begin * l.h * N);
-  for (int64_t c = 0; c < (l.together ? 1 : d.c); ++c)
-    for (int64_t h = 0; h < rows; ++h)
-      if (h < begin || h >= end)
-        for (int64_t i = 0; i < l.h; ++i) V::zero().store(band + (c * l.c + h * l.h + i) * N);
-}
-
 template <int TAPS>
 void run_images(const ConvProblem& d, const Plan& p, const float* u, int64_t n0, int64_t band0, int64_t band1,
                 char* own) {

@@ -17,7 +17,6 @@ struct Lines<3> {
   FASTNN_INLINE void output(const f32v m[6], f32v y[4]) { output_line<4>(m, y); }
   FASTNN_INLINE void weight(const f32v g[3], f32v t[6]) { weight_line<3>(g, t); }
   FASTNN_INLINE void grad(const f32v g[4], f32v t[6]) { grad_line<4>(g, t); }
-  FASTNN_INLINE void grad_weight(const f32v u[6], f32v w[3]) { grad_weight_line<3>(u, w); }
   // B m.
   FASTNN_INLINE void input_back(const f32v m[6], f32v y[6]) {
     const f32v s1 = m[1] + m[2], d1 = m[1] - m[2], s2 = m[3] + m[4], d2 = m[3] - m[4];
