@@ -1,6 +1,8 @@
 // Depthwise convolution in NHWC: channels in the lanes, the image read in place, no tap outside it is visited.
 #include "../../parallel.h"
+#include "lanes.h"
 #include "packed_conv2d.h"
+#include "transpose.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
@@ -190,18 +192,30 @@ int64_t packed_depthwise_bytes(const PackedConv2dParams& p) {
   return ceil_div(p.C, N) * (p.R * p.S + 1) * kVecBytes + 64;
 }
 
-// Per group of channels: [r][s][lane], then the bias.
+// Per group of channels: [r][s][lane], then the bias. Taps that lie side by side, in order or turned round, are
+// transposed: one by one they took as long as the sums of a small image (1x960x7x7).
 void packed_depthwise_pack(const PackedConv2dParams& p) {
   float* to = p.packed;
-  const int64_t last = depthwise_3x3_takes(p) ? p.C - N : p.C;
-  for (int64_t i = 0; i < p.C; i += N) {
+  const int64_t last = depthwise_3x3_takes(p) ? p.C - N : p.C, taps = p.R * p.S, step = p.weight_stride_s;
+  const bool together = (step == 1 || step == -1) && p.weight_stride_r == p.S * step;
+  for (int64_t i = 0; i < p.C; i += N, to += (taps + 1) * N) {
     const int64_t c = min64(i, last);
-    for (int64_t r = 0; r < p.R; ++r)
-      for (int64_t s = 0; s < p.S; ++s)
+    const int lanes = int(min64(N, p.C - c));
+    const float* const from = p.weight + c * p.weight_stride_k;
+    if (together) {
+      alignas(64) float block[N * N];
+      const float* const lowest = step == 1 ? from : from - (taps - 1);
+      for (int64_t t = 0; t < taps; t += N) {
+        const int count = int(min64(N, taps - t));
+        transpose_block(lowest + t, p.weight_stride_k, 1, lanes, count, block);
+        for (int j = 0; j < count; ++j) V::load(block + j * N).store(to + (step == 1 ? t + j : taps - 1 - t - j) * N);
+      }
+    } else {
+      for (int64_t t = 0; t < taps; ++t)
         for (int l = 0; l < N; ++l)
-          *to++ =
-              c + l < p.C ? p.weight[(c + l) * p.weight_stride_k + r * p.weight_stride_r + s * p.weight_stride_s] : 0.f;
-    for (int l = 0; l < N; ++l) *to++ = p.bias && c + l < p.C ? p.bias[c + l] : 0.f;
+          to[t * N + l] = l < lanes ? from[l * p.weight_stride_k + t / p.S * p.weight_stride_r + t % p.S * step] : 0.f;
+    }
+    (p.bias ? load_upto(p.bias + c, lanes) : V::zero()).store(to + taps * N);
   }
 }
 
