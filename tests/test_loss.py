@@ -325,6 +325,38 @@ def test_rows_of_every_length(classes, dtype, isa):
             torch.testing.assert_close(gradient.double(), slope, **close)
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("classes", [3, 10, 16, 40, 100, 300, 1001])
+def test_rows_far_from_zero(classes, isa):
+    """The exponentials less a maximum: of logits of any size, next to each other, down to what they are zero for."""
+    fastnn._C.set_isa(isa)
+    at = torch.tensor([0, 7.3, -50.7, 3e3, 16383, -16384, 16385, -2e4, 1e6, -3e9, 2e38, -3e38])
+    depth = torch.tensor([1.0, 30.0, 80.0]).repeat_interleave(len(at)).unsqueeze(1)
+    near = at.abs() < 1e5
+    for rows in (at.repeat(3)[near.repeat(3)], at.repeat(3)):
+        spread = depth[near.repeat(3)] if len(rows) < len(depth) else depth
+        x = rows.unsqueeze(1) - spread * torch.rand(len(rows), classes)
+        x[:, 1] = -math.inf
+        x[::2, 0] = -1e30
+        exact = x.double()
+        for op in ("softmax", "log_softmax"):
+            ours, theirs = getattr(F, op)(x, 1).double(), getattr(T, op)(exact, 1)
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=4e-7 if op == "log_softmax" else 1e-38)
+        target = x.argmax(1)
+        for reduction in ("none", "sum"):
+            ours, theirs = (v.requires_grad_() for v in (x.clone(), exact.clone()))
+            losses = [
+                f(v, target, reduction=reduction) for f, v in ((F.cross_entropy, ours), (T.cross_entropy, theirs))
+            ]
+            torch.testing.assert_close(losses[0].double(), losses[1], rtol=1e-6, atol=4e-7)
+            gradients = [torch.autograd.grad(v.sum(), i)[0] for v, i in zip(losses, (ours, theirs), strict=True)]
+            torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=1e-5, atol=2e-7)
+    edge = torch.zeros(20, classes)
+    edge[3], edge[5, 2], edge[7, 1], edge[11] = -math.inf, math.inf, math.nan, 3.0
+    torch.testing.assert_close(F.softmax(edge, 1), T.softmax(edge, 1), equal_nan=True, rtol=1e-6, atol=0)
+    torch.testing.assert_close(F.log_softmax(edge, 1), T.log_softmax(edge, 1), equal_nan=True, rtol=1e-6, atol=4e-7)
+
+
 # ---- classes in the middle: strips of columns ------------------------------------------------------------------------
 
 

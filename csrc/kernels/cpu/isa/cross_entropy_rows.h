@@ -225,8 +225,8 @@ __attribute__((noinline)) void gradient_rows(const Problem<S>& k, int64_t begin,
       t.kept(k).store(kept);
       group_scaled_exp(
           x, dx, n, count,
-          [&](V m, V sum) __attribute__((always_inline)) {
-            finish_rows(k, row, count, &t, m, sum, sums);
+          [&](const ExpBelow<S>& below, V sum) __attribute__((always_inline)) {
+            finish_rows(k, row, count, &t, below.m, below.whole(sum), sums);
             return t.factor(k, sum);
           },
           [&](int64_t r, V p) __attribute__((always_inline)) {
@@ -247,7 +247,7 @@ __attribute__((noinline)) void gradient_rows(const Problem<S>& k, int64_t begin,
     };
     for_short_rows<true>(
         x, n, end - begin, exps,
-        [&](int64_t row, int count, V m, V sum) __attribute__((always_inline)) {
+        [&](int64_t row, int count, const ExpBelow<S>& below, V sum) __attribute__((always_inline)) {
           take_off();  // the group before is written by now
           const RowTargets<S> t(k, begin + row, count);
           t.factor(k, sum).store(factor);
@@ -257,7 +257,7 @@ __attribute__((noinline)) void gradient_rows(const Problem<S>& k, int64_t begin,
             target[r] = t.target[r] < 0 ? -1 : (row + r) * n + t.target[r];
             if (t.target[r] < 0) for_vectors<V::N>(exps.stride, [&](int64_t i, int, int) { V::zero().store(e + i); });
           }
-          finish_rows(k, begin + row, count, &t, m, sum, sums);
+          finish_rows(k, begin + row, count, &t, below.m, below.whole(sum), sums);
         },
         [&](int64_t row, int r, int64_t i, int lanes) __attribute__((always_inline)) {
           const V e = V::load(exps.of_row + r * exps.stride + i);
@@ -280,14 +280,14 @@ __attribute__((noinline)) void gradient_rows(const Problem<S>& k, int64_t begin,
       if (!known) maximum = reduce_max(row_max(from, n));
       known = kMaxAhead && !streamed && row + r + 1 < end;
       m.v[r] = maximum;
-      row_scaled_exp(from, to, n, streamed, known, maximum, [&](S of_row) {
+      row_scaled_exp(from, to, n, streamed, known, maximum, [&](const ExpBelow<S>&, S of_row) {
         sum.v[r] = of_row;
         return kept / of_row;
       });
       if (target >= 0) to[target] -= kept;
       else for_vectors<V::N>(n, [&](int64_t c, int lanes, int) { store_some(V::zero(), to + c, lanes); });
     }
-    finish_rows(k, row, count, &t, m, sum, sums);
+    finish_rows(k, row, count, &t, m, ExpBelow<S>(m).whole(sum), sums);
   }
   end_streams(streamed);
 }
@@ -310,7 +310,10 @@ FASTNN_INLINE void forward_rows(const Problem<S>& k, int64_t begin, int64_t end,
   if (n > V::N && n <= kGroupClasses) {
     GroupExps<A> exps;
     return for_short_rows<false>(
-        x, n, end - begin, exps, [&](int64_t row, int count, V m, V sum) { finish(begin + row, count, m, sum); },
+        x, n, end - begin, exps,
+        [&](int64_t row, int count, const ExpBelow<A>& below, V sum) {
+          finish(begin + row, count, below.m, below.whole(sum));
+        },
         [](int64_t, int, int64_t, int) {});
   }
   for (int64_t row = begin; row < end; row += V::N, x += V::N * n) {
@@ -321,8 +324,9 @@ FASTNN_INLINE void forward_rows(const Problem<S>& k, int64_t begin, int64_t end,
     } else {
       for (int r = 0; r < count; ++r) {
         m.v[r] = reduce_max(row_max(x + r * n, n));
-        sum.v[r] = reduce_add(row_sum_exp(x + r * n, n, n, V::set1(m.v[r]), [](int64_t, int, V) {}));
+        sum.v[r] = reduce_add(row_sum_exp(x + r * n, n, n, ExpBelow<A>(V::set1(m.v[r])), [](int64_t, int, V) {}));
       }
+      sum = ExpBelow<A>(m).whole(sum);
     }
     finish(row, count, m, sum);
   }

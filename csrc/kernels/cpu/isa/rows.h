@@ -1,5 +1,6 @@
 // Sweeps over rows of contiguous classes, shared by softmax and the losses.
 #pragma once
+#include "exp_below.h"
 #include "vectors.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
@@ -77,14 +78,15 @@ FASTNN_INLINE Vec<A> row_max(const S* x, int64_t n, int step = Vec<A>::N) {
   return fold(m, [](V a, V b) { return max(a, b); });
 }
 
-// Calls f(offset, lanes, exp(x - m)) along the row and returns the sums of those lane by lane. Meanwhile the caches
+// Calls f(offset, lanes, e) for the exponentials of the row and returns their sums lane by lane. Meanwhile the caches
 // fetch the n elements at x + ahead, which are read next (128x1000: 0.9 of the time).
 template <class S, class A = acc_t<S>, class F>
-FASTNN_INLINE Vec<A> row_sum_exp(const S* x, int64_t n, int64_t ahead, Vec<A> m, const F& f, int step = Vec<A>::N) {
+FASTNN_INLINE Vec<A> row_sum_exp(const S* x, int64_t n, int64_t ahead, const ExpBelow<A>& below, const F& f,
+                                 int step = Vec<A>::N) {
   using V = Vec<A>;
   V sum[kUnroll] = {};
-  for_exps<A>(
-      n, [&](int64_t i, int lanes) { return load_some(x + i, lanes, kNegInf<A>) - m; },
+  for_exps_below<A>(
+      below, n, [&](int64_t i, int lanes) { return load_some(x + i, lanes, kNegInf<A>); },
       [&](int64_t i, int lanes, int k, V e) {
         f(i, lanes, e);
         sum[k] = sum[k] + e;
@@ -98,16 +100,15 @@ FASTNN_INLINE Vec<A> row_sum_exp(const S* x, int64_t n, int64_t ahead, Vec<A> m,
 // registers: 1.15.
 constexpr bool kMaxAhead = kVecBytes == 64;
 
-// The same in one number, m being `maximum`. With `more` that becomes the maximum of the next row, at x + n.
+// The same in one number. With `more`, `maximum` becomes that of the next row, at x + n.
 template <class S, class F, class A = acc_t<S>>
-FASTNN_INLINE A row_sum_exp_ahead(const S* x, int64_t n, bool more, A& maximum, const F& f) {
+FASTNN_INLINE A row_sum_exp_ahead(const S* x, int64_t n, const ExpBelow<A>& below, bool more, A& maximum, const F& f) {
   using V = Vec<A>;
-  const V m = V::set1(maximum);
-  if (!more) return reduce_add(row_sum_exp(x, n, n, m, f));
+  if (!more) return reduce_add(row_sum_exp(x, n, n, below, f));
   V sum[kUnroll] = {}, top[kUnroll];
   for (V& v : top) v = V::set1(kNegInf<A>);
-  for_exps<A>(
-      n, [&](int64_t i, int lanes) { return load_some(x + i, lanes, kNegInf<A>) - m; },
+  for_exps_below<A>(
+      below, n, [&](int64_t i, int lanes) { return load_some(x + i, lanes, kNegInf<A>); },
       [&](int64_t i, int lanes, int k, V e) {
         f(i, lanes, e);
         sum[k] = sum[k] + e;
@@ -130,17 +131,16 @@ template <class S, class A = acc_t<S>>
 FASTNN_INLINE void group_max_and_sum(const S* x, int64_t n, int count, Vec<A>& m, Vec<A>& sum) {
   using V = Vec<A>;
   V v[V::N];
-  A of_row[V::N];
 #pragma GCC unroll 16
   for (int r = 0; r < V::N; ++r) v[r] = load_first(x + group_row(r, count) * n, n, kNegInf<A>);
   m = max_rows(v);
-  m.store(of_row);
+  const ExpBelowRows<A> below(m);
 #pragma GCC unroll 16
-  for (int r = 0; r < V::N; ++r) v[r] = load_first(x + group_row(r, count) * n, n, kNegInf<A>) - V::set1(of_row[r]);
-  constexpr int kTogether = V::N < kUnroll ? V::N : kUnroll;
-#pragma GCC unroll 16
-  for (int r = 0; r < V::N; r += kTogether) exp_each<kTogether, false>(v + r);
-  sum = sum_rows(v);
+  for (int r = 0; r < V::N; ++r) {
+    v[r] = load_first(x + group_row(r, count) * n, n, kNegInf<A>);
+    below.row(r).template exps<1>(v + r);
+  }
+  sum = below.all.whole(sum_rows(v));
 }
 
 // Exponentials of N rows that wait for their sums, a row's in whole vectors (a load waits for a masked store before
@@ -182,13 +182,13 @@ FASTNN_INLINE void for_rows_of(const S* x, int64_t n, int64_t rows, GroupExps<A>
     return m;
   };
   // Other lanes than the row's are exp(0), then 0: exp(-inf) underflows, which AVX2's multiplications are slow at.
-  const auto sum_of = [&](const S* p, A m, A* to) __attribute__((always_inline)) {
+  const auto sum_of = [&](const S* p, const ExpBelow<A>& below, A m, A* to) __attribute__((always_inline)) {
     V sum = V::zero();
     for_row([&](auto vectors, int64_t i, int lanes) __attribute__((always_inline)) {
       constexpr int K = vectors.count;
       V e[K];
-      each<K>([&](int k) { e[k] = load_some(p + i + k * N, k + 1 < K ? int(N) : lanes, m) - V::set1(m); });
-      exp_each<K, false>(e);
+      each<K>([&](int k) { e[k] = load_some(p + i + k * N, k + 1 < K ? int(N) : lanes, m); });
+      below.template exps<K>(e);
       if (lanes < N) e[K - 1] = first_lanes(e[K - 1], lanes);
       if (kKeep) each<K>([&](int k) { e[k].store(to + i + k * N); });
       sum = sum + join<K>(e, [](V a, V b) { return a + b; });
@@ -202,23 +202,21 @@ FASTNN_INLINE void for_rows_of(const S* x, int64_t n, int64_t rows, GroupExps<A>
     });
   };
   V m[N], total[N];
-  A maxima[N];
   exps.stride = round_up(n, N);
   for (int r = 0; r < N; ++r) m[r] = max_of(x + min64(r, rows - 1) * n);
   for (int64_t row = 0; row < rows; row += N) {
-    const V of_rows = max_rows(m);
-    of_rows.store(maxima);
+    const ExpBelowRows<A> below(max_rows(m));
     for (int r = 0; r < N; ++r) {
       if (row > 0) finish_row(row - N, r);
-      total[r] = sum_of(x + min64(row + r, rows - 1) * n, maxima[r], exps.of_row + r * exps.stride);
+      total[r] = sum_of(x + min64(row + r, rows - 1) * n, below.row(r), below.m[r], exps.of_row + r * exps.stride);
       if (row + N < rows) m[r] = max_of(x + min64(row + N + r, rows - 1) * n);
     }
-    sums(row, int(min64(N, rows - row)), of_rows, sum_rows(total));
+    sums(row, int(min64(N, rows - row)), below.all, sum_rows(total));
   }
   for (int64_t row = (rows - 1) / N * N, r = 0; row + r < rows; ++r) finish_row(row, int(r));
 }
 
-// Rows of N < n <= kGroupClasses classes, N at a time. sums(first row, how many, maxima, sums of exp(x - maximum))
+// Rows of N < n <= kGroupClasses classes, N at a time. sums(first row, how many, ExpBelow, sums of its exponentials)
 // takes one row per lane; finish(row, number in its group, offset, lanes) then comes for every vector of the group's
 // rows, their exponentials in `exps` if kKeep. Three groups are under way at once, where a single one would wait for
 // its maxima and then for its sums: 1024x64 in 0.75 of the time.
@@ -246,48 +244,47 @@ FASTNN_INLINE bool streams_rows(const S* y, int64_t n, int64_t elements) {
   return kVecBytes == 64 && __is_same(S, float) && n % 16 == 0 && uintptr_t(y) % 64 == 0 && elements > 8 << 20;
 }
 
-// y = exp(x - maximum) factor(sum) along one row, sum being that of exp(x - maximum); for `more` see row_sum_exp_ahead.
+// y = e factor(below, sum of e) along one row, e being its exponentials below `maximum`; for `more` see
+// row_sum_exp_ahead.
 // y holds the exponentials in between: not for 16-bit types, which would round them. When it is streamed they are
 // computed again: 0.8 of the time for 512x32000.
 template <class S, class F>
 FASTNN_INLINE void row_scaled_exp(const S* x, S* y, int64_t n, bool streamed, bool more, S& maximum, const F& factor) {
   using V = Vec<S>;
+  const ExpBelow<S> below(V::set1(maximum));
   if (streamed) {
-    const V m = V::set1(maximum);
-    const S sum = reduce_add(row_sum_exp(x, n, n, m, [](int64_t, int, V) {}));
-    const V scale = V::set1(factor(sum));
-    return for_exps<S>(
-        n, [&](int64_t i, int) { return V::load(x + i) - m; },
+    const S sum = reduce_add(row_sum_exp(x, n, n, below, [](int64_t, int, V) {}));
+    const V scale = V::set1(factor(below, sum));
+    return for_exps_below<S>(
+        below, n, [&](int64_t i, int) { return V::load(x + i); },
         [&](int64_t i, int, int, V e) {
           stream(e * scale, y + i);
           __builtin_prefetch(x + n + i);
         });
   }
-  const S sum = row_sum_exp_ahead(x, n, more, maximum, [&](int64_t i, int lanes, V e) { store_some(e, y + i, lanes); });
-  const V scale = V::set1(factor(sum));
+  const S sum =
+      row_sum_exp_ahead(x, n, below, more, maximum, [&](int64_t i, int lanes, V e) { store_some(e, y + i, lanes); });
+  const V scale = V::set1(factor(below, sum));
   for_vectors<V::N>(
       n, [&](int64_t i, int lanes, int) { store_some(load_some(y + i, lanes, S(0)) * scale, y + i, lanes); });
 }
 
-// The same for `count` <= N rows of n <= N classes, one vector each, in registers throughout; factor takes (maxima,
-// sums) and returns one row per lane, and finish(number of the row, exp(x - maximum) times its factor) is what is
-// written.
+// The same for `count` <= N rows of n <= N classes, one vector each, in registers throughout; factor takes and returns
+// one row per lane, and finish(number of the row, its exponentials times its factor) is what is written.
 template <class S, class F, class Finish, class A = acc_t<S>>
 FASTNN_INLINE void group_scaled_exp(const S* x, S* y, int64_t n, int count, const F& factor, const Finish& finish) {
   using V = Vec<A>;
   V v[V::N], e[V::N];
-  A maxima[V::N], of_row[V::N];
+  A of_row[V::N];
 #pragma GCC unroll 16
   for (int r = 0; r < V::N; ++r) v[r] = e[r] = load_first(x + group_row(r, count) * n, n, kNegInf<A>);
-  const V m = max_rows(v);
-  m.store(maxima);
+  const ExpBelowRows<A> below(max_rows(v));
 #pragma GCC unroll 16
   for (int r = 0; r < V::N; ++r) {  // registers for one at a time
-    e[r] = e[r] - V::set1(maxima[r]);
-    exp_each<1, false>(e + r);
+    below.row(r).template exps<1>(e + r);
     v[r] = e[r];
   }
-  factor(m, sum_rows(v)).store(of_row);
+  factor(below.all, sum_rows(v)).store(of_row);
 #pragma GCC unroll 16
   for (int r = 0; r < V::N; ++r) {
     const int64_t at = group_row(r, count);

@@ -21,13 +21,14 @@ FASTNN_INLINE void softmax_row(const S* x, S* y, int64_t n, int64_t period, int 
     for_vectors<V::N>(n, [&](int64_t i, int lanes, int) { store_some(f(i, lanes), y + i, lanes); }, step);
   };
   const V m = spread(row_max(x, n, step), period, [](V a, V b) { return max(a, b); });
+  const ExpBelow<A> below(m);
   if (kKeepsExp<S> && !log_form && step == V::N) {  // a load waits for a masked store before it
-    const V sum = row_sum_exp(x, n, n, m, [&](int64_t i, int lanes, V e) { store_some(e, y + i, lanes); }, step);
+    const V sum = row_sum_exp(x, n, n, below, [&](int64_t i, int lanes, V e) { store_some(e, y + i, lanes); }, step);
     const V scale = V::set1(A(1)) / spread(sum, period, add);
     return write([&](int64_t i, int lanes) { return load_some(y + i, lanes, A(0)) * scale; });
   }
   const auto fetch = [&](int64_t i, int, V) { __builtin_prefetch(y + i, 1); };
-  const V sum = spread(row_sum_exp(x, n, n, m, fetch, step), period, add);
+  const V sum = below.whole(spread(row_sum_exp(x, n, n, below, fetch, step), period, add));
   if (log_form) {
     const V log_sum = log(sum);
     return write([&](int64_t i, int lanes) { return (load_some(x + i, lanes, A(0)) - m) - log_sum; });
@@ -48,13 +49,15 @@ FASTNN_INLINE void softmax_long(const S* x, S* y, int64_t n, int64_t rows, bool 
     known = kMaxAhead && r + 1 < rows;
     if constexpr (kKeepsExp<S>) {
       if (!log_form) {
-        row_scaled_exp(x, y, n, false, known, maximum, [](A sum) { return A(1) / sum; });
+        row_scaled_exp(x, y, n, false, known, maximum, [](const auto&, A sum) { return A(1) / sum; });
         continue;
       }
     }
     const V m = V::set1(maximum);
-    const A sum = row_sum_exp_ahead(x, n, known, maximum, [&](int64_t i, int, V) { __builtin_prefetch(y + i, 1); });
-    const V of_row = V::set1(log_form ? log(sum) : A(1) / sum);
+    const ExpBelow<A> below(m);
+    const auto fetch = [&](int64_t i, int, V) { __builtin_prefetch(y + i, 1); };
+    const V sum = below.whole(V::set1(row_sum_exp_ahead(x, n, below, known, maximum, fetch)));
+    const V of_row = log_form ? log(sum) : V::set1(A(1)) / sum;
     for_vectors<V::N>(n, [&](int64_t i, int lanes, int) {
       const V z = load_some(x + i, lanes, A(0)) - m;
       store_some(log_form ? z - of_row : exp(z) * of_row, y + i, lanes);
@@ -87,10 +90,6 @@ FASTNN_INLINE void softmax_groups(const S* x, S* y, int64_t n, int64_t rows, boo
   using A = acc_t<S>;
   using V = Vec<A>;
   A maxima[V::N], of_row[V::N];
-  const auto take = [&](V m, V sum) __attribute__((always_inline)) {
-    m.store(maxima);
-    (log_form ? log(sum) : V::set1(A(1)) / sum).store(of_row);
-  };
   const auto write_log = [&](int64_t row, int r, int64_t i, int lanes) __attribute__((always_inline)) {
     const V z = load_some(x + row * n + i, lanes, A(0)) - V::set1(maxima[r]);
     store_some(z - V::set1(of_row[r]), y + row * n + i, lanes);
@@ -100,19 +99,23 @@ FASTNN_INLINE void softmax_groups(const S* x, S* y, int64_t n, int64_t rows, boo
       const int count = int(min64(V::N, rows - row));
       if (!log_form) {
         group_scaled_exp(
-            x + row * n, y + row * n, n, count, [](V, V sum) { return V::set1(A(1)) / sum; },
+            x + row * n, y + row * n, n, count, [](const auto&, V sum) { return V::set1(A(1)) / sum; },
             [](int64_t, V e) { return e; });
         continue;
       }
       V m, sum;
       group_max_and_sum(x + row * n, n, count, m, sum);
-      take(m, sum);
+      m.store(maxima);
+      log(sum).store(of_row);
       for (int r = 0; r < count; ++r) write_log(row + r, r, 0, int(n));
     }
     return;
   }
   GroupExps<A> exps;
-  const auto sums = [&](int64_t, int, V m, V sum) __attribute__((always_inline)) { take(m, sum); };
+  const auto sums = [&](int64_t, int, const auto& below, V sum) __attribute__((always_inline)) {
+    below.m.store(maxima);
+    (log_form ? log(below.whole(sum)) : V::set1(A(1)) / sum).store(of_row);
+  };
   if (log_form) return for_short_rows<false>(x, n, rows, exps, sums, write_log);
   for_short_rows<true>(x, n, rows, exps, sums,
                        [&](int64_t row, int r, int64_t i, int lanes) __attribute__((always_inline)) {
