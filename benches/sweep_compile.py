@@ -1,5 +1,5 @@
 """A training step of whole networks under torch.compile: python benches/sweep_compile.py [name ...] [--size N]
-[--threads N] [--json benches/results/compile-1.json].
+[--threads N] [--json benches/results/zen5/compile-1.json].
 
 Four ways side by side: torch.nn and fastnn, each eager and compiled with fullgraph=True. Loss and gradients of compiled
 fastnn are compared with eager fastnn before anything is timed, and twenty steps must not compile again.

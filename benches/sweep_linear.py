@@ -1,6 +1,6 @@
 """linear over the layers of common networks against torch: forward and backward ratios, GFLOP/s, share of the FMA peak.
 
-python benches/sweep_linear.py --threads 1 --json benches/results/linear-1.json
+python benches/sweep_linear.py --threads 1 --json benches/results/zen5/linear-1.json
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Every optimizer on every model against torch's default and fused steps: ratios, GB/s, page faults.
 
-python benches/sweep_optim.py [--seconds 1] [--only Adam SGD] [--threads 1] [--out benches/results/optim.md]
+python benches/sweep_optim.py [--seconds 1] [--only Adam SGD] [--threads 1] [--out benches/results/zen5/optim.md]
 """
 
 import argparse

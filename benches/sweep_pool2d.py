@@ -1,6 +1,6 @@
 """Pooling against torch.nn.functional over shapes of known models: ratio, GB/s, page faults; forward and backward.
 
-python benches/sweep_pool2d.py --threads 1 --layout contiguous --json benches/results/pool2d-contiguous-1.json
+python benches/sweep_pool2d.py --threads 1 --layout contiguous --json benches/results/zen5/pool2d-contiguous-1.json
 """
 
 import torch
