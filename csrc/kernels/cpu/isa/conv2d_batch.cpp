@@ -201,7 +201,7 @@ Layout make_layout(const ConvProblem* parts, int count, int64_t workers) {
     out = max64(out, p.out);
   }
   o.worker = o.band + out;
-  o.total = o.packed + workers * o.worker;
+  o.total = o.packed + workers * o.worker + kStoreSlack;
   return o;
 }
 

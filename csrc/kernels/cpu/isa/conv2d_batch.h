@@ -141,6 +141,9 @@ inline void add_bias(const float* grad, const LaneLayout& l, int64_t k, int64_t 
   }
 }
 
+// What store_band() may read past the last output: it loads whole squares of vectors.
+constexpr int64_t kStoreSlack = Vec<float>::N * kVecBytes;
+
 // The sum of each of `count` vectors' lanes.
 inline void sum_lanes(const float* from, int64_t count, float* to) {
   using V = Vec<float>;

@@ -63,7 +63,7 @@ Plan make_plan(const ConvProblem& d, int64_t workers) {
   p.out = out_row * (p.back ? d.p : p.tile_rows * kOut);
   p.at_m = p.v, p.at_band = p.at_m + p.m, p.at_out = p.at_band + p.band;
   p.worker = p.at_out + p.out;
-  p.total = p.u + workers * p.worker;
+  p.total = p.u + workers * p.worker + kStoreSlack;
   return p;
 }
 
