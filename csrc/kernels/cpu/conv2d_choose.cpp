@@ -355,22 +355,24 @@ bool strided_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorith
   return false;
 }
 
-// The gradient of the weight so, with the sums over lanes of every point of every weight. On a Zen 4 core 200 random
-// layers of 2 to 32 channels took 0.57 of batch's time at 0.4 to 0.5 of a direct sum's work, 0.83 at 0.6 to 0.7, its
-// time from 0.8 on; 64x10x12x12->20 449 -> 220 us. Of kernels of 3x3 0.8 at the most.
+// The gradient of a 5x5 weight by Winograd with an image per lane: the multiplications and additions of its products,
+// of its transforms (counted twice, they wait for memory) and of adding up the lanes of every point's sums, against
+// those of a direct sum. On a Zen 4 core 200 random layers of 2 to 32 channels took 0.57 of batch's time where they are
+// 0.4 to 0.5 of them, 0.83 where 0.6 to 0.7, its time from 0.8 on; 64x10x12x12->20 449 -> 220 us. For 3x3 it took 0.8
+// at best.
 bool batch_winograd_grad_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
-  constexpr int64_t kPoints = 64, kMaxChannels = 256;  // a sum for each point, pair of channels and lane
-  if (s.c * s.k > kMaxChannels || chosen == Conv2dAlgorithm::winograd) return false;
+  constexpr int64_t kPoints = 64, kMaxPairs = 256;  // of channels: their sums, one for each point and lane, stay in L2
+  if (s.c * s.k > kMaxPairs || chosen == Conv2dAlgorithm::winograd) return false;
   const int64_t groups = ceil_div(p.N, 16), tiles = groups * ceil_div(p.P, 4) * ceil_div(p.Q, 4);
   const int64_t slices = min64(4, max64(1, groups / 2)), products = kPoints * s.c * s.k;
   const int64_t work = tiles * (products + 2 * (416 * s.c + 168 * s.k)) + 5 * slices * products;
   return 10 * work <= 7 * groups * p.P * p.Q * s.taps * s.c * s.k;
 }
 
-// Winograd with an image per lane, by the multiplications and additions of its tiles: the products, and twice (they
-// wait for memory) the transforms. On a Zen 4 core 500 random layers of 2 to 32 channels took 0.4 of batch's time where
-// they are 0.3 to 0.4 of a direct sum's multiplications, 0.55 where 0.4 to 0.5, 0.75 where 0.6 to 0.7, its time where
-// 0.9. F(2x2, 5x5) with channels in the lanes takes x1.2 to x2; one of its tiles, not 16 images, is a thread's share.
+// The other passes, by the same count. On a Zen 4 core 500 random layers of 2 to 32 channels took 0.4 of batch's time
+// where it is 0.3 to 0.4 of a direct sum's, 0.55 where 0.4 to 0.5, 0.75 where 0.6 to 0.7, its time where 0.9. Where
+// winograd is chosen, with channels in the lanes, that takes x1.2 to x2 of its time for 5x5, but threads share its
+// tiles out, while here each wants 16 images of its own: hence the 32.
 bool batch_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
   if (g_strict || p.groups > 1 || min64(s.c, s.k) < 2 || !takes(p, Conv2dAlgorithm::batch_winograd)) return false;
   if (4 * p.N < 3 * 16 * ceil_div(p.N, 16) || p.Q > 56) return false;
@@ -380,6 +382,7 @@ bool batch_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm 
   const int64_t from_outputs = tiles(p.P, p.Q), from_inputs = tiles(p.H, p.W);
   const int64_t forth = forward ? from_outputs : from_inputs, back = forward ? from_inputs : from_outputs;
   const int64_t c = forward ? s.c : s.k, k = forward ? s.k : s.c;
+  // Operations of a tile's transforms, for one channel.
   const int64_t in = back < forth ? (five ? 168 : 120) : five ? 416 : 156;
   const int64_t out = back < forth ? (five ? 608 : 276) : five ? 192 : 100;
   const int64_t work = min64(back, forth) * ((five ? 64 : 36) * c * k + 2 * (in * c + out * k));
