@@ -4,6 +4,8 @@
 #include <atomic>
 #include <cstring>
 
+#include "winograd_tile.h"
+
 namespace fastnn {
 
 const char* conv2d_algorithm_name(Conv2dAlgorithm algorithm) {
@@ -61,8 +63,13 @@ bool winograd_takes(const Conv2dParams& p) {
 
 // Tiles of a unit stride, and whether they are full enough: of a direct sum's multiplications at most two thirds
 // remain.
-int64_t winograd_tiles(const Conv2dParams& p) { return p.N * ceil_div(p.P, 7 - p.R) * ceil_div(p.Q, 7 - p.R); }
-bool fills_tiles(const Conv2dParams& p) { return 2 * p.N * p.P * p.Q * p.R * p.S >= 3 * 36 * winograd_tiles(p); }
+int64_t winograd_tiles(const Conv2dParams& p) {
+  const int64_t out = winograd_outputs(p.R);
+  return p.N * ceil_div(p.P, out) * ceil_div(p.Q, out);
+}
+bool fills_tiles(const Conv2dParams& p) {
+  return 2 * p.N * p.P * p.Q * p.R * p.S >= 3 * winograd_points(p.R) * winograd_tiles(p);
+}
 
 bool takes(const Conv2dParams& p, Conv2dAlgorithm algorithm) {
   const bool channels_or_columns_dense =
@@ -102,12 +109,42 @@ struct Shape {
   bool sixteens;     // so are input channels
   bool together;     // NHWC
 };
+
+// Winograd of five taps a side, 5x5 or a stride's phases of 9x9 and more, with channels in the lanes: the
+// multiplications of its products, in lanes of sixteen, of its transforms (counted twice, they wait for memory) and of
+// transforming the weight.
+bool five_taps(const Conv2dParams& p) { return p.groups == 1 && ceil_div(p.R, p.stride_h) == 5; }
+int64_t five_taps_work(const Conv2dParams& p) {
+  constexpr int64_t kSide = winograd_outputs(5), kInput = 416, kOutput = 192, kGrad = 168, kLanes = 16;
+  const int64_t stride = p.stride_h, phases = stride * stride, k = round_up(p.K, kLanes);
+  const bool grad_input = p.pass == Conv2dPass::grad_input;
+  const int64_t h = grad_input ? ceil_div(p.H, stride) : p.P, w = grad_input ? ceil_div(p.W, stride) : p.Q;
+  const int64_t tiles = p.N * ceil_div(h, kSide) * ceil_div(w, kSide);
+  const auto work = [&](int64_t products, int64_t transforms, int64_t weights) {
+    return tiles * (winograd_points(5) * products + 2 * transforms) + winograd_points(5) * weights;
+  };
+  const int64_t c = p.C * phases, in = round_up(c, kLanes), back = phases * round_up(p.C, kLanes);
+  switch (p.pass) {
+    case Conv2dPass::forward: return work(c * k, kInput * in + kOutput * k, 4 * c * k);
+    case Conv2dPass::grad_input: return work(p.K * back, kInput * k + kOutput * back, 4 * p.K * back);
+    case Conv2dPass::grad_weight: return work(in * k, kInput * in + kGrad * k, 6 * in * k);
+  }
+  return 0;
+}
+// Against the multiplications of a direct sum. On a Zen 4 core 2600 random passes of 2 to 384 channels took 0.35 of the
+// best other algorithm's time where that is 0.3, 0.6 where 0.6, 0.6 (few images) to 1 (many) where 1, 0.8 (few) where 1.3.
+bool five_taps_pay(const Conv2dParams& p) {
+  const int64_t tenths = p.stride_h > 1 ? 6 : p.N < 12 ? 12 : 7;
+  return 10 * five_taps_work(p) <= tenths * p.N * p.P * p.Q * p.R * p.S * p.C * p.K;
+}
+
 Shape shape_of(const Conv2dParams& p) {
   Shape s{};
   s.c = p.C / p.groups, s.k = p.K / p.groups, s.taps = p.R * p.S, s.pixels = p.N * p.P * p.Q;
   const bool unit = p.stride_h == 1 && p.stride_w == 1;
   s.pointwise = s.taps == 1 && unit && p.pad_h == 0 && p.pad_w == 0;
-  s.winograd = unit && !g_strict && takes(p, Conv2dAlgorithm::winograd) && min64(s.c, s.k) >= 16 && fills_tiles(p);
+  s.winograd = unit && !g_strict && takes(p, Conv2dAlgorithm::winograd) &&
+               (five_taps(p) ? five_taps_pay(p) : min64(s.c, s.k) >= 16 && fills_tiles(p));
   s.batch = s.taps > 1 && s.c * s.k <= 2048 && s.c * s.k * s.taps <= 1 << 16 && 4 * p.N >= 3 * 16 * ceil_div(p.N, 16) &&
             takes(p, Conv2dAlgorithm::batch);
   s.vendor_fits = s.k % 16 == 0;
@@ -161,7 +198,7 @@ Conv2dAlgorithm best_grad_input(const Conv2dParams& p, const Shape& s) {
 // losing more than 7 %; these x1.43 and x2.18, 4 % and 5 %.
 Conv2dAlgorithm few_pixels_grad_weight(const Conv2dParams& p, const Shape& s) {
   using enum Conv2dAlgorithm;
-  const bool tiles = p.P * p.Q >= 4 && (s.taps == 25 || !s.together);
+  const bool tiles = p.P * p.Q >= 4 && !s.together && !five_taps(p);
   if (tiles && !g_strict && min64(s.c, s.k) >= 16 && takes(p, winograd)) return winograd;
   if (s.together) return s.k == 1 ? batch : gemm;
   const int64_t weights = s.c * s.k * s.taps;
@@ -328,7 +365,7 @@ Conv2dAlgorithm unless_aten(const Conv2dParams& p, const Shape& s) {
 
 // Winograd instead of gemm to few output channels, which best_forward() does not send there: of 55 random layers x1.33.
 bool winograd_pays(const Conv2dParams& p, const Shape& s) {
-  return p.pass == Conv2dPass::forward && p.stride_h == 1 && s.taps > 1 && s.c >= 16 && !g_strict &&
+  return p.pass == Conv2dPass::forward && p.stride_h == 1 && s.taps > 1 && s.c >= 16 && !g_strict && !five_taps(p) &&
          (!s.together || s.k <= 64) && takes(p, Conv2dAlgorithm::winograd);
 }
 
@@ -336,8 +373,11 @@ bool winograd_pays(const Conv2dParams& p, const Shape& s) {
 // strides of 2 and 4, both layouts) this takes 5500 of 14707 forward passes, x1.68 of the choice before, 1571 of 4987
 // weight gradients, x1.51, and 428 of 1820 input gradients, x1.8; 1 to 3 % of them are below x0.93.
 bool strided_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
-  if (p.groups > 1 || g_strict || p.stride_h == 1 || s.k < 16 || !takes(p, Conv2dAlgorithm::winograd)) return false;
-  const int64_t stride = p.stride_h, phases = stride * stride, out = 7 - ceil_div(p.R, stride);
+  if (p.groups > 1 || g_strict || p.stride_h == 1 || !takes(p, Conv2dAlgorithm::winograd)) return false;
+  if (five_taps(p)) return five_taps_pay(p);
+  if (s.k < 16) return false;
+  const int64_t stride = p.stride_h, phases = stride * stride, taps = ceil_div(p.R, stride);
+  const int64_t out = winograd_outputs(taps), points = winograd_points(taps);
   const auto tiles = [&](int64_t h, int64_t w) { return ceil_div(h, out) * ceil_div(w, out); };
   const int64_t channels = s.c * phases, h = ceil_div(p.H, stride), w = ceil_div(p.W, stride);
   switch (p.pass) {
@@ -346,11 +386,11 @@ bool strided_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorith
       const bool forward = p.pass == Conv2dPass::forward;
       if (channels < 12 || channels > (forward ? 512 : 128) || (chosen == Conv2dAlgorithm::batch && s.k <= 32))
         return false;
-      return p.N * tiles(p.P, p.Q) >= (forward ? 5 : 9) && p.P * p.Q * s.taps >= 2 * 36 * phases * tiles(p.P, p.Q);
+      return p.N * tiles(p.P, p.Q) >= (forward ? 5 : 9) && p.P * p.Q * s.taps >= 2 * points * phases * tiles(p.P, p.Q);
     }
     case Conv2dPass::grad_input:
       return s.c >= 8 && chosen != Conv2dAlgorithm::batch && p.N * tiles(h, w) >= 5 &&
-             4 * h * w * s.taps >= 7 * 36 * phases * tiles(h, w);
+             4 * h * w * s.taps >= 7 * points * phases * tiles(h, w);
   }
   return false;
 }
@@ -361,18 +401,20 @@ bool strided_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorith
 // 0.4 to 0.5 of them, 0.83 where 0.6 to 0.7, its time from 0.8 on; 64x10x12x12->20 449 -> 220 us. For 3x3 it took 0.8
 // at best.
 bool batch_winograd_grad_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
-  constexpr int64_t kPoints = 64, kMaxPairs = 256;  // of channels: their sums, one for each point and lane, stay in L2
-  if (s.c * s.k > kMaxPairs || chosen == Conv2dAlgorithm::winograd) return false;
+  constexpr int64_t kPoints = winograd_points(5),
+                    kMaxPairs = 256;  // of channels: their sums, one for each point and lane, stay in L2
+  if (s.c * s.k > kMaxPairs) return false;
   const int64_t groups = ceil_div(p.N, 16), tiles = groups * ceil_div(p.P, 4) * ceil_div(p.Q, 4);
   const int64_t slices = min64(4, max64(1, groups / 2)), products = kPoints * s.c * s.k;
   const int64_t work = tiles * (products + 2 * (416 * s.c + 168 * s.k)) + 5 * slices * products;
+  if (chosen == Conv2dAlgorithm::winograd) return 5 * five_taps_work(p) >= 8 * 16 * work;
   return 10 * work <= 7 * groups * p.P * p.Q * s.taps * s.c * s.k;
 }
 
 // The other passes, by the same count. On a Zen 4 core 500 random layers of 2 to 32 channels took 0.4 of batch's time
 // where it is 0.3 to 0.4 of a direct sum's, 0.55 where 0.4 to 0.5, 0.75 where 0.6 to 0.7, its time where 0.9. Where
-// winograd is chosen, with channels in the lanes, that takes x1.2 to x2 of its time for 5x5, but threads share its
-// tiles out, while here each wants 16 images of its own: hence the 32.
+// winograd is chosen, with channels in the lanes, that takes x1.2 of its time where it does 1.4 times the work, but
+// threads share its tiles out, while here each wants 16 images of its own: hence twice that for less than 32.
 bool batch_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
   if (g_strict || p.groups > 1 || min64(s.c, s.k) < 2 || !takes(p, Conv2dAlgorithm::batch_winograd)) return false;
   if (4 * p.N < 3 * 16 * ceil_div(p.N, 16) || p.Q > 56) return false;
@@ -385,9 +427,10 @@ bool batch_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm 
   // Operations of a tile's transforms, for one channel.
   const int64_t in = back < forth ? (five ? 168 : 120) : five ? 416 : 156;
   const int64_t out = back < forth ? (five ? 608 : 276) : five ? 192 : 100;
-  const int64_t work = min64(back, forth) * ((five ? 64 : 36) * c * k + 2 * (in * c + out * k));
+  const int64_t work = min64(back, forth) * (winograd_points(p.R) * c * k + 2 * (in * c + out * k));
   const int64_t direct = p.P * p.Q * s.taps * c * k;
-  if (chosen == Conv2dAlgorithm::winograd) return five && p.N >= 32 && c <= 64 && k <= 64 && 20 * work <= 9 * direct;
+  if (chosen == Conv2dAlgorithm::winograd)
+    return five && 5 * five_taps_work(p) >= (p.N >= 32 ? 7 : 14) * 16 * ceil_div(p.N, 16) * work;
   return 10 * work <= 7 * direct;
 }
 

@@ -1,6 +1,7 @@
 // Which algorithm a packed convolution takes: by its sizes and the image's layout.
 #include "../conv2d.h"
 #include "../packed_conv2d.h"
+#include "winograd_tile.h"
 
 namespace fastnn::cpu {
 namespace {
@@ -18,14 +19,15 @@ bool winograd_takes(const PackedConv2dParams& p) {
 // them on AVX2, 3300 with weights that came from memory: the choice takes 3 % more than the better of the two would
 // (23 % when only 3x3 and 5x5 of stride 1 went to Winograd), 11 % of the layers lose more than 5 % (47 %).
 bool winograd_pays(const PackedConv2dParams& p) {
-  const int64_t stride = p.stride_h, out = 7 - ceil_div(p.R, stride), channels = p.C * stride * stride;
+  const int64_t stride = p.stride_h, taps = ceil_div(p.R, stride), channels = p.C * stride * stride;
+  const int64_t out = winograd_outputs(taps);
   if (channels < (stride == 1 ? 16 : 12)) return false;  // in a short sum the error of the points' weights would show
   const int64_t tiles = p.N * ceil_div(p.P, out) * ceil_div(p.Q, out), c = round_up(channels, 16),
                 k = round_up(p.K, 16);
   // More than 18 MB come from memory, at the pace of one core's reads for all of them.
   const int64_t reading = c * k > 1 << 17 ? 8 : 4;
   const int64_t direct = p.N * p.P * p.Q * k * (p.C * p.R * p.S + 4);
-  return direct > 36 * (tiles * (5 * channels * k / 4 + 10 * c + 5 * k) + reading * c * k);
+  return direct > winograd_points(taps) * (tiles * (5 * channels * k / 4 + 10 * c + 5 * k) + reading * c * k);
 }
 
 // Batches to few output channels, which would leave lanes of a panel empty: conv2d takes an image per lane. Of 2000

@@ -8,7 +8,7 @@
 #include "../../parallel.h"
 #include "conv2d.h"
 #include "conv2d_batch.h"
-#include "conv2d_winograd_4x4.h"
+#include "conv2d_winograd.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
@@ -37,8 +37,7 @@ struct Plan {
 
 template <int TAPS>
 Plan make_plan(const ConvProblem& d, int64_t workers) {
-  constexpr int64_t kBandBytes = 384 << 10, kOutBytes = 256 << 10, kBackBytes = 768 << 10,
-                    kPoints = Lines<TAPS>::kPoints;
+  constexpr int64_t kBandBytes = 384 << 10, kOutBytes = 256 << 10, kBackBytes = 768 << 10, kPoints = kTilePoints<TAPS>;
   Plan p{};
   const int64_t forth = ceil_div(d.p, kOut) * ceil_div(d.q, kOut), back = ceil_div(d.h, kOut) * ceil_div(d.w, kOut);
   const int64_t out_row = d.k * d.q * kVecBytes;
@@ -56,9 +55,9 @@ Plan make_plan(const ConvProblem& d, int64_t workers) {
   p.tile_rows = ceil_div(p.th, p.bands);
   p.bands = ceil_div(p.th, p.tile_rows);
   p.in_rows = p.tile_rows * kOut + reach;
-  p.u = round_up(kPoints * kPoints * d.c * p.ldu * 4, 64);
-  p.v = kPoints * kPoints * d.c * kTiles * kVecBytes;
-  p.m = kPoints * kPoints * p.mr * kTiles * kVecBytes;
+  p.u = round_up(kPoints * d.c * p.ldu * 4, 64);
+  p.v = kPoints * d.c * kTiles * kVecBytes;
+  p.m = kPoints * p.mr * kTiles * kVecBytes;
   p.band = in_row * p.in_rows;
   p.out = out_row * (p.back ? d.p : p.tile_rows * kOut);
   p.at_m = p.v, p.at_band = p.at_m + p.m, p.at_out = p.at_band + p.band;
@@ -81,10 +80,10 @@ void transform_weight(const ConvProblem& d, const Plan& p, float* u) {
         for (int s = 0; s < TAPS; ++s)
           for (int64_t l = 0; l < min64(N, d.k - k); ++l)
             taps[r * TAPS + s][l] = w[(k + l) * d.wk + c * d.wc + r * wr + s * ws];
-      transform_tile<L::weight, TAPS, L::kPoints>(
+      transform_tile<L::weight, TAPS, kTileIn<TAPS>>(
           [&](int r, int s) __attribute__((always_inline)) { return V::load(taps[r * TAPS + s]).v; },
           [&](int r, int s, Raw x)
-              __attribute__((always_inline)) { V{x}.store(u + ((r * L::kPoints + s) * d.c + c) * p.ldu + k); });
+              __attribute__((always_inline)) { V{x}.store(u + ((r * kTileIn<TAPS> + s) * d.c + c) * p.ldu + k); });
     }
 }
 
@@ -125,13 +124,13 @@ void finish(const float* m, int64_t xi, Raw bias, int64_t rows, int64_t columns,
             int64_t out_w) {
   using L = Lines<TAPS>;
   const auto load = [=](int r, int s)
-                        __attribute__((always_inline)) { return V::load(m + (r * L::kPoints + s) * xi).v; };
+                        __attribute__((always_inline)) { return V::load(m + (r * kTileIn<TAPS> + s) * xi).v; };
   if (rows >= kOut && columns >= kOut)
-    transform_tile<L::output, L::kPoints, kOut>(load, [&](int r, int s, Raw y) __attribute__((always_inline)) {
+    transform_tile<L::output, kTileIn<TAPS>, kOut>(load, [&](int r, int s, Raw y) __attribute__((always_inline)) {
       V{y + bias}.store(out + r * out_h + s * out_w);
     });
   else
-    transform_tile<L::output, L::kPoints, kOut>(load, [&](int r, int s, Raw y) __attribute__((always_inline)) {
+    transform_tile<L::output, kTileIn<TAPS>, kOut>(load, [&](int r, int s, Raw y) __attribute__((always_inline)) {
       if (r < rows && s < columns) V{y + bias}.store(out + r * out_h + s * out_w);
     });
 }
@@ -142,16 +141,16 @@ void add_back(const float* m, int64_t xi, int64_t row, int64_t column, int64_t r
               int64_t out_h, int64_t out_w) {
   using L = Lines<TAPS>;
   const auto load = [=](int r, int s)
-                        __attribute__((always_inline)) { return V::load(m + (r * L::kPoints + s) * xi).v; };
+                        __attribute__((always_inline)) { return V::load(m + (r * kTileIn<TAPS> + s) * xi).v; };
   out += row * out_h + column * out_w;
   const auto add = [&](int r, int s, Raw y) __attribute__((always_inline)) {
     float* const at = out + r * out_h + s * out_w;
     V{V::load(at).v + y}.store(at);
   };
-  if (row >= 0 && column >= 0 && row + L::kPoints <= rows && column + L::kPoints <= columns)
-    transform_tile<L::input_back, L::kPoints, L::kPoints>(load, add);
+  if (row >= 0 && column >= 0 && row + kTileIn<TAPS> <= rows && column + kTileIn<TAPS> <= columns)
+    transform_tile<L::input_back, kTileIn<TAPS>, kTileIn<TAPS>>(load, add);
   else
-    transform_tile<L::input_back, L::kPoints, L::kPoints>(
+    transform_tile<L::input_back, kTileIn<TAPS>, kTileIn<TAPS>>(
         load, [&](int r, int s, Raw y) __attribute__((always_inline)) {
           if (row + r >= 0 && row + r < rows && column + s >= 0 && column + s < columns) add(r, s, y);
         });
@@ -161,7 +160,7 @@ template <int TAPS>
 void run_images(const ConvProblem& d, const Plan& p, const float* u, int64_t n0, int64_t band0, int64_t band1,
                 char* own) {
   using L = Lines<TAPS>;
-  constexpr int64_t kPoints = L::kPoints * L::kPoints;
+  constexpr int64_t kPoints = kTilePoints<TAPS>;
   float *v = reinterpret_cast<float*>(own), *m = reinterpret_cast<float*>(own + p.at_m);
   float *band = reinterpret_cast<float*>(own + p.at_band), *out = reinterpret_cast<float*>(own + p.at_out);
   const int lanes = int(min64(N, d.n - n0));
@@ -184,10 +183,10 @@ void run_images(const ConvProblem& d, const Plan& p, const float* u, int64_t n0,
             return V::load(from + (c * in.c + r * in.h + s * in.w) * N).v;
           };
           const auto store = [&](int r, int s, Raw x) __attribute__((always_inline)) {
-            V{x}.store(v + (((r * L::kPoints + s) * d.c + c) * nv + j) * N);
+            V{x}.store(v + (((r * kTileIn<TAPS> + s) * d.c + c) * nv + j) * N);
           };
-          if (p.back) transform_tile<L::grad, kOut, L::kPoints>(load, store);
-          else transform_tile<L::input, L::kPoints, L::kPoints>(load, store);
+          if (p.back) transform_tile<L::grad, kOut, kTileIn<TAPS>>(load, store);
+          else transform_tile<L::input, kTileIn<TAPS>, kTileIn<TAPS>>(load, store);
         }
       }
       for (int64_t k = 0; k < d.k; k += p.mr) {

@@ -7,7 +7,7 @@
 #include "../../parallel.h"
 #include "conv2d.h"
 #include "conv2d_batch.h"
-#include "conv2d_winograd_4x4.h"
+#include "conv2d_winograd.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 namespace {
@@ -23,7 +23,7 @@ constexpr int kK = 3, kC = 3;
 #endif
 constexpr int kTaps = 5, kOut = 4;
 using L = Lines<kTaps>;
-constexpr int kPoints = L::kPoints;
+constexpr int kPoints = kTileIn<kTaps>;
 
 struct Plan {
   int64_t th, tw, tile_rows, bands, tiles;  // tiles of a band

@@ -1,13 +1,13 @@
-// Convolution by Winograd's F(5x5, 2x2), F(4x4, 3x3), F(3x3, 4x4) and F(2x2, 5x5) (Lavin & Gray, arXiv:1509.09308): 36
-// multiplications for 25, 16, 9 and 4 outputs instead of 100, 144, 144 and 100.
+// Convolution by Winograd's F(5x5, 2x2), F(4x4, 3x3), F(3x3, 4x4) (Lavin & Gray, arXiv:1509.09308), 36 multiplications
+// for 25, 16 and 9 outputs instead of 100, 144 and 144, and F(4x4, 5x5), 64 for 16 outputs instead of 400.
 //
-// Vector lanes are channels throughout. A strip of six input rows is laid out [row][column][channel] (a transposition
-// for NCHW, a copy for NHWC), each 6x6 tile is transformed into V[xi][channel group][tile][lane], 36 small matrix
-// products with the transformed weight U[xi][k block][c][2 lanes' worth] give M, and each tile's 36 M's become its
-// outputs. There are two orders of work. Many tiles: V and M of a block of tile rows stay in L2 while all of U passes.
-// Few tiles beside a large weight (deep layers, one image): V holds every tile, and each piece of the weight is
-// transformed into L2, used once and forgotten, since writing U
-// out and reading it back would take longer than the products.
+// Vector lanes are channels throughout. A strip of a tile's input rows is laid out [row][column][channel] (a
+// transposition for NCHW, a copy for NHWC), each tile is transformed into V[xi][channel group][tile][lane], 36 or 64
+// small matrix products with the transformed weight U[xi][k block][c][2 lanes' worth] give M, and each tile's M's
+// become its outputs. There are two orders of work. Many tiles: V and M of a block of tile rows stay in L2 while all of
+// U passes. Few tiles beside a large weight (deep layers, one image): V holds every tile, and each piece of the weight
+// is transformed into L2, used once and forgotten, since writing U out and reading it back would take longer than the
+// products.
 #include "../../parallel.h"
 #include "conv2d_winograd_product.h"
 
@@ -48,30 +48,32 @@ Plan make_plan(const ConvProblem& d, int64_t workers) {
   p.c_groups = ceil_div(phase_channels(d), N);
   p.k_groups = ceil_div(d.k, N);
   p.columns = strip_columns<TAPS>(p.tw);
-  const int64_t strip_bytes = pad(6 * p.columns * kVecBytes), group_bytes = 36 * p.c_groups * N * kVecBytes;
+  const int64_t strip_bytes = pad(kTileIn<TAPS> * p.columns * kVecBytes),
+                group_bytes = kTilePoints<TAPS> * p.c_groups * N * kVecBytes;
   const int64_t all_tiles = p.tile_rows * p.tw;
   p.v_xi = odd_lines(p.c_groups * all_tiles * N);
-  p.few = all_tiles <= kFewTiles && 36 * p.v_xi * 4 <= kFewVBytes && p.k_groups * group_bytes >= kFewUBytes;
+  p.few =
+      all_tiles <= kFewTiles && kTilePoints<TAPS> * p.v_xi * 4 <= kFewVBytes && p.k_groups * group_bytes >= kFewUBytes;
   if (p.few) {
     p.tiles = all_tiles;
     p.chunk_groups = min64(p.c_groups, ceil_div(64, N));  // U of 64 input by 2 N output channels: 288 KB with N = 16
     p.u_xi = odd_lines(p.chunk_groups * N * 2 * N);
-    p.workers = 36 * p.v_xi * 4;
+    p.workers = kTilePoints<TAPS> * p.v_xi * 4;
     p.u = 0;
-    p.m = 36 * p.u_xi * 4;
-    p.strip = p.m + 36 * odd_lines(2 * p.tiles * N) * 4;
+    p.m = kTilePoints<TAPS> * p.u_xi * 4;
+    p.strip = p.m + kTilePoints<TAPS> * odd_lines(2 * p.tiles * N) * 4;
   } else {
-    const int64_t row_bytes = 36 * p.tw * p.c_groups * kVecBytes;
+    const int64_t row_bytes = kTilePoints<TAPS> * p.tw * p.c_groups * kVecBytes;
     p.rows_per_block = max64(1, min64(kVBytes / row_bytes, ceil_div(4 * kMaxRows, p.tw)));
     p.rows_per_block = min64(p.rows_per_block, max64(1, ceil_div(p.tile_rows, workers)));
     p.blocks = ceil_div(p.tile_rows, p.rows_per_block);
     p.tiles = p.rows_per_block * p.tw;
     p.chunk_groups = min64(p.k_groups, max64(2, kUBytes / group_bytes / 2 * 2));
     p.u_xi = odd_lines(round_up(p.chunk_groups, 2) * p.c_groups * N * N);
-    p.workers = pad(36 * p.u_xi * 4);
+    p.workers = pad(kTilePoints<TAPS> * p.u_xi * 4);
     p.v = 0;
-    p.m = 36 * odd_lines(p.c_groups * p.tiles * N) * 4;
-    p.strip = p.m + 36 * odd_lines(2 * p.tiles * N) * 4;
+    p.m = kTilePoints<TAPS> * odd_lines(p.c_groups * p.tiles * N) * 4;
+    p.strip = p.m + kTilePoints<TAPS> * odd_lines(2 * p.tiles * N) * 4;
   }
   p.worker = p.strip + strip_bytes;
   p.total = p.workers + workers * p.worker;
@@ -143,8 +145,8 @@ void transform_phase_weight(const ConvProblem& d, int64_t group, int64_t c0, int
         points[t] = V::load(each).v;
       }
     }
-    transform_tile<weight_line<TAPS>, TAPS, 6>(
-        [&](int r, int s) __attribute__((always_inline)) { return points[r * TAPS + s]; }, store_points(u, u_xi));
+    transform_tile<Lines<TAPS>::weight, TAPS, kTileIn<TAPS>>(
+        [&](int r, int s) __attribute__((always_inline)) { return points[r * TAPS + s]; }, store_points<TAPS>(u, u_xi));
   }
 }
 
@@ -177,9 +179,9 @@ void transform_weight(const ConvProblem& d, int64_t group, int64_t c0, int64_t c
           __builtin_prefetch(w + (c + kAhead) * d.wc - (TAPS * TAPS - 1) + i * 16);
       gather_weight<TAPS>(w + c * d.wc, d.wk, d.wr, d.ws, lanes, lane);
     }
-    transform_tile<weight_line<TAPS>, TAPS, 6>(
+    transform_tile<Lines<TAPS>::weight, TAPS, kTileIn<TAPS>>(
         [&](int r, int s) __attribute__((always_inline)) { return V::load(taps[(r * TAPS + s) * taps_row]).v; },
-        store_points(u, u_xi));
+        store_points<TAPS>(u, u_xi));
   }
 }
 
@@ -190,10 +192,10 @@ template <int TAPS>
 void transform_output(const Plan& p, const float* m, int64_t xi_stride, Raw bias, float* strip) {
   constexpr int OUT = kTileOut<TAPS>;
   for (int64_t t = 0; t < p.tw; ++t)
-    transform_tile<output_line<OUT>, 6, OUT>(load_points(m + t * N, xi_stride),
-                                             [&](int r, int s, Raw y) __attribute__((always_inline)) {
-                                               V{y + bias}.store(strip + (r * p.columns + OUT * t + s) * N);
-                                             });
+    transform_tile<Lines<TAPS>::output, kTileIn<TAPS>, OUT>(
+        load_points<TAPS>(m + t * N, xi_stride), [&](int r, int s, Raw y) __attribute__((always_inline)) {
+          V{y + bias}.store(strip + (r * p.columns + OUT * t + s) * N);
+        });
 }
 
 template <int TAPS>
@@ -241,7 +243,8 @@ void transform_rows(const ConvProblem& d, const Plan& p, int64_t row0, int64_t r
                     float* v, int64_t v_xi) {
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t image = (row0 + r) / p.th, tile_row = (row0 + r) % p.th;
-    fill_strip<TAPS>(d, p.tw, p.columns, static_cast<const float*>(d.x) + image * d.xn, tile_row, group, 6, strip);
+    fill_strip<TAPS>(d, p.tw, p.columns, static_cast<const float*>(d.x) + image * d.xn, tile_row, group, kTileIn<TAPS>,
+                     strip);
     transform_input<TAPS>(p.tw, p.columns, strip, v + r * p.tw * N, v_xi);
   }
 }
@@ -259,8 +262,8 @@ void run_block(const ConvProblem& d, const Plan& p, int64_t block, int64_t first
   for (int64_t g = 0; g < p.c_groups; ++g) transform_rows<TAPS>(d, p, row0, rows, g, strip, v + g * v_group, v_xi);
   for (int64_t at = 0; at < groups; at += 2) {
     const int nv = int(min64(2, groups - at));
-    winograd_products<false>(v, v_xi, v_group, tiles, u + at * p.c_groups * N * N, p.u_xi, phase_channels(d), nv, m,
-                             false);
+    winograd_products<false>(kTilePoints<TAPS>, v, v_xi, v_group, tiles, u + at * p.c_groups * N * N, p.u_xi,
+                             phase_channels(d), nv, m, false);
     finish<TAPS>(d, p, m, row0, rows, first_group + at, nv, strip);
   }
 }
@@ -304,7 +307,7 @@ void run_few(const ConvProblem& d, const Plan& p, int64_t workers, char* workspa
         for (int64_t g = 0; g < p.c_groups; g += p.chunk_groups) {
           const int64_t count = min64(p.chunk_groups, p.c_groups - g);
           for (int j = 0; j < nv; ++j) transform_weight<TAPS>(d, group + j, g * N, (g + count) * N, u + j * N, p.u_xi);
-          winograd_products<false>(v + g * v_group, p.v_xi, v_group, p.tiles, u, p.u_xi,
+          winograd_products<false>(kTilePoints<TAPS>, v + g * v_group, p.v_xi, v_group, p.tiles, u, p.u_xi,
                                    min64(count * N, phase_channels(d) - g * N), nv, m, g > 0);
         }
         finish<TAPS>(d, p, m, 0, p.tile_rows, group, nv, reinterpret_cast<float*>(own + p.strip));

@@ -1,21 +1,24 @@
-// What Winograd's forward and weight gradient share: the transforms of F(5x5, 2x2), F(4x4, 3x3), F(3x3, 4x4) and
-// F(2x2, 5x5), and strips of padded rows. All have six points (0, 1, -1, 2, -2, infinity), so 6x6 tiles of the input
-// transform alike; a larger kernel's tiles overlap more. TAPS is the kernel's size, 7 - TAPS the side of a tile of
-// outputs.
+// What Winograd's forward and weight gradient share: transforms of tiles and strips of padded rows. TAPS is the
+// kernel's size.
 // A strided problem is one of stride 1 with more channels (conv2d_phases.h).
 #pragma once
 #include "conv2d_phases.h"
 #include "conv2d_problem.h"
+#include "conv2d_winograd_lines.h"
 #include "simd.h"
 #include "transpose.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
-// A stride of an odd number of cache lines: the 36 planes of a tile then fall into different cache sets.
+// A stride of an odd number of cache lines: the planes of a tile then fall into different cache sets.
 FASTNN_INLINE int64_t odd_lines(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
 
 template <int TAPS>
-constexpr int kTileOut = 7 - TAPS;
+constexpr int kTileIn = winograd_side(TAPS);  // a side
+template <int TAPS>
+constexpr int kTileOut = winograd_outputs(TAPS);
+template <int TAPS>
+constexpr int kTilePoints = winograd_points(TAPS);
 constexpr int kMaxKernel = 16 * 16;  // taps: conv2d_choose.cpp asks for no more
 
 // Calls f.operator()<TAPS>().
@@ -26,76 +29,6 @@ FASTNN_INLINE auto dispatch_taps(const ConvProblem& d, const F& f) {
     case 3: return f.template operator()<3>();
     case 4: return f.template operator()<4>();
     default: return f.template operator()<5>();
-  }
-}
-
-// ---- one line of a transform ---------------------------------------------------------------------------------------
-
-// B^T d for one line of six.
-FASTNN_INLINE void input_line(const f32v d[6], f32v t[6]) {
-  const f32v a = d[4] - 4.f * d[2], b = d[3] - 4.f * d[1];
-  const f32v c = d[4] - d[2], e = 2.f * (d[3] - d[1]);
-  t[0] = 4.f * d[0] - 5.f * d[2] + d[4];
-  t[1] = a + b;
-  t[2] = a - b;
-  t[3] = c + e;
-  t[4] = c - e;
-  t[5] = 4.f * d[1] - 5.f * d[3] + d[5];
-}
-
-// A^T m: outputs of one line.
-template <int OUT>
-FASTNN_INLINE void output_line(const f32v m[6], f32v y[OUT]) {
-  const f32v a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
-#pragma GCC unroll 5
-  for (int i = 0; i < OUT; ++i) {
-    y[i] = i % 2 ? b + float(1 << i) * e : a + float(1 << i) * c;
-    if (i == 0) y[i] = y[i] + m[0];
-    if (i == OUT - 1) y[i] = y[i] + m[5];
-  }
-}
-
-// G g: the points of one line of a kernel.
-template <int TAPS>
-FASTNN_INLINE void weight_line(const f32v g[TAPS], f32v t[6]) {
-  f32v even = g[0], odd = g[1], even2 = g[0] * (1.f / 24), odd2 = g[1] * (1.f / 12);
-  if constexpr (TAPS >= 3) even = even + g[2], even2 = even2 + g[2] * (1.f / 6);
-  if constexpr (TAPS >= 4) odd = odd + g[3], odd2 = odd2 + g[3] * (1.f / 3);
-  if constexpr (TAPS >= 5) even = even + g[4], even2 = even2 + g[4] * (2.f / 3);
-  const f32v a = even * (-1.f / 6), b = odd * (1.f / 6);
-  t[0] = g[0] * 0.25f;
-  t[1] = a - b;
-  t[2] = a + b;
-  t[3] = even2 + odd2;
-  t[4] = even2 - odd2;
-  t[5] = g[TAPS - 1];
-}
-
-// A g: the points of one line of grad_output.
-template <int OUT>
-FASTNN_INLINE void grad_line(const f32v g[OUT], f32v t[6]) {
-  f32v even = g[0], odd = g[1], even2 = g[0], odd2 = 2.f * g[1];
-  if constexpr (OUT >= 3) even = even + g[2], even2 = even2 + 4.f * g[2];
-  if constexpr (OUT >= 4) odd = odd + g[3], odd2 = odd2 + 8.f * g[3];
-  if constexpr (OUT >= 5) even = even + g[4], even2 = even2 + 16.f * g[4];
-  t[0] = g[0];
-  t[1] = even + odd;
-  t[2] = even - odd;
-  t[3] = even2 + odd2;
-  t[4] = even2 - odd2;
-  t[5] = g[OUT - 1];
-}
-
-// G^T u: one line of the weight's gradient.
-template <int TAPS>
-FASTNN_INLINE void grad_weight_line(const f32v u[6], f32v w[TAPS]) {
-  const f32v a = u[1] + u[2], b = u[2] - u[1], c = u[3] + u[4], e = u[3] - u[4];
-#pragma GCC unroll 5
-  for (int i = 0; i < TAPS; ++i) {
-    const float power = float(1 << i) / 24;
-    w[i] = i % 2 ? (1.f / 6) * b + power * e : power * c - (1.f / 6) * a;
-    if (i == 0) w[i] = w[i] + 0.25f * u[0];
-    if (i == TAPS - 1) w[i] = w[i] + u[5];
   }
 }
 
@@ -128,12 +61,16 @@ FASTNN_INLINE void transform_tile(const Load& load, const Store& store) {
   }
 }
 
-// The 36 points of a tile, `xi_stride` apart, to load or to store.
+// The points of a tile, `xi_stride` apart, to load or to store.
+template <int TAPS>
 FASTNN_INLINE auto load_points(const float* m, int64_t xi_stride) {
-  return [=](int r, int s) __attribute__((always_inline)) { return Vec<float>::load(m + (r * 6 + s) * xi_stride).v; };
+  return [=](int r, int s)
+             __attribute__((always_inline)) { return Vec<float>::load(m + (r * kTileIn<TAPS> + s) * xi_stride).v; };
 }
+template <int TAPS>
 FASTNN_INLINE auto store_points(float* v, int64_t xi_stride) {
-  return [=](int r, int s, f32v x) __attribute__((always_inline)) { Vec<float>{x}.store(v + (r * 6 + s) * xi_stride); };
+  return [=](int r, int s, f32v x)
+             __attribute__((always_inline)) { Vec<float>{x}.store(v + (r * kTileIn<TAPS> + s) * xi_stride); };
 }
 
 // ---- strips --------------------------------------------------------------------------------------------------------
@@ -176,7 +113,7 @@ void fill_strip(const ConvProblem& d, int64_t tw, int64_t columns, const float* 
   }
 }
 
-// V of every tile of the strip: 36 vectors each, xi_stride elements apart.
+// V of every tile of the strip: kTilePoints vectors each, xi_stride elements apart.
 template <int TAPS>
 void transform_input(int64_t tw, int64_t columns, const float* strip, float* v, int64_t xi_stride) {
   using V = Vec<float>;
@@ -184,7 +121,7 @@ void transform_input(int64_t tw, int64_t columns, const float* strip, float* v, 
     const auto load = [&](int r, int s) __attribute__((always_inline)) {
       return V::load(strip + (r * columns + kTileOut<TAPS> * t + s) * V::N).v;
     };
-    transform_tile<input_line, 6, 6>(load, store_points(v + t * V::N, xi_stride));
+    transform_tile<Lines<TAPS>::input, kTileIn<TAPS>, kTileIn<TAPS>>(load, store_points<TAPS>(v + t * V::N, xi_stride));
   }
 }
 

@@ -1,9 +1,9 @@
 // Gradient of the weight in Winograd's domain: the transpose of F(4x4, 3x3) and its like, with as few multiplications.
 //
-// dW = G^T [ sum over tiles of (A g A^T) (B^T d B)^T ] G: each tile of grad_output becomes 36 values per output
-// channel, each 6x6 tile of the input 36 per input channel, and 36 matrix products over the tiles give dU[xi][k][c].
-// Many tiles: slices of the batch each sum a dU of their own, added in order at the end. Few tiles beside a large
-// weight: the points of every tile are kept, and each piece of dU is computed in L2 and becomes dW at once.
+// dW = G^T [ sum over tiles of (A g A^T) (B^T d B)^T ] G: each tile of grad_output becomes 36 or 64 values per
+// output channel, each tile of the input as many per input channel, and as many matrix products over the tiles give
+// dU[xi][k][c]. Many tiles: slices of the batch each sum a dU of their own, added in order at the end. Few tiles beside
+// a large weight: the points of every tile are kept, and each piece of dU is computed in L2 and becomes dW at once.
 #include "../../parallel.h"
 #include "conv2d_winograd.h"
 
@@ -47,35 +47,36 @@ Plan make_plan(const ConvProblem& d, int64_t workers) {
   p.k_groups = ceil_div(d.k, N);
   p.columns = strip_columns<TAPS>(p.tw);
   const auto pad = [](int64_t bytes) { return round_up(bytes, 64); };
-  const int64_t group_bytes = 36 * p.c_groups * N * kVecBytes, all_tiles = p.tile_rows * p.tw;
+  const int64_t group_bytes = kTilePoints<TAPS> * p.c_groups * N * kVecBytes, all_tiles = p.tile_rows * p.tw;
   p.v_xi = odd_lines(p.c_groups * all_tiles * N), p.m_xi = odd_lines(p.k_groups * all_tiles * N);
-  p.few = all_tiles <= kFewTiles && 36 * (p.v_xi + p.m_xi) * 4 <= kFewBytes && p.k_groups * group_bytes >= kFewUBytes;
+  p.few = all_tiles <= kFewTiles && kTilePoints<TAPS> * (p.v_xi + p.m_xi) * 4 <= kFewBytes &&
+          p.k_groups * group_bytes >= kFewUBytes;
   if (p.few) {
     p.tiles = all_tiles;
     p.chunk_groups = min64(p.c_groups, 2 * kColumns);  // dU of N output by 96 input channels: 221 KB with N = 16
     p.u_xi = odd_lines(N * p.chunk_groups * N);
     p.v = 0;
-    p.m = 36 * p.v_xi * 4;
-    p.bias = p.m + 36 * p.m_xi * 4;
+    p.m = kTilePoints<TAPS> * p.v_xi * 4;
+    p.bias = p.m + kTilePoints<TAPS> * p.m_xi * 4;
     p.workers = p.bias + p.k_groups * kVecBytes;
     p.u = 0;
-    p.strip = 36 * p.u_xi * 4;
+    p.strip = kTilePoints<TAPS> * p.u_xi * 4;
   } else {
     p.chunk_groups = max64(1, min64(p.k_groups, kSliceBytes / group_bytes));
-    const int64_t row_bytes = 36 * p.tw * (p.c_groups + p.chunk_groups) * kVecBytes;
+    const int64_t row_bytes = kTilePoints<TAPS> * p.tw * (p.c_groups + p.chunk_groups) * kVecBytes;
     p.rows_per_block = max64(max64(1, ceil_div(16, p.tw)), min64(kTileBytes / row_bytes, ceil_div(96, p.tw)));
     p.rows_per_block = min64(p.rows_per_block, p.tile_rows);
     p.blocks = ceil_div(p.tile_rows, p.rows_per_block);
     p.tiles = p.rows_per_block * p.tw;
     p.u_xi = odd_lines(p.chunk_groups * N * p.c_groups * N);
-    p.slice = 36 * p.u_xi + p.chunk_groups * N;
+    p.slice = kTilePoints<TAPS> * p.u_xi + p.chunk_groups * N;
     p.slices = max64(1, min64(min64(kSlices, p.blocks), 2 * kSliceBytes / (p.slice * 4)));
     p.workers = pad(p.slices * p.slice * 4);
     p.v = 0;
-    p.m = 36 * odd_lines(p.c_groups * p.tiles * N) * 4;
-    p.strip = p.m + 36 * odd_lines(p.chunk_groups * p.tiles * N) * 4;
+    p.m = kTilePoints<TAPS> * odd_lines(p.c_groups * p.tiles * N) * 4;
+    p.strip = p.m + kTilePoints<TAPS> * odd_lines(p.chunk_groups * p.tiles * N) * 4;
   }
-  p.worker = p.strip + pad(6 * p.columns * kVecBytes);
+  p.worker = p.strip + pad(kTileIn<TAPS> * p.columns * kVecBytes);
   p.total = p.workers + workers * p.worker;
   return p;
 }
@@ -91,7 +92,7 @@ void transform_grad(const Plan& p, const float* strip, float* m, int64_t xi_stri
       sum = sum + g;
       return g;
     };
-    transform_tile<grad_line<OUT>, OUT, 6>(load, store_points(m + t * N, xi_stride));
+    transform_tile<Lines<TAPS>::grad, OUT, kTileIn<TAPS>>(load, store_points<TAPS>(m + t * N, xi_stride));
   }
   V{sum}.store(bias);
 }
@@ -121,10 +122,10 @@ void product(const float* m, const float* v, int64_t v_group, int64_t tiles, flo
     for (int j = 0; j < NV; ++j) V{acc[i][j]}.store(u + i * u_row + j * N);
 }
 
-// The 36 products of `channels` output channels (from a) with `groups` groups of input channels (from b).
-void products(const float* a, int64_t a_xi, const float* b, int64_t b_xi, int64_t group_stride, int64_t tiles,
-              int64_t channels, int64_t groups, float* u, int64_t u_xi, int64_t u_row, bool add) {
-  for (int64_t xi = 0; xi < 36; ++xi)
+// The products at every point of `channels` output channels (from a) with `groups` groups of input channels (from b).
+void products(int points, const float* a, int64_t a_xi, const float* b, int64_t b_xi, int64_t group_stride,
+              int64_t tiles, int64_t channels, int64_t groups, float* u, int64_t u_xi, int64_t u_row, bool add) {
+  for (int64_t xi = 0; xi < points; ++xi)
     for (int64_t g = 0; g < groups; g += kColumns)
       for (int64_t k = 0; k < channels; k += kRows) {
         const float* from = a + xi * a_xi + k / N * group_stride + k % N;
@@ -150,7 +151,8 @@ ConvProblem grad_as_image(const ConvProblem& d) {
 template <int TAPS>
 void transform_input_row(const ConvProblem& d, const Plan& p, int64_t row, int64_t group, float* strip, float* v,
                          int64_t v_xi) {
-  fill_strip<TAPS>(d, p.tw, p.columns, static_cast<const float*>(d.x) + row / p.th * d.xn, row % p.th, group, 6, strip);
+  fill_strip<TAPS>(d, p.tw, p.columns, static_cast<const float*>(d.x) + row / p.th * d.xn, row % p.th, group,
+                   kTileIn<TAPS>, strip);
   transform_input<TAPS>(p.tw, p.columns, strip, v, v_xi);
 }
 template <int TAPS>
@@ -179,13 +181,13 @@ void finish(const ConvProblem& d, const float* u, int64_t u_xi, int64_t slices, 
   constexpr int kTaps = TAPS * TAPS;
   for (int64_t g = 0; g < groups; ++g) {
     const auto load = [&](int r, int s) __attribute__((always_inline)) {
-      const float* from = u + (r * 6 + s) * u_xi + g * N;
+      const float* from = u + (r * kTileIn<TAPS> + s) * u_xi + g * N;
       Raw sum = V::load(from).v;
       for (int64_t i = 1; i < slices; ++i) sum = sum + V::load(from + i * slice).v;
       return sum;
     };
     alignas(64) float taps[(kTaps + N - 1) / N * N][N];
-    transform_tile<grad_weight_line<TAPS>, 6, TAPS>(
+    transform_tile<Lines<TAPS>::grad_weight, kTileIn<TAPS>, TAPS>(
         load, [&](int r, int s, Raw w) __attribute__((always_inline)) { V{w}.store(taps[r * TAPS + s]); });
     if (d.stride_h > 1) {
       scatter_phases<TAPS>(d, taps, (group + g) * N, w);
@@ -215,7 +217,7 @@ void run_slice(const ConvProblem& d, const Plan& p, int64_t slice, int64_t first
   float* v = reinterpret_cast<float*>(own + p.v);
   float* m = reinterpret_cast<float*>(own + p.m);
   float* strip = reinterpret_cast<float*>(own + p.strip);
-  float* bias = out + 36 * p.u_xi;
+  float* bias = out + kTilePoints<TAPS> * p.u_xi;
   for (int64_t i = 0; i < groups * N; ++i) bias[i] = 0;
   const int64_t first_block = p.blocks * slice / p.slices;
   for (int64_t block = first_block; block < p.blocks * (slice + 1) / p.slices; ++block) {
@@ -229,8 +231,8 @@ void run_slice(const ConvProblem& d, const Plan& p, int64_t slice, int64_t first
         transform_grad_row<TAPS>(d, p, row0 + r, first + g, strip, m + g * group_stride + r * p.tw * N, m_xi,
                                  bias + g * N);
     }
-    products(m, m_xi, v, v_xi, group_stride, tiles, groups * N, p.c_groups, out, p.u_xi, p.c_groups * N,
-             block > first_block);
+    products(kTilePoints<TAPS>, m, m_xi, v, v_xi, group_stride, tiles, groups * N, p.c_groups, out, p.u_xi,
+             p.c_groups * N, block > first_block);
   }
 }
 
@@ -254,7 +256,7 @@ void run_many(const ConvProblem& d, const Plan& p, float* grad_weight, float* gr
     if (!grad_bias) continue;
     for (int64_t k = 0; k < channels; ++k) {
       float sum = 0;
-      for (int64_t s = 0; s < p.slices; ++s) sum += slices[s * p.slice + 36 * p.u_xi + k];
+      for (int64_t s = 0; s < p.slices; ++s) sum += slices[s * p.slice + kTilePoints<TAPS> * p.u_xi + k];
       grad_bias[first * N + k] = sum;
     }
   }
@@ -285,8 +287,8 @@ void run_few(const ConvProblem& d, const Plan& p, float* grad_weight, float* gra
       for (int64_t k = w; k < p.k_groups; k += workers)
         for (int64_t g = 0; g < p.c_groups; g += p.chunk_groups) {
           const int64_t groups = min64(p.chunk_groups, p.c_groups - g), u_row = p.chunk_groups * N;
-          products(m + k * group_stride, p.m_xi, v + g * group_stride, p.v_xi, group_stride, p.tiles, N, groups, u,
-                   p.u_xi, u_row, false);
+          products(kTilePoints<TAPS>, m + k * group_stride, p.m_xi, v + g * group_stride, p.v_xi, group_stride, p.tiles,
+                   N, groups, u, p.u_xi, u_row, false);
           for (int64_t i = 0; i < min64(N, d.k - k * N); ++i)
             finish<TAPS>(d, u + i * u_row, p.u_xi, 1, 0, g, groups, grad_weight + (k * N + i) * d.wk);
         }

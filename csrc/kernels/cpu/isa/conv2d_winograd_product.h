@@ -1,4 +1,4 @@
-// The 36 matrix products between Winograd's transforms of the input and of the output.
+// The matrix products between Winograd's transforms of the input and of the output.
 #pragma once
 #include "conv2d_winograd.h"
 
@@ -53,14 +53,14 @@ WinogradProduct find_winograd_product(int rows) {
   else return rows == MR ? winograd_product<MR, NV, PACKED> : find_winograd_product<MR - 1, NV, PACKED>(rows);
 }
 
-// The products of `tiles` tiles with one pair (nv = 2) or one (nv = 1) of output channel groups.
+// The products of the points of `tiles` tiles with one pair (nv = 2) or one (nv = 1) of output channel groups.
 template <bool PACKED>
-void winograd_products(const float* v, int64_t v_xi, int64_t v_group, int64_t tiles, const float* u, int64_t u_xi,
-                       int64_t channels, int nv, float* m, bool add) {
+void winograd_products(int points, const float* v, int64_t v_xi, int64_t v_group, int64_t tiles, const float* u,
+                       int64_t u_xi, int64_t channels, int nv, float* m, bool add) {
   constexpr int N = Vec<float>::N;
   constexpr int64_t kNear = 512, kFar = (32 << 10) / sizeof(float);
   const int64_t mr = ceil_div(tiles, ceil_div(tiles, kMaxRows)), m_group = tiles * N, m_xi = odd_lines(nv * m_group);
-  for (int64_t xi = 0; xi < 36; ++xi)
+  for (int64_t xi = 0; xi < points; ++xi)
     for (int64_t t = 0; t < tiles; t += mr) {
       const int count = int(min64(mr, tiles - t));
       // During the last tiles, the next xi of U is asked for. Larger ones would displace V.

@@ -1,4 +1,4 @@
-// Winograd on a weight that was transformed once: F(5x5, 2x2), F(4x4, 3x3), F(3x3, 4x4) and F(2x2, 5x5) in NHWC, the
+// Winograd on a weight that was transformed once: F(5x5, 2x2), F(4x4, 3x3), F(3x3, 4x4) and F(4x4, 5x5) in NHWC, the
 // epilogue in the last transform. A stride's phases are channels of their own (conv2d_phases.h).
 //
 // As conv2d_winograd.cpp, but tiles are written to the image in place and read from it where N channels of a phase lie
@@ -38,9 +38,10 @@ Plan make_plan(const PackedConv2dParams& p, int64_t workers) {
   o.th = ceil_div(p.P, kTileOut<TAPS>), o.tw = ceil_div(p.Q, kTileOut<TAPS>);
   o.tile_rows = p.N * o.th;
   o.c_groups = ceil_div(phase_channels(problem(p)), N), o.k_groups = ceil_div(p.K, N);
-  const int64_t row_bytes = 36 * o.tw * o.c_groups * kVecBytes;
+  const int64_t row_bytes = kTilePoints<TAPS> * o.tw * o.c_groups * kVecBytes;
   // V shares a 1 MB L2 with M and a panel of U; unless U itself comes from memory once per block.
-  const int64_t u_bytes = 36 * o.c_groups * N * o.k_groups * N * 4, v_bytes = u_bytes > (4 << 20) ? 4 << 20 : 640 << 10;
+  const int64_t u_bytes = kTilePoints<TAPS> * o.c_groups * N * o.k_groups * N * 4,
+                v_bytes = u_bytes > (4 << 20) ? 4 << 20 : 640 << 10;
   o.rows_per_block = max64(1, min64(v_bytes / row_bytes, ceil_div(4 * kMaxRows, o.tw)));
   // Few tiles: each thread transforms all of them for its channel groups, so that U is read once.
   const bool few = 10 * o.tile_rows * o.tw < 3 * p.K && 2 * workers <= o.k_groups && o.tile_rows <= o.rows_per_block;
@@ -49,55 +50,56 @@ Plan make_plan(const PackedConv2dParams& p, int64_t workers) {
   o.rows_per_block = ceil_div(o.tile_rows, o.blocks);  // even blocks
   o.blocks = ceil_div(o.tile_rows, o.rows_per_block);
   o.tiles = o.rows_per_block * o.tw;
-  o.m = 36 * odd_lines(o.c_groups * o.tiles * N) * 4;
-  o.strip = o.m + 36 * odd_lines(2 * o.tiles * N) * 4;
+  o.m = kTilePoints<TAPS> * odd_lines(o.c_groups * o.tiles * N) * 4;
+  o.strip = o.m + kTilePoints<TAPS> * odd_lines(2 * o.tiles * N) * 4;
   o.columns = p.stride_h == 1 || (p.input_stride_c == 1 && p.C % N == 0) ? 0 : strip_columns<TAPS>(o.tw);
-  o.worker = o.strip + 6 * o.columns * kVecBytes;
+  o.worker = o.strip + kTileIn<TAPS> * o.columns * kVecBytes;
   return o;
 }
 
 // ---- input ---------------------------------------------------------------------------------------------------------
 
-// The 36 points of one tile of N channels: rows and columns `xh` and `xw` apart.
+// The points of one tile of N channels: rows and columns `xh` and `xw` apart.
+template <int TAPS>
 FASTNN_INLINE void transform_input_tile(const float* x, int64_t xh, int64_t xw, float* v, int64_t xi_stride) {
   const auto load = [=](int r, int s) __attribute__((always_inline)) { return V::load(x + r * xh + s * xw).v; };
-  transform_tile<input_line, 6, 6>(load, store_points(v, xi_stride));
+  transform_tile<Lines<TAPS>::input, kTileIn<TAPS>, kTileIn<TAPS>>(load, store_points<TAPS>(v, xi_stride));
 }
 
 // V of one row of tiles and one group of channels.
 template <int TAPS>
 void transform_row(const PackedConv2dParams& p, const Plan& o, const float* image, int64_t tile_row, int64_t group,
                    float* strip, float* v, int64_t xi_stride) {
-  constexpr int OUT = kTileOut<TAPS>;
+  constexpr int IN = kTileIn<TAPS>, OUT = kTileOut<TAPS>;
   const ConvProblem d = problem(p);
   if (o.columns) {
-    fill_phase_rows(d, image, tile_row * OUT, 6, group, OUT * o.tw + TAPS - 1, o.columns, strip);
+    fill_phase_rows(d, image, tile_row * OUT, IN, group, OUT * o.tw + TAPS - 1, o.columns, strip);
     return transform_input<TAPS>(o.tw, o.columns, strip, v, xi_stride);
   }
   const PhaseChannel f = phase_channel(d, group * N);
   const int lanes = int(min64(N, p.C - f.c));
-  const int64_t stride = p.stride_h, reach = 5 * stride, xh = p.input_stride_h, xw = p.input_stride_w;
+  const int64_t stride = p.stride_h, reach = (IN - 1) * stride, xh = p.input_stride_h, xw = p.input_stride_w;
   const int64_t h = tile_row * OUT * stride + f.a - p.pad_h;
   const bool rows_inside = h >= 0 && h + reach < p.H && lanes == N;
   const float* x = image + f.c;
   for (int64_t t = 0; t < o.tw; ++t, v += N) {
     const int64_t w = t * OUT * stride + f.b - p.pad_w;
     if (rows_inside && w >= 0 && w + reach < p.W) {
-      transform_input_tile(x + h * xh + w * xw, stride * xh, stride * xw, v, xi_stride);
+      transform_input_tile<TAPS>(x + h * xh + w * xw, stride * xh, stride * xw, v, xi_stride);
       continue;
     }
-    alignas(64) float patch[36 * N];
-    for (int r = 0; r < 6; ++r)
-      for (int s = 0; s < 6; ++s) {
+    alignas(64) float patch[kTilePoints<TAPS> * N];
+    for (int r = 0; r < IN; ++r)
+      for (int s = 0; s < IN; ++s) {
         const int64_t ih = h + r * stride, iw = w + s * stride;
         V value = V::zero();
         if (ih >= 0 && ih < p.H && iw >= 0 && iw < p.W) {
           const float* from = x + ih * xh + iw * xw;
           value = lanes == N ? V::load(from) : V::load_n(from, lanes);
         }
-        value.store(patch + (r * 6 + s) * N);
+        value.store(patch + (r * IN + s) * N);
       }
-    transform_input_tile(patch, 6 * N, N, v, xi_stride);
+    transform_input_tile<TAPS>(patch, IN * N, N, v, xi_stride);
   }
 }
 
@@ -107,20 +109,21 @@ void transform_row(const PackedConv2dParams& p, const Plan& o, const float* imag
 template <int TAPS>
 void finish_row(const PackedConv2dParams& p, const Plan& o, const float* m, int64_t xi_stride, Raw bias,
                 int64_t tile_row, int lanes, float* y, const float* residual) {
-  constexpr int OUT = kTileOut<TAPS>;
+  constexpr int IN = kTileIn<TAPS>, OUT = kTileOut<TAPS>;
+  using L = Lines<TAPS>;
   const Clamp clamp(p);
   const int rows = int(min64(OUT, p.P - tile_row * OUT));
   y += tile_row * OUT * p.output_stride_h;
   if (residual) residual += tile_row * OUT * p.residual_stride_h;
   for (int64_t t = 0; t < o.tw; ++t, m += N) {
     const int columns = int(min64(OUT, p.Q - t * OUT));
-    Raw mid[OUT][6];
-    transform_columns<output_line<OUT>, 6, OUT>(load_points(m, xi_stride), mid);
+    Raw mid[OUT][IN];
+    transform_columns<L::output, IN, OUT>(load_points<TAPS>(m, xi_stride), mid);
 #pragma GCC unroll 5
     for (int r = 0; r < OUT; ++r) {
       if (r >= rows) break;
       Raw out[OUT];
-      output_line<OUT>(mid[r], out);
+      L::output(mid[r], out);
       float* const to = y + r * p.output_stride_h + t * OUT * p.output_stride_w;
       const float* const add = residual ? residual + r * p.residual_stride_h + t * OUT * p.residual_stride_w : nullptr;
 #pragma GCC unroll 5
@@ -153,11 +156,11 @@ void run_block(const PackedConv2dParams& p, const Plan& o, int64_t block, int64_
                           reinterpret_cast<float*>(own + o.strip), v + g * group_v + r * o.tw * N, v_xi);
     }
   const int64_t u_xi = o.c_groups * N * 2 * N;
-  const float* const bias = p.packed + ceil_div(o.k_groups, 2) * 36 * u_xi;
+  const float* const bias = p.packed + ceil_div(o.k_groups, 2) * kTilePoints<TAPS> * u_xi;
   for (int64_t pair = first_pair; pair < last_pair; ++pair) {
     const int nv = int(min64(2, o.k_groups - 2 * pair));
-    winograd_products<true>(v, v_xi, group_v, tiles, p.packed + pair * 36 * u_xi, o.c_groups * N * nv * N,
-                            phase_channels(problem(p)), nv, m, false);
+    winograd_products<true>(kTilePoints<TAPS>, v, v_xi, group_v, tiles, p.packed + pair * kTilePoints<TAPS> * u_xi,
+                            o.c_groups * N * nv * N, phase_channels(problem(p)), nv, m, false);
     const int64_t m_xi = odd_lines(nv * group_v);
     for (int j = 0; j < nv; ++j) {
       const int64_t k = (2 * pair + j) * N;
@@ -200,7 +203,8 @@ template <int TAPS>
 void pack(const PackedConv2dParams& p) {
   const ConvProblem d = problem(p);
   const int64_t channels = phase_channels(d), c_padded = round_up(channels, N);
-  const int64_t k_groups = ceil_div(p.K, N), pairs = ceil_div(k_groups, 2), u_pair = 36 * c_padded * 2 * N;
+  const int64_t k_groups = ceil_div(p.K, N), pairs = ceil_div(k_groups, 2),
+                u_pair = kTilePoints<TAPS> * c_padded * 2 * N;
   parallel_for(0, k_groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       const int nv = group / 2 * 2 + 1 < k_groups ? 2 : 1;
@@ -217,7 +221,8 @@ void pack(const PackedConv2dParams& p) {
                                  at_s * p.weight_stride_s];
           return V::load(lane).v;
         };
-        transform_tile<weight_line<TAPS>, TAPS, 6>(load, store_points(u + c * nv * N, c_padded * nv * N));
+        transform_tile<Lines<TAPS>::weight, TAPS, kTileIn<TAPS>>(load,
+                                                                 store_points<TAPS>(u + c * nv * N, c_padded * nv * N));
       }
     }
   });
@@ -231,7 +236,9 @@ void pack(const PackedConv2dParams& p) {
 
 int64_t packed_winograd_bytes(const PackedConv2dParams& p) {
   const int64_t pairs = ceil_div(p.K, 2 * N);
-  return (pairs * 36 * round_up(phase_channels(problem(p)), N) * 2 * N + pairs * 2 * N) * 4 + 64;
+  const int64_t channels = round_up(phase_channels(problem(p)), N);
+  return dispatch_taps(
+      problem(p), [&]<int TAPS>() { return (pairs * kTilePoints<TAPS> * channels * 2 * N + pairs * 2 * N) * 4 + 64; });
 }
 
 void packed_winograd_pack(const PackedConv2dParams& p) {
