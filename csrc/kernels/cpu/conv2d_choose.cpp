@@ -110,32 +110,45 @@ struct Shape {
   bool together;     // NHWC
 };
 
-// Winograd of five taps a side, 5x5 or a stride's phases of 9x9 and more, with channels in the lanes: the
-// multiplications of its products, in lanes of sixteen, of its transforms (counted twice, they wait for memory) and of
-// transforming the weight.
-bool five_taps(const Conv2dParams& p) { return p.groups == 1 && ceil_div(p.R, p.stride_h) == 5; }
-int64_t five_taps_work(const Conv2dParams& p) {
-  constexpr int64_t kSide = winograd_outputs(5), kInput = 416, kOutput = 192, kGrad = 168, kLanes = 16;
-  const int64_t stride = p.stride_h, phases = stride * stride, k = round_up(p.K, kLanes);
+// Winograd with channels in the lanes, also of the phases of a stride: the multiplications of its products, in lanes of
+// sixteen, of its transforms (counted twice, they wait for memory) and of transforming the weight.
+int64_t winograd_work(const Conv2dParams& p) {
+  constexpr int64_t kLanes = 16;
+  const int64_t stride = p.stride_h, phases = stride * stride, taps = ceil_div(p.R, stride);
+  const int64_t out = winograd_outputs(taps), points = winograd_points(taps);
+  // Operations of a tile's transforms, for one channel.
+  const int64_t input = taps == 5 ? 416 : 156, output = taps == 5 ? 192 : 25 * (7 - taps);
   const bool grad_input = p.pass == Conv2dPass::grad_input;
   const int64_t h = grad_input ? ceil_div(p.H, stride) : p.P, w = grad_input ? ceil_div(p.W, stride) : p.Q;
-  const int64_t tiles = p.N * ceil_div(h, kSide) * ceil_div(w, kSide);
+  const int64_t tiles = p.N * ceil_div(h, out) * ceil_div(w, out);
   const auto work = [&](int64_t products, int64_t transforms, int64_t weights) {
-    return tiles * (winograd_points(5) * products + 2 * transforms) + winograd_points(5) * weights;
+    return tiles * (points * products + 2 * transforms) + points * weights;
   };
-  const int64_t c = p.C * phases, in = round_up(c, kLanes), back = phases * round_up(p.C, kLanes);
+  const int64_t c = p.C * phases, k = round_up(p.K, kLanes), in = round_up(c, kLanes);
+  const int64_t back = phases * round_up(p.C, kLanes);
   switch (p.pass) {
-    case Conv2dPass::forward: return work(c * k, kInput * in + kOutput * k, 4 * c * k);
-    case Conv2dPass::grad_input: return work(p.K * back, kInput * k + kOutput * back, 4 * p.K * back);
-    case Conv2dPass::grad_weight: return work(in * k, kInput * in + kGrad * k, 6 * in * k);
+    case Conv2dPass::forward: return work(c * k, input * in + output * k, 4 * c * k);
+    case Conv2dPass::grad_input: return work(p.K * back, input * k + output * back, 4 * p.K * back);
+    case Conv2dPass::grad_weight: return work(in * k, input * in + output * k, 6 * in * k);
   }
   return 0;
 }
-// Against the multiplications of a direct sum. On a Zen 4 core 2600 random passes of 2 to 384 channels took 0.35 of the
-// best other algorithm's time where that is 0.3, 0.6 where 0.6, 0.6 (few images) to 1 (many) where 1, 0.8 (few) where 1.3.
-bool five_taps_pay(const Conv2dParams& p) {
-  const int64_t tenths = p.stride_h > 1 ? 6 : p.N < 12 ? 12 : 7;
-  return 10 * five_taps_work(p) <= tenths * p.N * p.P * p.Q * p.R * p.S * p.C * p.K;
+// At most `tenths` of a direct sum's multiplications.
+bool winograd_work_within(const Conv2dParams& p, int64_t tenths) {
+  return 10 * winograd_work(p) <= tenths * p.N * p.P * p.Q * p.R * p.S * p.C * p.K;
+}
+bool fills_lanes(const Conv2dParams& p) { return 4 * p.N >= 3 * 16 * ceil_div(p.N, 16); }  // an image per lane
+
+// Stride 1 by that count, of four channels or more. On a Zen 4 core 4500 random passes of 2 to 384 channels took 0.35
+// of the best other algorithm's time where it is 0.3 of a direct sum's, 0.6 where 0.7, and for batches that fill the
+// lanes the same time where 1, for others 0.8 where 1.3 (2x2: where 1.1): layers of thin channels that took 1.4 to 2.5
+// times as long by gemm, shift and torch. Batches of 3x3 are left to those with an image per lane, which have fewer
+// products.
+bool winograd_counts_less(const Conv2dParams& p) {
+  if (p.groups > 1 || min64(p.C, p.K) < 4) return false;
+  const bool full = fills_lanes(p);
+  if (full && p.R == 3 && p.pass != Conv2dPass::grad_weight) return false;
+  return winograd_work_within(p, full ? 7 : p.R == 2 ? 11 : 13);
 }
 
 Shape shape_of(const Conv2dParams& p) {
@@ -143,9 +156,9 @@ Shape shape_of(const Conv2dParams& p) {
   s.c = p.C / p.groups, s.k = p.K / p.groups, s.taps = p.R * p.S, s.pixels = p.N * p.P * p.Q;
   const bool unit = p.stride_h == 1 && p.stride_w == 1;
   s.pointwise = s.taps == 1 && unit && p.pad_h == 0 && p.pad_w == 0;
-  s.winograd = unit && !g_strict && takes(p, Conv2dAlgorithm::winograd) &&
-               (five_taps(p) ? five_taps_pay(p) : min64(s.c, s.k) >= 16 && fills_tiles(p));
-  s.batch = s.taps > 1 && s.c * s.k <= 2048 && s.c * s.k * s.taps <= 1 << 16 && 4 * p.N >= 3 * 16 * ceil_div(p.N, 16) &&
+  const bool wide = (p.R != 5 || p.groups > 1) && min64(s.c, s.k) >= 16 && fills_tiles(p);
+  s.winograd = unit && !g_strict && takes(p, Conv2dAlgorithm::winograd) && (wide || winograd_counts_less(p));
+  s.batch = s.taps > 1 && s.c * s.k <= 2048 && s.c * s.k * s.taps <= 1 << 16 && fills_lanes(p) &&
             takes(p, Conv2dAlgorithm::batch);
   s.vendor_fits = s.k % 16 == 0;
   s.sixteens = s.vendor_fits && s.c % 16 == 0;
@@ -198,7 +211,7 @@ Conv2dAlgorithm best_grad_input(const Conv2dParams& p, const Shape& s) {
 // losing more than 7 %; these x1.43 and x2.18, 4 % and 5 %.
 Conv2dAlgorithm few_pixels_grad_weight(const Conv2dParams& p, const Shape& s) {
   using enum Conv2dAlgorithm;
-  const bool tiles = p.P * p.Q >= 4 && !s.together && !five_taps(p);
+  const bool tiles = p.P * p.Q >= 4 && !s.together && p.R != 5;
   if (tiles && !g_strict && min64(s.c, s.k) >= 16 && takes(p, winograd)) return winograd;
   if (s.together) return s.k == 1 ? batch : gemm;
   const int64_t weights = s.c * s.k * s.taps;
@@ -363,9 +376,26 @@ Conv2dAlgorithm unless_aten(const Conv2dParams& p, const Shape& s) {
   return aten;
 }
 
+// Winograd of thin channels instead of what the rules above found for them, up to the work where it took that one's
+// time: of 3200 random passes (4 to 128 channels, fewer than 12 images) this takes 500, x1.3 of shift and gemm and x2.4
+// of torch.
+bool winograd_beats(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
+  using enum Conv2dAlgorithm;
+  if (p.groups > 1 || p.stride_h > 1 || g_strict || !takes(p, winograd)) return false;
+  if (chosen == aten ? min64(s.c, s.k) < 3 : min64(s.c, s.k) < 4 || fills_lanes(p)) return false;
+  if (chosen != aten && chosen != gemm && chosen != shift) return false;
+  if (p.R == 2) return winograd_work_within(p, 13);
+  switch (p.pass) {
+    case Conv2dPass::forward: return winograd_work_within(p, chosen == shift && !s.together ? 13 : 20);
+    case Conv2dPass::grad_input: return winograd_work_within(p, s.together ? 22 : 16);
+    case Conv2dPass::grad_weight: return winograd_work_within(p, s.together ? 15 : chosen == gemm ? 26 : 18);
+  }
+  return false;
+}
+
 // Winograd instead of gemm to few output channels, which best_forward() does not send there: of 55 random layers x1.33.
 bool winograd_pays(const Conv2dParams& p, const Shape& s) {
-  return p.pass == Conv2dPass::forward && p.stride_h == 1 && s.taps > 1 && s.c >= 16 && !g_strict && !five_taps(p) &&
+  return p.pass == Conv2dPass::forward && p.stride_h == 1 && s.taps > 1 && s.c >= 16 && !g_strict && p.R != 5 &&
          (!s.together || s.k <= 64) && takes(p, Conv2dAlgorithm::winograd);
 }
 
@@ -374,8 +404,8 @@ bool winograd_pays(const Conv2dParams& p, const Shape& s) {
 // weight gradients, x1.51, and 428 of 1820 input gradients, x1.8; 1 to 3 % of them are below x0.93.
 bool strided_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
   if (p.groups > 1 || g_strict || p.stride_h == 1 || !takes(p, Conv2dAlgorithm::winograd)) return false;
-  if (five_taps(p)) return five_taps_pay(p);
-  if (s.k < 16) return false;
+  if (winograd_work_within(p, 6)) return true;
+  if (s.k < 16 || ceil_div(p.R, p.stride_h) == 5) return false;
   const int64_t stride = p.stride_h, phases = stride * stride, taps = ceil_div(p.R, stride);
   const int64_t out = winograd_outputs(taps), points = winograd_points(taps);
   const auto tiles = [&](int64_t h, int64_t w) { return ceil_div(h, out) * ceil_div(w, out); };
@@ -401,13 +431,12 @@ bool strided_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorith
 // 0.4 to 0.5 of them, 0.83 where 0.6 to 0.7, its time from 0.8 on; 64x10x12x12->20 449 -> 220 us. For 3x3 it took 0.8
 // at best.
 bool batch_winograd_grad_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
-  constexpr int64_t kPoints = winograd_points(5),
-                    kMaxPairs = 256;  // of channels: their sums, one for each point and lane, stay in L2
+  constexpr int64_t kMaxPairs = 256;  // of channels: their sums, one for each point and lane, stay in L2
   if (s.c * s.k > kMaxPairs) return false;
   const int64_t groups = ceil_div(p.N, 16), tiles = groups * ceil_div(p.P, 4) * ceil_div(p.Q, 4);
-  const int64_t slices = min64(4, max64(1, groups / 2)), products = kPoints * s.c * s.k;
+  const int64_t slices = min64(4, max64(1, groups / 2)), products = winograd_points(5) * s.c * s.k;
   const int64_t work = tiles * (products + 2 * (416 * s.c + 168 * s.k)) + 5 * slices * products;
-  if (chosen == Conv2dAlgorithm::winograd) return 5 * five_taps_work(p) >= 8 * 16 * work;
+  if (chosen == Conv2dAlgorithm::winograd) return 5 * winograd_work(p) >= 8 * 16 * work;
   return 10 * work <= 7 * groups * p.P * p.Q * s.taps * s.c * s.k;
 }
 
@@ -417,7 +446,7 @@ bool batch_winograd_grad_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgor
 // threads share its tiles out, while here each wants 16 images of its own: hence twice that for less than 32.
 bool batch_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
   if (g_strict || p.groups > 1 || min64(s.c, s.k) < 2 || !takes(p, Conv2dAlgorithm::batch_winograd)) return false;
-  if (4 * p.N < 3 * 16 * ceil_div(p.N, 16) || p.Q > 56) return false;
+  if (!fills_lanes(p) || p.Q > 56) return false;
   if (p.pass == Conv2dPass::grad_weight) return batch_winograd_grad_pays(p, s, chosen);
   const bool forward = p.pass == Conv2dPass::forward, five = p.R == 5;
   const auto tiles = [](int64_t h, int64_t w) { return ceil_div(h, 4) * ceil_div(w, 4); };
@@ -430,7 +459,7 @@ bool batch_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm 
   const int64_t work = min64(back, forth) * (winograd_points(p.R) * c * k + 2 * (in * c + out * k));
   const int64_t direct = p.P * p.Q * s.taps * c * k;
   if (chosen == Conv2dAlgorithm::winograd)
-    return five && 5 * five_taps_work(p) >= (p.N >= 32 ? 7 : 14) * 16 * ceil_div(p.N, 16) * work;
+    return five && 5 * winograd_work(p) >= (p.N >= 32 ? 7 : 14) * 16 * ceil_div(p.N, 16) * work;
   return 10 * work <= 7 * direct;
 }
 
@@ -535,6 +564,7 @@ Conv2dAlgorithm best(const Conv2dParams& p) {
   if (p.dtype != DType::f32) return chosen;
   if (chosen == Conv2dAlgorithm::shift) chosen = unless_shift(p, s);
   if (chosen == Conv2dAlgorithm::aten) chosen = unless_aten(p, s);
+  if (winograd_beats(p, s, chosen)) return Conv2dAlgorithm::winograd;
   if (strided_winograd_pays(p, s, chosen)) return Conv2dAlgorithm::winograd;
   if (batch_winograd_pays(p, s, chosen)) return Conv2dAlgorithm::batch_winograd;
   if ((chosen == Conv2dAlgorithm::aten || chosen == Conv2dAlgorithm::shift) && few_pixels_pay(p, s))
