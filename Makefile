@@ -43,9 +43,9 @@ demo: install ## trains the MNIST CNN with torch.nn and with fastnn side by side
 	@cd out && $(PY) -m fastnn train --png train.png --json train.json
 	@echo "-- train.png and train.json are in out/"
 
-test: install vision ## all tests
+test: install vision ## all tests, by two processes that take file after file
 	@echo "-- pytest"
-	@$(PY) -m pytest -p no:cacheprovider tests
+	@$(PY) -m pytest -p no:cacheprovider -n 2 --dist loadfile tests
 
 # Without their dependencies, of which pip would take another torch; the rest of them are in the test extra.
 vision: env # the torchvision that belongs to the torch in the environment, and timm: models for the tests
@@ -73,7 +73,7 @@ bench: install ## the pytest-benchmark suites
 	@$(PY) -m pytest -p no:cacheprovider benches
 
 tools: env
-	@$(PY) -c "import pybind11" 2>/dev/null || $(PIP) install scikit-build-core pybind11 ninja cmake pytest pytest-benchmark hypothesis expecttest rich matplotlib scikit-learn onnx onnxscript
+	@$(PY) -c "import pybind11" 2>/dev/null || $(PIP) install scikit-build-core pybind11 ninja cmake pytest pytest-xdist pytest-benchmark hypothesis expecttest rich matplotlib scikit-learn onnx onnxscript
 
 CONFIGURE = PATH=$(VENV)/bin:$$PATH cmake -S . -G Ninja -DPython_EXECUTABLE=$(PY) \
   -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir)

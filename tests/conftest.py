@@ -1,6 +1,10 @@
 """Fixtures shared by all tests."""
+# ruff: noqa: E402
 
 import os
+
+# Threads that spin while they wait take the cores from the tests beside them. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
