@@ -376,6 +376,29 @@ Conv2dAlgorithm unless_aten(const Conv2dParams& p, const Shape& s) {
   return aten;
 }
 
+// Large planes, of which the layers that the rules above come from had few. Of 360 random layers of at most 16 channels
+// and 32x32 to 256x256 pixels (one thread and two) this changes a third of the input gradients, which took x2 to x4 of
+// its time, and 2x2 kernels forward, x1.2 to x10.
+Conv2dAlgorithm on_large_planes(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
+  using enum Conv2dAlgorithm;
+  const int64_t plane = p.P * p.Q;
+  if (p.groups > 1 || p.stride_h * p.stride_w > 1 || s.taps == 1 || plane < 900) return chosen;
+  switch (p.pass) {
+    case Conv2dPass::forward:
+      if (s.taps != 4 || s.c > 8 || plane < 4096) return chosen;
+      return s.together && chosen == shift ? aten : !s.together && chosen == aten ? shift : chosen;
+    case Conv2dPass::grad_input:
+      if (s.together) {
+        const bool pays = p.R == 2 || (s.c == 3 && s.k >= 24);
+        return chosen == shift && pays && !g_strict && takes(p, winograd) ? winograd : chosen;
+      }
+      if (s.c > 8) return chosen;
+      return chosen == aten || (chosen == gemm && plane >= (s.k <= 24 ? 3000 : 12000)) ? shift : chosen;
+    case Conv2dPass::grad_weight: return chosen;
+  }
+  return chosen;
+}
+
 // Winograd of thin channels instead of what the rules above found for them, up to the work where it took that one's
 // time: of 3200 random passes (4 to 128 channels, fewer than 12 images) this takes 500, x1.3 of shift and gemm and x2.4
 // of torch.
@@ -385,6 +408,9 @@ bool winograd_beats(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chose
   if (chosen == aten ? min64(s.c, s.k) < 3 : min64(s.c, s.k) < 4 || fills_lanes(p)) return false;
   if (chosen != aten && chosen != gemm && chosen != shift) return false;
   if (p.R == 2) return winograd_work_within(p, 13);
+  // Torch's kernels for the first layers of images took x0.7 of its time, but x3 (page faults) of 32 MB and more.
+  if (p.pass != Conv2dPass::grad_input && s.together && p.R == 3 && s.c <= 4 && chosen == aten)
+    return p.pass == Conv2dPass::forward && s.pixels * s.k >= 1 << 23;
   switch (p.pass) {
     case Conv2dPass::forward: return winograd_work_within(p, chosen == shift && !s.together ? 13 : 20);
     case Conv2dPass::grad_input: return winograd_work_within(p, s.together ? 22 : 16);
@@ -564,6 +590,7 @@ Conv2dAlgorithm best(const Conv2dParams& p) {
   if (p.dtype != DType::f32) return chosen;
   if (chosen == Conv2dAlgorithm::shift) chosen = unless_shift(p, s);
   if (chosen == Conv2dAlgorithm::aten) chosen = unless_aten(p, s);
+  chosen = on_large_planes(p, s, chosen);
   if (winograd_beats(p, s, chosen)) return Conv2dAlgorithm::winograd;
   if (strided_winograd_pays(p, s, chosen)) return Conv2dAlgorithm::winograd;
   if (batch_winograd_pays(p, s, chosen)) return Conv2dAlgorithm::batch_winograd;
