@@ -31,8 +31,7 @@ Plan make_plan(const ConvProblem& d) {
   p.rest = pixels > V::N && pixels % V::N <= kMaxRest ? pixels % V::N : 0;
   p.lanes = pixels - p.rest;
   p.width = round_up(p.lanes, V::N);
-  // Rows 4 KB apart share a set of L1, which has 12 ways at most.
-  p.mr = int(ceil_div(d.k, ceil_div(d.k, d.wk % 1024 == 0 ? min64(8, kGemmMaxMr) : kGemmMaxMr)));
+  p.mr = int(ceil_div(d.k, ceil_div(d.k, gemm_rows_in_place<float>(d.wk))));
   p.tiles = ceil_div(d.k, p.mr);
   const int64_t max_chunk = min64(kMaxChunk, kChunkBytes / (p.width * int64_t(sizeof(float))));
   const int64_t chunk = ceil_div(p.taps, ceil_div(p.taps, max_chunk)), sums = ceil_div(chunk, kGemmSum);
@@ -40,37 +39,6 @@ Plan make_plan(const ConvProblem& d) {
   p.kc = p.sum_k * sums;
   p.packed = round_up(p.width * min64(p.kc, p.taps), 16);
   return p;
-}
-
-// Rows of a tile where they lie, and those of the next, which are fetched meanwhile: mostly they come from memory.
-struct RowsAhead {
-  GemmRows<float> rows;
-  const float* next;
-  int64_t length;
-};
-RowsAhead next_rows(RowsAhead a, int64_t, int64_t) { return a; }
-
-template <class A, int MR, int NV>
-FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, RowsAhead a, const A* b,
-                              int64_t ldb) {
-  constexpr int kGroups = (MR + 2) / 3;
-  const A* at[kGroups];
-#pragma GCC unroll 8
-  for (int g = 0; g < kGroups; ++g) at[g] = a.rows.p + 3 * g * a.rows.ld;
-  const int64_t ld = a.rows.ld, jump = ld - a.length;
-  const A *next = a.next, *stop = next + a.length;
-  gemm_sums(tile, k, sum_k, [&](GemmTile<A, MR, NV>& c, int64_t n) __attribute__((always_inline)) {
-#pragma GCC unroll 2
-    for (int64_t p = 0; p < n; ++p) {
-      __builtin_prefetch(next, 0, 2);
-      next += 16;
-      if (next >= stop) next += jump, stop += ld;
-      add_products(c, b, [&](int i) __attribute__((always_inline)) { return at[i / 3][i % 3 * ld]; });
-#pragma GCC unroll 8
-      for (int g = 0; g < kGroups; ++g) ++at[g];
-      b += ldb;
-    }
-  });
 }
 
 // A weight's row as it lies in memory, in the order of taps that the image's layout asks for.
@@ -147,12 +115,9 @@ void multiply(const ConvProblem& d, const Plan& p, float* packed, const float* r
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t m0 = tile * p.mr, m1 = min64(d.k, m0 + p.mr);
         const GemmRows<float> rows{w + m0 * d.wk + k0, d.wk};
-        const auto strip = [&](const auto& a, int64_t n) {
-          gemm_strip_rows<float, kGemmMaxMr>(int(m1 - m0), a, panel(d, packed + n * kb, k0, kb, n, lanes(n), false), kb,
-                                             p.sum_k, m0, m1, n, lanes(n), store, first, last);
-        };
-        strip(RowsAhead{rows, rows.p + p.mr * d.wk, kb}, 0);
-        for (int64_t n = kNr; n < p.lanes; n += kNr) strip(rows, n);
+        for (int64_t n = 0; n < p.lanes; n += kNr)
+          gemm_strip_rows<float, kGemmMaxMr>(int(m1 - m0), rows, panel(d, packed + n * kb, k0, kb, n, lanes(n), false),
+                                             kb, p.sum_k, m0, m1, n, lanes(n), store, first, last);
         if (p.rest) add_rest(d, p, rest, m0, m1, k0, kb);
       }
     });

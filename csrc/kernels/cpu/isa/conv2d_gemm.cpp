@@ -19,8 +19,8 @@ Product forward_product(const ConvProblem& d) {
   const int64_t pixels = d.n * d.p * d.q, taps = d.c * d.r * d.s;
   return channels_together(d) ? Product{pixels, d.k, taps} : Product{d.k, pixels, taps};
 }
-GemmPlan plan_for(const Product& p, int64_t workers, int64_t max_rows = 1 << 30) {
-  return gemm_plan<float>(p.m, p.n, p.k, int(workers), true, max_rows);
+GemmPlan plan_for(const Product& p, int64_t workers, int64_t max_rows = 1 << 30, int max_mr = kGemmMaxMr) {
+  return gemm_plan<float>(p.m, p.n, p.k, int(workers), true, max_rows, 1, kGemmL1Bytes, max_mr);
 }
 
 // ---- NCHW: C[k, pixels] = W[k, taps] X[taps, pixels] ---------------------------------------------------------------
@@ -106,11 +106,15 @@ struct PackedWeight {
 };
 PackedWeight packed_weight(const ConvProblem& d) { return {ceil_div(d.k, kNr), d.c * d.r * d.s}; }
 
+// A pointwise layer's pixels are the rows of a matrix already: read in place.
+bool pixels_are_rows(const ConvProblem& d) { return is_pointwise(d) && (d.n == 1 || d.xn == d.q * d.xw); }
+
 // Many pixels of a pointwise layer: few at a time, so that L2 keeps them for all panels. In place they fill only a part
 // of its sets (one thread: 1024x14x14->256 193 and 214 GFLOP/s, 256x56x56->64 169 and 190).
 GemmPlan columns_plan(const ConvProblem& d, int64_t workers) {
   const Product p = forward_product(d);
-  return plan_for(p, workers, is_pointwise(d) && p.m >= 1024 ? 9 * kGemmMaxMr : p.m);
+  return plan_for(p, workers, is_pointwise(d) && p.m >= 1024 ? 9 * kGemmMaxMr : p.m,
+                  pixels_are_rows(d) ? gemm_rows_in_place<float>(d.xw) : kGemmMaxMr);
 }
 
 void forward_columns(const ConvProblem& d, int64_t workers, char* workspace) {
@@ -135,8 +139,7 @@ void forward_columns(const ConvProblem& d, int64_t workers, char* workspace) {
   const auto panel = [&](float*, int nr, int64_t k0, int64_t, int64_t n0, int) {
     return GemmPanel<float>{packed + n0 * w.taps + k0 * nr, nr};
   };
-  // A pointwise layer's pixels are the rows of a matrix already: read in place, unless all rows share their sets of L1.
-  if (is_pointwise(d) && (d.n == 1 || d.xn == d.q * d.xw) && d.xw % 1024 != 0) {
+  if (pixels_are_rows(d)) {
     const float* x = static_cast<const float*>(d.x);
     gemm_blocked<float>(
         plan, workspace + w.bytes(), [&](int64_t m0, int64_t k0) { return GemmRows<float>{x + m0 * d.xw + k0, d.xw}; },

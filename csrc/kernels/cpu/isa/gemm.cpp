@@ -102,9 +102,11 @@ GemmPlan plan_for(const GemmParams& p, int threads, int64_t beside = 1) {
   // A short k makes writing C the work: few rows at a time, so that their pages stay in the TLB.
   const int64_t max_tm = p.k <= 64 ? 4 * kGemmMaxMr : p.m;
   const int64_t k = in_pairs<S>() ? ceil_div(p.k, 2) : p.k;
+  const bool by_columns = choose<S>(p) == Algorithm::by_columns;
   for (;; --threads) {
     const GemmPlan plan = gemm_plan<acc_t<S>>(p.m, p.n, k, threads, GemmStore<S>::kAccumulates, max_tm, beside,
-                                              choose<S>(p) == Algorithm::by_columns ? kGemmL2Bytes : kGemmL1Bytes);
+                                              by_columns ? kGemmL2Bytes : kGemmL1Bytes,
+                                              by_columns ? gemm_rows_in_place<S>(p.a_stride_m) : kGemmMaxMr);
     if (plan.workspace_bytes <= kGemmMaxWorkspace || threads <= 1) return plan;
   }
 }

@@ -124,17 +124,27 @@ FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_
 
 // The same with rows of A read in place. Addresses are a pointer per three rows plus
 // 0, 1 or 2 times ld, which x86 has for free; 14 pointers would not fit its registers.
+// With every product a line of the rows below is fetched: short rows, MR at a time, are no pattern that the hardware
+// follows out of the caches (two threads, NHWC: 8x256x56x56->64 144 -> 199 GFLOP/s, 64x784->512 the same as before).
 template <class A, int MR, int NV>
 FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, GemmRows<A> a, const A* b,
                               int64_t ldb) {
   constexpr int kGroups = (MR + 2) / 3;
+  constexpr int64_t kLine = 64 / sizeof(A);
   const A* at[kGroups];
 #pragma GCC unroll 8
   for (int g = 0; g < kGroups; ++g) at[g] = a.p + 3 * g * a.ld;
-  const int64_t ld = a.ld;
+  const int64_t ld = a.ld, lines = ceil_div(k, kLine), down = ld - lines * kLine;
+  const A* below = a.p + MR * ld;
+  int64_t line = lines;
   gemm_sums(tile, k, sum_k, [&](GemmTile<A, MR, NV>& c, int64_t n) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (int64_t p = 0; p < n; ++p) {
+      if constexpr (MR >= 4) {
+        __builtin_prefetch(below, 0, 2);
+        below += kLine;
+        if (--line == 0) below += down, line = lines;
+      }
       add_products(c, b, [&](int i) __attribute__((always_inline)) { return at[i / 3][i % 3 * ld]; });
 #pragma GCC unroll 8
       for (int g = 0; g < kGroups; ++g) ++at[g];
@@ -196,17 +206,25 @@ constexpr int64_t kGemmBlockBytes = 544 << 10;  // a block of A, half of a 1 MB 
 constexpr int64_t kGemmKeptBytes = 4 << 20;     // panels of B kept for the next block of A, by all workers
 constexpr int64_t kGemmThreadFma = 1 << 18;     // below this a thread costs more than it brings
 
+// Rows of a register tile at most where A is read in place, its rows `step` elements apart: at multiples of 2 KB they
+// share sets of L1, which have 8 ways (64x1024->1024 by columns 54-76 -> 103-110 GFLOP/s, 32x512->1000 106 -> 111).
+template <class A>
+constexpr int gemm_rows_in_place(int64_t step) {
+  return step * int64_t(sizeof(A)) % 2048 == 0 && kGemmMaxMr > 8 ? 8 : kGemmMaxMr;
+}
+
 // `accumulates`: the store's kAccumulates. `max_rows`: rows of a task at most. `beside`: plans that run at a time.
-// `panel_bytes`: a panel of B, kGemmL1Bytes or, for a B of few columns, kGemmL2Bytes.
+// `panel_bytes`: a panel of B, kGemmL1Bytes or, for a B of few columns, kGemmL2Bytes. `max_mr`: rows of a register
+// tile.
 template <class A>
 inline GemmPlan gemm_plan(int64_t m, int64_t n, int64_t k, int threads, bool accumulates, int64_t max_rows = 1 << 30,
-                          int64_t beside = 1, int64_t panel_bytes = kGemmL1Bytes) {
+                          int64_t beside = 1, int64_t panel_bytes = kGemmL1Bytes, int max_mr = kGemmMaxMr) {
   constexpr int64_t N = Vec<A>::N, kNr = 2 * N;
   GemmPlan p{};
   p.m = m, p.n = n, p.k = k;
   const bool few_columns = panel_bytes == kGemmL2Bytes;
   p.workers = max64(1, min64(min64(threads, 48), m * n / 64 * k / (kGemmThreadFma / 64)));
-  int64_t panels = max64(1, ceil_div(m, kGemmMaxMr));
+  int64_t panels = max64(1, ceil_div(m, max_mr));
   if (few_columns) panels = round_up(panels, p.workers);
   p.mr = int(max64(1, ceil_div(m, panels)));
 
