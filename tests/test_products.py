@@ -65,7 +65,8 @@ def test_products_by_columns(isa, dtype):
     else:
         shapes += [(32, 324, 500), (32, 133, 384), (64, 100, 1030), (63, 170, 400), (64, 1025, 784)]
     if isa == "avx512":
-        shapes += [(14, 64, 32), (64, 64, 5), (96, 40, 200), (128, 300, 1500), (250, 60, 257)]
+        shapes += [(14, 64, 32), (64, 64, 21), (96, 40, 200), (16, 1030, 2051), (128, 20, 77), (96, 10, 50)]
+        shapes += [(128, 300, 1500), (250, 60, 257)]
     for m, n, k in shapes:
         x, weight = torch.randn(m, k + 3, dtype=dtype)[:, :k], torch.randn(n, k + 5, dtype=dtype)[:, :k]
         assert isa == "baseline" or fastnn._C.gemm_algorithm(x, weight.t()) == "by columns", (m, n, k)
