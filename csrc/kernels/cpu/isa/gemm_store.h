@@ -29,7 +29,7 @@ struct GemmStore {
     else v.store_n(p, lanes);
   }
 
-  // The two vectors of each row that a tile will be added to; of a strided C the first, for nothing but a few fetches.
+  // The two vectors of each row of a tile to be written; of a strided C the first, for nothing but a few fetches.
   FASTNN_VEC_FN void prefetch(int64_t m0, int mb, int64_t n0) const {
     const S* at = c + m0 * c_m + n0 * c_n;
     for (int i = 0; i < mb; ++i, at += c_m) {
