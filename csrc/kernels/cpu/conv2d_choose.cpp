@@ -175,10 +175,12 @@ bool thin_batch(const Conv2dParams& p, int64_t sums, int64_t results) {
 }
 
 // First layers of small images in NHWC, which gemm reads in place: torch took x1.3 (224x224 to 32 by 3x3 stride 2) to
-// x4 (32x32 to 16) of its time on Zen 4; of larger outputs it is as fast.
+// x4 (32x32 to 16) of its time on Zen 4; of larger outputs it is as fast, but for those of 32 channels at most (128
+// images of 32x32 to 16 x1.1, where batch took x1.3).
 bool few_together(const Conv2dParams& p, const Shape& s) {
+  const int64_t most = s.k <= 32 && p.P * p.Q <= 6400 ? 1 << 22 : 1 << 19;
   return p.dtype == DType::f32 && p.groups == 1 && s.c > 1 && s.c <= 4 && s.vendor_fits && s.taps > 1 &&
-         s.pixels * s.k <= 1 << 19 && takes(p, Conv2dAlgorithm::gemm);
+         s.pixels * s.k <= most && takes(p, Conv2dAlgorithm::gemm);
 }
 
 // Measured on one thread in float32 (benches/sweep_conv2d.py); 16-bit types have no product kernels of their own here.
@@ -187,8 +189,8 @@ Conv2dAlgorithm best_forward(const Conv2dParams& p, const Shape& s) {
   if (s.pointwise && (!thin_batch(p, s.c, s.k) || p.P * p.Q == 1)) return Conv2dAlgorithm::gemm;
   if (s.together) {
     if (s.pointwise || (s.taps == 1 && s.c >= 128)) return Conv2dAlgorithm::gemm;
-    if (s.batch && s.c > 1 && s.k <= 20) return Conv2dAlgorithm::batch;
     if (few_together(p, s)) return Conv2dAlgorithm::gemm;
+    if (s.batch && s.c > 1 && s.k <= 20) return Conv2dAlgorithm::batch;
     return s.c > 1 && s.vendor_fits ? Conv2dAlgorithm::aten : Conv2dAlgorithm::shift;
   }
   if (s.c <= 4 || !s.vendor_fits || (s.taps == 1 && (s.pointwise || s.c < 32))) return Conv2dAlgorithm::shift;
