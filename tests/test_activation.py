@@ -161,6 +161,21 @@ def test_bfloat16_rounds_to_even(slope, isa):
     assert torch.equal(y[~x.isnan()].view(torch.int16), expected[~x.isnan()].view(torch.int16))
 
 
+@pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("op", ["relu", "silu"])
+def test_more_than_the_caches_keep(op, isa):
+    """Results that may be written past them, whole and in lines that begin anywhere."""
+    fastnn._C.set_isa(isa)
+    whole = torch.randn(2621, 4001)
+    for x, grad in ((whole, torch.randn_like(whole)), (whole[:, 1:], torch.randn(2621, 4000))):
+        leaves = x.clone().requires_grad_(), x.clone().requires_grad_()
+        results = [getattr(f, op)(leaf) for f, leaf in zip((fastnn.functional, F), leaves, strict=True)]
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+        grads = [torch.autograd.grad(y, leaf, grad)[0] for y, leaf in zip(results, leaves, strict=True)]
+        torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(getattr(fastnn.functional, op)(x), results[1], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("op", UNARY)
 @pytest.mark.parametrize(
     "view",
