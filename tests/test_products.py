@@ -109,6 +109,18 @@ def test_workspaces_are_bounded_for_every_number_of_threads(isa):
                     assert 0 <= fastnn._C.gemm_workspace(a, b, batch) <= 32 * 2**20
 
 
+@pytest.mark.parametrize("shape", [(2050, 40, 1552), (2049, 300, 1552), (2049, 7, 1551), (4099, 2, 1552)], ids=str)
+def test_large_results(isa, shape):
+    """More than the caches keep: of one sum, which may go past them, of two, of rows that are no whole lines."""
+    m, k, n = shape
+    a, b = torch.randn(k, m).t(), torch.randn(k, n)
+    expected = a.double() @ b.double()
+    assert close(F.mm(a, b), expected, k, torch.float32)
+    assert_same_bits_for_every_thread_count(lambda: [F.mm(a, b)], counts=(1, 2, 3))
+    out = torch.empty(m * n + 1)[1:].view(m, n)  # lines begin elsewhere
+    assert close(F.mm(a, b, out=out), expected, k, torch.float32)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 10, 24])
 def test_layers_of_few_outputs_are_dot_products(n):
     x, weight = torch.randn(100, 256), torch.randn(n, 256)

@@ -69,14 +69,13 @@ FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_
   });
 }
 
-// Whether whole tiles are written past the caches, which a large result leaves anyway: x1.0 (sums of 64 and more) to x3
-// of the layer's speed, x1.0 to x1.6 with the relu or batch norm that reads it; 10 MB are x0.75 with them. AVX2's tiles
-// in NCHW, one line wide, gain a tenth and lose as much with a relu. In NHWC sums of 32 are as low as x0.89.
+// Whether whole tiles are written past the caches, which a large result leaves anyway: from 12 MB on x1.1 to x2 of the
+// layer's speed, x1.05 to x1.5 with the relu or batch norm that reads it (Zen 4); 10 MB are x0.75 with them on Zen 5.
+// AVX2's tiles in NCHW, one line wide, gain a tenth and lose as much with a relu.
 bool streams_result(const ConvProblem& d, const GemmPlan& plan) {
   const bool last = channels_together(d);
-  const int64_t plane = d.p * d.q, elements = d.n * d.k * plane;
-  const bool pays =
-      last ? kVecBytes >= 32 && plan.k <= 24 && elements > 5 << 20 : kVecBytes >= 64 && elements > 4 << 20;
+  const int64_t plane = d.p * d.q;
+  const bool pays = kVecBytes >= (last ? 32 : 64) && d.n * d.k * plane >= kStreamedResult;
   const bool aligned = last ? d.yw % 16 == 0 : d.yk % 16 == 0 && plane % 16 == 0;
   return pays && aligned && d.yn % 16 == 0 && uintptr_t(d.y) % 64 == 0 && plan.k <= plan.kc;
 }

@@ -2,6 +2,8 @@
 // with B read in place, dot products and whole rows for small m.
 #include "../../gemm.h"
 
+#include <type_traits>
+
 #include "gemm_axpy.h"
 #include "gemm_bf16.h"
 #include "gemm_dot.h"
@@ -134,11 +136,14 @@ Side side_by_side(const GemmParams& p) {
   return {plan, max64(1, min64(workers, kGemmMaxWorkspace / max64(1, bytes))), bytes};
 }
 
+constexpr int64_t kNeverStreamed = int64_t(1) << 62;
+
 template <class S>
 struct Matrices {
   const S *a, *b;
   GemmStore<S> store;
-  Matrices(const GemmParams& p, int64_t i)
+  // `streamed`: elements of C from which on it is written past the caches.
+  Matrices(const GemmParams& p, int64_t i, int64_t streamed = kNeverStreamed)
       : a(static_cast<const S*>(p.a) + i * p.a_stride_batch),
         b(static_cast<const S*>(p.b) + i * p.b_stride_batch),
         store{static_cast<S*>(p.c) + i * p.c_stride_batch,
@@ -149,7 +154,9 @@ struct Matrices {
               p.d_stride_n,
               acc_t<S>(p.alpha),
               acc_t<S>(p.beta),
-              p.relu} {}
+              p.relu} {
+    store.streams = p.m * p.n >= streamed && store.streams_lines();
+  }
 };
 
 template <class S>
@@ -170,14 +177,22 @@ struct RowPacker {
 template <class S>
 void multiply(const GemmParams& p, const GemmPlan& plan, Algorithm algorithm, int64_t i, void* workspace) {
   using A = acc_t<S>;
-  const Matrices<S> x(p, i);
-  const auto pack_b = [&](A* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) -> GemmPanel<A> {
+  // AVX2's tiles, one line wide, gain nothing and lose a tenth.
+  const bool once = kVecBytes >= 64 && p.k <= plan.kc && plan.splits == 1;
+  const Matrices<S> x(p, i, once ? kStreamedResult : kNeverStreamed);
+  constexpr bool fresh = std::is_same_v<S, float>;
+  using Panel = std::conditional_t<fresh, GemmFreshPanel<A>, GemmPanel<A>>;
+  const auto pack_b = [&](A* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) -> Panel {
     const S* from = x.b + k0 * p.b_stride_k + n0 * p.b_stride_n;
     if constexpr (sizeof(S) == sizeof(A)) {
-      if (algorithm == Algorithm::in_place && nb == nr) return {from, p.b_stride_k};
+      if (algorithm == Algorithm::in_place && nb == nr) return Panel{GemmPanel<A>{from, p.b_stride_k}};
+    }
+    if constexpr (fresh) {
+      if (p.b_stride_n == 1 && nb == 2 * Vec<A>::N && algorithm == Algorithm::packed)
+        return {{from, p.b_stride_k}, dst};
     }
     gemm_pack_panel<S>(dst, nr, from, p.b_stride_n, p.b_stride_k, nb, kb);
-    return {dst, nr};
+    return Panel{GemmPanel<A>{dst, nr}};
   };
   if constexpr (sizeof(S) == sizeof(A)) {
     if (algorithm == Algorithm::by_columns) {
@@ -226,7 +241,7 @@ void run(const GemmParams& p) {
   }
   if (algorithm == Algorithm::outer) {
     for (int64_t i = 0; i < p.batch; ++i) {
-      const Matrices<S> x(p, i);
+      const Matrices<S> x(p, i, 2 * kStreamedResult);  // less is faster in L3: nothing but stores
       gemm_outer<S>(p.m, p.n, p.k, x.a, p.a_stride_m, p.a_stride_k, x.b, p.b_stride_k, p.b_stride_n, x.store);
     }
     return;

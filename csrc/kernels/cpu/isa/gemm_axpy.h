@@ -146,7 +146,9 @@ FASTNN_INLINE void outer_rows(int64_t i, int64_t n0, int64_t n, const S* a, int6
 #pragma GCC unroll 8
       for (int p = 0; p < K; ++p) v = fma(x[r][p], y[p], v);
       if (plain) {
-        store.store(biased ? v + bias : v, store.c + (i + r) * store.c_m + n0 + j, lanes);
+        S* const to = store.c + (i + r) * store.c_m + n0 + j;
+        if (store.streams && lanes == V::N) stream(v, to);
+        else store.store(biased ? v + bias : v, to, lanes);
       } else {
         GemmTile<acc_t<S>, 1, 1> t;
         t.v[0][0] = v;
@@ -215,7 +217,10 @@ void gemm_outer(int64_t m, int64_t n, int64_t k, const S* a, int64_t a_m, int64_
                 int64_t b_n, const GemmStore<S>& store) {
   const auto columns = outer_columns<S, kOuterMaxK>;
   parallel_for(0, m, max64(1, (1 << 16) / max64(1, n)), [&](int64_t begin, int64_t end) {
-    if (b_n == 1) return columns(begin, end, 0, n, k, a, a_m, a_k, b, b_k, store);
+    if (b_n == 1) {
+      columns(begin, end, 0, n, k, a, a_m, a_k, b, b_k, store);
+      return store.end();
+    }
     // Up to kOuterMaxKFew rows of kOuterColumns, or the kOuterMaxK rows of at most two vectors that need less.
     S block[kOuterMaxKFew * kOuterColumns];
     const int64_t step = min64(round_up(n, Vec<acc_t<S>>::N), kOuterColumns);
@@ -225,6 +230,7 @@ void gemm_outer(int64_t m, int64_t n, int64_t k, const S* a, int64_t a_m, int64_
         for (int64_t j = 0; j < nb; ++j) block[p * step + j] = b[p * b_k + (n0 + j) * b_n];
       columns(begin, end, n0, nb, k, a, a_m, a_k, block, step, store);
     }
+    store.end();
   });
 }
 

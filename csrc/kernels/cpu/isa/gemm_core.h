@@ -17,7 +17,8 @@
 //            returns true, or returns false to be asked panel by panel.
 //   pack_b(A* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) -> GemmPanel<A>
 //            either writes dst[p * nr + j] = B[k0 + p, n0 + j] in the same way and returns {dst, nr}, or returns
-//            {address of B[k0, n0], row stride} when B can be read in place: rows of at least nr readable elements.
+//            {address of B[k0, n0], row stride} when B can be read in place: rows of at least nr readable elements. A
+//            GemmFreshPanel, {that address, row stride, dst}, is packed by the tiles that read it first.
 //   store.tile(tile, m0, mb, n0, nb, first, last)
 //            adds a tile of the product to C: `first` and `last` tell whether it is the first and the last K chunk.
 //            Store::kAccumulates says that it can add to C between chunks; if not, the driver sums the chunks in the
@@ -44,6 +45,20 @@ struct GemmPanel {
   const A* p;
   int64_t ld;
 };
+
+// With `copy`, a panel of 2 N lanes that is still to be packed there, which the first tile does that reads it.
+template <class A>
+struct GemmFreshPanel : GemmPanel<A> {
+  A* copy = nullptr;
+};
+template <class A>
+GemmPanel<A> packed_panel(GemmPanel<A> b) {
+  return b;
+}
+template <class A>
+GemmPanel<A> packed_panel(GemmFreshPanel<A> b) {
+  return b.copy ? GemmPanel<A>{b.copy, 2 * Vec<A>::N} : GemmPanel<A>{b};
+}
 
 // Rows of A where they lie: element (i, p) at p[i * ld + p].
 template <class A>
@@ -120,6 +135,33 @@ template <class A, int MR, int NV>
 FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, const A* a, const A* b,
                               int64_t ldb) {
   gemm_micro<A, MR, NV>(tile, k, sum_k, GemmLanes<A>{a, MR}, b, ldb);
+}
+
+// The same with a fresh panel of B, which is packed on the way: its rows arrive while others are multiplied, where
+// packing them first waits for memory. Against that, the gradient of the input of 32x2048->1000 62-78 -> 83-96 GFLOP/s,
+// 64x1024->1024 90 -> 100, 128x2048->2048 91 -> 95 (16 rows ahead 87, 72 and 103 where 32 reach 96, 83 and 100).
+template <class A, int MR, int NV>
+FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, const A* a, GemmFreshPanel<A> b) {
+  using V = Vec<A>;
+  constexpr int64_t kAhead = 32;
+  const A *from = b.p, *const next = b.p + NV * V::N;  // the panel to its right
+  A* to = b.copy;
+  int64_t left = k - kAhead;  // rows of this panel to be fetched
+  const A* ahead = left > 0 ? from + kAhead * b.ld : next;
+  gemm_sums(tile, k, sum_k, [&](GemmTile<A, MR, NV>& c, int64_t n) __attribute__((always_inline)) {
+    for (int64_t p = 0; p < n; ++p) {
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) __builtin_prefetch(ahead + j * V::N);
+      ahead += b.ld;
+      if (--left == 0) ahead = next;
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) V::load(from + j * V::N).store(to + j * V::N);
+      add_products(c, from, [&](int i) __attribute__((always_inline)) { return a[i]; });
+      a += MR;
+      from += b.ld;
+      to += NV * V::N;
+    }
+  });
 }
 
 // The same with rows of A read in place. Addresses are a pointer per three rows plus
@@ -205,6 +247,9 @@ constexpr int64_t kGemmSum = 192;               // its sums are cut, or they wou
 constexpr int64_t kGemmBlockBytes = 544 << 10;  // a block of A, half of a 1 MB L2: 1024 rows of 256 are two
 constexpr int64_t kGemmKeptBytes = 4 << 20;     // panels of B kept for the next block of A, by all workers
 constexpr int64_t kGemmThreadFma = 1 << 18;     // below this a thread costs more than it brings
+
+// Elements from which on a result written once goes past the caches, which it leaves anyway.
+constexpr int64_t kStreamedResult = 3 << 20;
 
 // Rows of a register tile at most where A is read in place, its rows `step` elements apart: at multiples of 2 KB they
 // share sets of L1, which have 8 ways (64x1024->1024 by columns 54-76 -> 103-110 GFLOP/s, 32x512->1000 106 -> 111).
@@ -314,21 +359,27 @@ FASTNN_INLINE GemmLanes<A> next_rows(GemmLanes<A> a, int64_t mr, int64_t) {
 }
 
 // One strip of columns: all panels of A (packed, or rows in place) times one panel of B.
-template <class A, int MR, int NV, class Rows, class Store>
-void gemm_strip(Rows a, GemmPanel<A> b, int64_t kb, int64_t sum_k, int64_t m0, int64_t m1, int64_t n0, int nb,
+template <class A, int MR, int NV, class Rows, class Panel, class Store>
+void gemm_strip(Rows a, Panel panel, int64_t kb, int64_t sum_k, int64_t m0, int64_t m1, int64_t n0, int nb,
                 const Store& store, bool first, bool last) {
+  const GemmPanel<A> b = packed_panel(panel);
   for (int64_t m = m0; m < m1; m += MR, a = next_rows(a, MR, kb)) {
     // Arrives while the tile is computed, also where it is only written: 1024^3 waited 4 % of its time for it, the
     // gradient of a weight of 4096x1000 from 32 rows a fifth, of 1024x1024 from 8 half.
     if constexpr (requires { store.prefetch(m, MR, n0); }) store.prefetch(m, int(min64(MR, m1 - m)), n0);
     GemmTile<A, MR, NV> tile;
-    gemm_micro<A, MR, NV>(tile, kb, sum_k, a, b.p, b.ld);
+    if constexpr (NV == 2 && __is_same(Rows, const A*) && __is_same(Panel, GemmFreshPanel<A>)) {
+      if (m == m0 && panel.copy) gemm_micro<A, MR, NV>(tile, kb, sum_k, a, panel);
+      else gemm_micro<A, MR, NV>(tile, kb, sum_k, a, b.p, b.ld);
+    } else {
+      gemm_micro<A, MR, NV>(tile, kb, sum_k, a, b.p, b.ld);
+    }
     store.tile(tile, m, int(min64(MR, m1 - m)), n0, nb, first, last);
   }
 }
 
-template <class A, int MR, class Rows, class Store>
-FASTNN_INLINE void gemm_strip_rows(int mr, Rows a, GemmPanel<A> b, int64_t kb, int64_t sum_k, int64_t m0, int64_t m1,
+template <class A, int MR, class Rows, class Panel, class Store>
+FASTNN_INLINE void gemm_strip_rows(int mr, Rows a, Panel b, int64_t kb, int64_t sum_k, int64_t m0, int64_t m1,
                                    int64_t n0, int nb, const Store& store, bool first, bool last) {
   if (mr == MR) {
     if (nb > Vec<A>::N) gemm_strip<A, MR, 2>(a, b, kb, sum_k, m0, m1, n0, nb, store, first, last);
@@ -361,9 +412,8 @@ void gemm_task(const GemmPlan& plan, A* a_block, A* b_panels, int64_t m0, int64_
       A* b_panel = b_panels;
       for (int64_t n = n0; n < n1; n += 2 * N) {
         const int nb = int(min64(2 * N, n1 - n)), nr = nb > N ? 2 * N : N;
-        GemmPanel<A> b;
-        if (from == m0) b = pack_b(b_panel, nr, k, kb, n, nb);
-        else b = kept[(n - n0) / (2 * N)];
+        using Panel = decltype(pack_b(b_panel, nr, k, kb, n, nb));
+        const Panel b = from == m0 ? pack_b(b_panel, nr, k, kb, n, nb) : Panel{GemmPanel<A>{kept[(n - n0) / (2 * N)]}};
         if constexpr (in_place) {
           // Rows past the last must not be read: the rest has a strip of its own size.
           const int rest = int((to - from) % plan.mr);
@@ -383,7 +433,7 @@ void gemm_task(const GemmPlan& plan, A* a_block, A* b_panels, int64_t m0, int64_
                                            last);
         }
         if (several && from == m0) {
-          kept[(n - n0) / (2 * N)] = b;
+          kept[(n - n0) / (2 * N)] = packed_panel(b);
           b_panel += 2 * N * kb;
         }
       }

@@ -1,6 +1,7 @@
 // The store policy of plain matrix products: C = act(alpha * sum + beta * D), 16-bit types rounded once at the end.
 #pragma once
 #include "gemm_core.h"
+#include "vectors.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
 
@@ -16,12 +17,20 @@ struct GemmStore {
   int64_t d_m, d_n;
   A alpha, beta;
   bool relu;
+  bool streams = false;  // whole tiles past the caches: streams_lines(), and no sum is added to
+
+  void end() const { end_streams(streams); }
 
   // Nothing is scaled, added or clipped, and rows of C are dense.
   bool plain() const { return c_n == 1 && alpha == A(1) && !d && !relu; }
 
   // The same, with one row added to all rows of C (a layer's bias).
   bool has_row_bias() const { return c_n == 1 && alpha == A(1) && d && d_m == 0 && d_n == 1 && beta == A(1) && !relu; }
+
+  // Vectors of a tile are whole lines, to be written past the caches.
+  bool streams_lines() const {
+    return __is_same(S, float) && kVecBytes >= 32 && plain() && c_m % 16 == 0 && uintptr_t(c) % 64 == 0;
+  }
 
   static FASTNN_VEC_FN V load(const S* p, int lanes) { return lanes == V::N ? V::load(p) : V::load_n(p, lanes); }
   static FASTNN_VEC_FN void store(V v, S* p, int lanes) {
@@ -31,6 +40,7 @@ struct GemmStore {
 
   // The two vectors of each row of a tile to be written; of a strided C the first, for nothing but a few fetches.
   FASTNN_VEC_FN void prefetch(int64_t m0, int mb, int64_t n0) const {
+    if (streams) return;
     const S* at = c + m0 * c_m + n0 * c_n;
     for (int i = 0; i < mb; ++i, at += c_m) {
       __builtin_prefetch(at, 1);
@@ -56,7 +66,9 @@ struct GemmStore {
         return;
       }
       if (!d) {
-        if (whole)
+        if (whole && streams)
+          for_whole_tile(t, mb, at, c_m, [](V v, S* to, int, int) __attribute__((always_inline)) { stream(v, to); });
+        else if (whole)
           for_whole_tile(t, mb, at, c_m, [](V v, S* to, int, int) __attribute__((always_inline)) { v.store(to); });
         else for_tile(t, mb, nb, [&](V v, int i, int j, int lanes) { store(v, at + i * c_m + j, lanes); });
         return;
