@@ -148,10 +148,12 @@ FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_
   A* to = b.copy;
   int64_t left = k - kAhead;  // rows of this panel to be fetched
   const A* ahead = left > 0 ? from + kAhead * b.ld : next;
+  const bool one_set = b.ld * int64_t(sizeof(A)) % 4096 == 0;  // of L1, which does not keep so many rows: into L2
   gemm_sums(tile, k, sum_k, [&](GemmTile<A, MR, NV>& c, int64_t n) __attribute__((always_inline)) {
     for (int64_t p = 0; p < n; ++p) {
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) __builtin_prefetch(ahead + j * V::N);
+      for (int j = 0; j < NV; ++j)
+        one_set ? __builtin_prefetch(ahead + j * V::N, 0, 2) : __builtin_prefetch(ahead + j * V::N);
       ahead += b.ld;
       if (--left == 0) ahead = next;
 #pragma GCC unroll 2
