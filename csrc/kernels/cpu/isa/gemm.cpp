@@ -184,12 +184,13 @@ void multiply(const GemmParams& p, const GemmPlan& plan, Algorithm algorithm, in
   using Panel = std::conditional_t<fresh, GemmFreshPanel<A>, GemmPanel<A>>;
   const auto pack_b = [&](A* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) -> Panel {
     const S* from = x.b + k0 * p.b_stride_k + n0 * p.b_stride_n;
+    if constexpr (fresh) {
+      // What is in L2 is read in place without more ado: 5x512->256 x0.85 otherwise.
+      if (p.b_stride_n == 1 && nb == 2 * Vec<A>::N && (algorithm == Algorithm::packed || p.n * p.k >= 1 << 17))
+        return {{from, p.b_stride_k}, p.m > plan.mr ? dst : nullptr, true};
+    }
     if constexpr (sizeof(S) == sizeof(A)) {
       if (algorithm == Algorithm::in_place && nb == nr) return Panel{GemmPanel<A>{from, p.b_stride_k}};
-    }
-    if constexpr (fresh) {
-      if (p.b_stride_n == 1 && nb == 2 * Vec<A>::N && algorithm == Algorithm::packed)
-        return {{from, p.b_stride_k}, dst};
     }
     gemm_pack_panel<S>(dst, nr, from, p.b_stride_n, p.b_stride_k, nb, kb);
     return Panel{GemmPanel<A>{dst, nr}};

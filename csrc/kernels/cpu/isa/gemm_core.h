@@ -18,7 +18,7 @@
 //   pack_b(A* dst, int nr, int64_t k0, int64_t kb, int64_t n0, int nb) -> GemmPanel<A>
 //            either writes dst[p * nr + j] = B[k0 + p, n0 + j] in the same way and returns {dst, nr}, or returns
 //            {address of B[k0, n0], row stride} when B can be read in place: rows of at least nr readable elements. A
-//            GemmFreshPanel, {that address, row stride, dst}, is packed by the tiles that read it first.
+//            GemmFreshPanel is fetched, and packed to dst, by the tile that reads it first.
 //   store.tile(tile, m0, mb, n0, nb, first, last)
 //            adds a tile of the product to C: `first` and `last` tell whether it is the first and the last K chunk.
 //            Store::kAccumulates says that it can add to C between chunks; if not, the driver sums the chunks in the
@@ -46,10 +46,11 @@ struct GemmPanel {
   int64_t ld;
 };
 
-// With `copy`, a panel of 2 N lanes that is still to be packed there, which the first tile does that reads it.
+// A panel of 2 N lanes that the first tile to read it fetches row by row: `fresh`. With `copy` it packs it there, too.
 template <class A>
 struct GemmFreshPanel : GemmPanel<A> {
   A* copy = nullptr;
+  bool fresh = false;
 };
 template <class A>
 GemmPanel<A> packed_panel(GemmPanel<A> b) {
@@ -137,31 +138,34 @@ FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_
   gemm_micro<A, MR, NV>(tile, k, sum_k, GemmLanes<A>{a, MR}, b, ldb);
 }
 
-// The same with a fresh panel of B, which is packed on the way: its rows arrive while others are multiplied, where
-// packing them first waits for memory. Against that, the gradient of the input of 32x2048->1000 62-78 -> 83-96 GFLOP/s,
-// 64x1024->1024 90 -> 100, 128x2048->2048 91 -> 95 (16 rows ahead 87, 72 and 103 where 32 reach 96, 83 and 100).
-template <class A, int MR, int NV>
-FASTNN_INLINE void gemm_micro(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, const A* a, GemmFreshPanel<A> b) {
+// The same with a fresh panel of B: its rows are fetched ahead and arrive while others are multiplied, where packing
+// them first, or reading them in place, waits for memory. Into L2: rows a multiple of 4 KB apart share a set of L1. All
+// lines of a row, of which one more than lanes fill may hold a part. The gradient of the input of 32x2048->1000 62-78
+// -> 96 GFLOP/s, 64x1024->1024 90 -> 103, 28x1000->4096 34 -> 98.
+template <class A, int MR, int NV, bool COPIES>
+FASTNN_INLINE void gemm_micro_fresh(GemmTile<A, MR, NV>& tile, int64_t k, int64_t sum_k, const A* a,
+                                    GemmFreshPanel<A> b) {
   using V = Vec<A>;
-  constexpr int64_t kAhead = 32;
-  const A *from = b.p, *const next = b.p + NV * V::N;  // the panel to its right
+  constexpr int64_t kAhead = 32, kWidth = NV * V::N, kLine = 64 / sizeof(A);
+  const A *from = b.p, *const next = b.p + kWidth;  // the panel to its right
   A* to = b.copy;
   int64_t left = k - kAhead;  // rows of this panel to be fetched
   const A* ahead = left > 0 ? from + kAhead * b.ld : next;
-  const bool one_set = b.ld * int64_t(sizeof(A)) % 4096 == 0;  // of L1, which does not keep so many rows: into L2
   gemm_sums(tile, k, sum_k, [&](GemmTile<A, MR, NV>& c, int64_t n) __attribute__((always_inline)) {
     for (int64_t p = 0; p < n; ++p) {
-#pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j)
-        one_set ? __builtin_prefetch(ahead + j * V::N, 0, 2) : __builtin_prefetch(ahead + j * V::N);
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < kWidth; j += kLine) __builtin_prefetch(ahead + j, 0, 2);
+      __builtin_prefetch(ahead + kWidth - 1, 0, 2);
       ahead += b.ld;
       if (--left == 0) ahead = next;
+      if constexpr (COPIES) {
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) V::load(from + j * V::N).store(to + j * V::N);
+        for (int j = 0; j < NV; ++j) V::load(from + j * V::N).store(to + j * V::N);
+        to += kWidth;
+      }
       add_products(c, from, [&](int i) __attribute__((always_inline)) { return a[i]; });
       a += MR;
       from += b.ld;
-      to += NV * V::N;
     }
   });
 }
@@ -371,8 +375,9 @@ void gemm_strip(Rows a, Panel panel, int64_t kb, int64_t sum_k, int64_t m0, int6
     if constexpr (requires { store.prefetch(m, MR, n0); }) store.prefetch(m, int(min64(MR, m1 - m)), n0);
     GemmTile<A, MR, NV> tile;
     if constexpr (NV == 2 && __is_same(Rows, const A*) && __is_same(Panel, GemmFreshPanel<A>)) {
-      if (m == m0 && panel.copy) gemm_micro<A, MR, NV>(tile, kb, sum_k, a, panel);
-      else gemm_micro<A, MR, NV>(tile, kb, sum_k, a, b.p, b.ld);
+      if (m > m0 || !panel.fresh) gemm_micro<A, MR, NV>(tile, kb, sum_k, a, b.p, b.ld);
+      else if (panel.copy) gemm_micro_fresh<A, MR, NV, true>(tile, kb, sum_k, a, panel);
+      else gemm_micro_fresh<A, MR, NV, false>(tile, kb, sum_k, a, panel);
     } else {
       gemm_micro<A, MR, NV>(tile, kb, sum_k, a, b.p, b.ld);
     }
