@@ -121,6 +121,17 @@ def test_large_results(isa, shape):
     assert close(F.mm(a, b, out=out), expected, k, torch.float32)
 
 
+def test_few_rows_of_a_large_matrix(isa):
+    """One tile of rows, two and more; several sums; rows of whole lines, of parts of lines and 4 KB apart."""
+    for m in (5, 6, 9, 14, 15, 28, 29, 40):
+        for k, n in ((300, 517), (5, 32768), (4100, 40), (130, 1024), (31, 4231), (33, 4224)):
+            a, b = torch.randn(m, k), torch.randn(k, n)
+            which = fastnn._C.gemm_algorithm(a, b)
+            assert isa != "avx512" or which == ("in place" if m <= 28 else "packed"), (m, k, n)
+            assert close(F.mm(a, b), a.double() @ b.double(), k, torch.float32), (m, k, n)
+        assert_same_bits_for_every_thread_count(lambda a=a, b=b: [F.mm(a, b)], counts=(1, 2, 5))
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 10, 24])
 def test_layers_of_few_outputs_are_dot_products(n):
     x, weight = torch.randn(100, 256), torch.randn(n, 256)
