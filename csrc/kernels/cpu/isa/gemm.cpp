@@ -91,7 +91,7 @@ Algorithm choose(const GemmParams& p) {
   const int64_t dot_k = many ? 96 : p.m > 4 ? 32 : p.m > 1 && p.n > 16 ? 16 : 1;
   if (p.a_stride_k == 1 && p.b_stride_k == 1 && p.m <= dot_m && p.k >= dot_k) return Algorithm::dot;
   if (p.b_stride_n == 1 && p.m <= kAxpyMaxM) return Algorithm::axpy;
-  // One or two tiles of rows do not repay copying B.
+  // One or two tiles of rows do not repay copying B, unless it is fetched for them (fresh panels).
   if (p.b_stride_n == 1 && p.m <= 2 * kGemmMaxMr) return Algorithm::in_place;
   return Algorithm::packed;
 }
