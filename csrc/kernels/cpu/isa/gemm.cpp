@@ -163,9 +163,9 @@ template <class S>
 struct RowPacker {
   using A = acc_t<S>;
   const S* a;
-  int64_t stride_m, stride_k;
+  int64_t m, stride_m, stride_k;
   void operator()(A* dst, int mr, int64_t m0, int mb, int64_t k0, int64_t kb) const {
-    gemm_pack_panel<S>(dst, mr, a + m0 * stride_m + k0 * stride_k, stride_m, stride_k, mb, kb);
+    gemm_pack_panel<S>(dst, mr, a + m0 * stride_m + k0 * stride_k, stride_m, stride_k, mb, kb, m0 + 2 * mr <= m);
   }
   bool whole(A* dst, int mr, int64_t m0, int64_t m1, int64_t k0, int64_t kb) const {
     if (stride_m != 1 || mr > Vec<A>::N) return false;
@@ -192,7 +192,7 @@ void multiply(const GemmParams& p, const GemmPlan& plan, Algorithm algorithm, in
     if constexpr (sizeof(S) == sizeof(A)) {
       if (algorithm == Algorithm::in_place && nb == nr) return Panel{GemmPanel<A>{from, p.b_stride_k}};
     }
-    gemm_pack_panel<S>(dst, nr, from, p.b_stride_n, p.b_stride_k, nb, kb);
+    gemm_pack_panel<S>(dst, nr, from, p.b_stride_n, p.b_stride_k, nb, kb, n0 + 2 * nr <= p.n);
     return Panel{GemmPanel<A>{dst, nr}};
   };
   if constexpr (sizeof(S) == sizeof(A)) {
@@ -220,7 +220,7 @@ void multiply(const GemmParams& p, const GemmPlan& plan, Algorithm algorithm, in
           x.store);
   }
 #endif
-  gemm_blocked<A>(plan, workspace, RowPacker<S>{x.a, p.a_stride_m, p.a_stride_k}, pack_b, x.store);
+  gemm_blocked<A>(plan, workspace, RowPacker<S>{x.a, p.m, p.a_stride_m, p.a_stride_k}, pack_b, x.store);
 }
 
 template <class S>

@@ -55,12 +55,18 @@ FASTNN_INLINE Vec<A> load_lanes(const S* p, int64_t lanes) {
 }
 
 // Up to N lanes whose k lies side by side: N x N blocks, transposed. `room` <= N is how much of a row may be written.
+// What lies `ahead` of a lane is fetched with it, if not 0.
 template <class S, class A = acc_t<S>>
-FASTNN_INLINE void gemm_pack_lanes(A* dst, int width, const S* src, int64_t lane_stride, int lanes, int room,
-                                   int64_t k) {
+FASTNN_INLINE void gemm_pack_lanes(A* dst, int width, const S* src, int64_t lane_stride, int lanes, int room, int64_t k,
+                                   int64_t ahead) {
   constexpr int N = Vec<A>::N;
   Vec<A> r[N];
   for (int64_t p = 0; p + N <= k; p += N, src += N, dst += N * width) {
+    if (ahead) {
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i)
+        if (i < lanes) __builtin_prefetch(src + i * lane_stride + ahead, 0, 2);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < N; ++i) r[i] = i < lanes ? Vec<A>::load(src + i * lane_stride) : Vec<A>::zero();
     transpose_square<A>(r);
@@ -84,8 +90,11 @@ FASTNN_INLINE void gemm_pack_lanes(A* dst, int width, const S* src, int64_t lane
 
 // dst[p * width + l] = src[l * lane_stride + p * k_stride] for l < lanes, 0 for lanes <= l < width (width <= 2 N).
 // May write up to N elements past dst[k * width]: pack panels in ascending order and leave that slack at the end.
+// `next_panel`: the next `width` lanes exist and are fetched into L2, if k lies side by side: short pieces of many rows
+// are no pattern that the hardware follows (products of 500 to 2000 rows x1.00 to x1.05).
 template <class S, class A = acc_t<S>>
-void gemm_pack_panel(A* dst, int width, const S* src, int64_t lane_stride, int64_t k_stride, int lanes, int64_t k) {
+void gemm_pack_panel(A* dst, int width, const S* src, int64_t lane_stride, int64_t k_stride, int lanes, int64_t k,
+                     bool next_panel = false) {
   constexpr int N = Vec<A>::N;
   if (lane_stride == 1) {  // lanes lie side by side: copy rows
     if (lanes == width && width == 2 * N) {
@@ -109,16 +118,17 @@ void gemm_pack_panel(A* dst, int width, const S* src, int64_t lane_stride, int64
   }
   // N lanes at a time: rows a power of two apart share a few sets of L1, where twice as many would push each other's
   // next lines out (32 rows of 4096 bytes: 29 and 46 GB/s).
+  const int64_t ahead = next_panel ? width * lane_stride : 0;
   if (lanes == width && width == kGemmMaxMr && kGemmMaxMr <= N)
-    return gemm_pack_lanes<S>(dst, kGemmMaxMr, src, lane_stride, kGemmMaxMr, N, k);
+    return gemm_pack_lanes<S>(dst, kGemmMaxMr, src, lane_stride, kGemmMaxMr, N, k, ahead);
   if (lanes == width && width == 2 * N) {
-    gemm_pack_lanes<S>(dst, 2 * N, src, lane_stride, N, N, k);
-    gemm_pack_lanes<S>(dst + N, 2 * N, src + N * lane_stride, lane_stride, N, N, k);
+    gemm_pack_lanes<S>(dst, 2 * N, src, lane_stride, N, N, k, ahead);
+    gemm_pack_lanes<S>(dst + N, 2 * N, src + N * lane_stride, lane_stride, N, N, k, ahead);
     return;
   }
   for (int l = 0; l < width; l += N)
     gemm_pack_lanes<S>(dst + l, width, src + l * lane_stride, lane_stride, int(min64(N, lanes - l)),
-                       l == 0 ? N : int(min64(N, width - l)), k);
+                       l == 0 ? N : int(min64(N, width - l)), k, ahead);
 }
 
 // All panels of a block of rows whose lanes lie side by side: panel j of `width` <=
