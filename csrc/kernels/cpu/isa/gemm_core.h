@@ -23,6 +23,7 @@
 //            adds a tile of the product to C: `first` and `last` tell whether it is the first and the last K chunk.
 //            Store::kAccumulates says that it can add to C between chunks; if not, the driver sums the chunks in the
 //            workspace and calls the store once with first = last = true. for_tile() walks over a tile's vectors.
+//   store.prefetch(m0, mb, n0, first), if it has one, is called before a tile is computed.
 //   store.end(), if it has one, is called by every thread after its last tile.
 //   gemm_pack_panel() (gemm_pack.h) packs any strided matrix and GemmStore writes any strided one.
 //
@@ -372,7 +373,7 @@ void gemm_strip(Rows a, Panel panel, int64_t kb, int64_t sum_k, int64_t m0, int6
   for (int64_t m = m0; m < m1; m += MR, a = next_rows(a, MR, kb)) {
     // Arrives while the tile is computed, also where it is only written: 1024^3 waited 4 % of its time for it, the
     // gradient of a weight of 4096x1000 from 32 rows a fifth, of 1024x1024 from 8 half.
-    if constexpr (requires { store.prefetch(m, MR, n0); }) store.prefetch(m, int(min64(MR, m1 - m)), n0);
+    if constexpr (requires { store.prefetch(m, MR, n0, first); }) store.prefetch(m, int(min64(MR, m1 - m)), n0, first);
     GemmTile<A, MR, NV> tile;
     if constexpr (NV == 2 && __is_same(Rows, const A*) && __is_same(Panel, GemmFreshPanel<A>)) {
       if (m > m0 || !panel.fresh) gemm_micro<A, MR, NV>(tile, kb, sum_k, a, b.p, b.ld);

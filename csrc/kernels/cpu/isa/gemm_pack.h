@@ -116,9 +116,9 @@ void gemm_pack_panel(A* dst, int width, const S* src, int64_t lane_stride, int64
       for (int l = 0; l < width; ++l) dst[l] = l < lanes ? to_acc(src[l * lane_stride + p * k_stride]) : A(0);
     return;
   }
+  const int64_t ahead = next_panel ? width * lane_stride : 0;
   // N lanes at a time: rows a power of two apart share a few sets of L1, where twice as many would push each other's
   // next lines out (32 rows of 4096 bytes: 29 and 46 GB/s).
-  const int64_t ahead = next_panel ? width * lane_stride : 0;
   if (lanes == width && width == kGemmMaxMr && kGemmMaxMr <= N)
     return gemm_pack_lanes<S>(dst, kGemmMaxMr, src, lane_stride, kGemmMaxMr, N, k, ahead);
   if (lanes == width && width == 2 * N) {

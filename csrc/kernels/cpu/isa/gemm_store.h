@@ -41,7 +41,7 @@ struct GemmStore {
   // The lines of each row of a tile to be written; of a strided C the first, for nothing but a few fetches. Into L2: in
   // L1 they would push out the panel of B, and each other where rows are a multiple of 4 KB apart. Rows that do not
   // start with a line have one more. 1024^3 95 -> 102 GFLOP/s, 1000^3 94 -> 101.
-  FASTNN_VEC_FN void prefetch(int64_t m0, int mb, int64_t n0) const {
+  FASTNN_VEC_FN void prefetch(int64_t m0, int mb, int64_t n0, bool) const {
     if (streams) return;
     const S* at = c + m0 * c_m + n0 * c_n;
     for (int i = 0; i < mb; ++i, at += c_m) {
