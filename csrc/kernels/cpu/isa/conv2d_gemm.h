@@ -135,6 +135,7 @@ struct ConvStore {
   const float* row_bias;     // or null
   const float* column_bias;  // or null; whole vectors are readable
   bool streams = false;      // whole tiles past the caches: their vectors are aligned and no sum is added to
+  bool fetches = false;      // tiles to be written, or, of rows that are channels, to be added to
 
   void end() const { end_streams(streams); }
 
@@ -180,23 +181,19 @@ struct ConvStore {
     }
   }
 
-  // The lines of a tile to be written, into L2 (GemmStore): of rows of dense columns, equally far apart. Not where
-  // channels are rows and nothing is added to them, which is x0.92 to x1.0; else x0.97 to x1.17, the most for sums of
-  // several chunks (NHWC 8x1024x14x14->256 90 -> 96 GFLOP/s, the gradient of its input 91 -> 101).
+  template <int NV>
   FASTNN_VEC_FN void prefetch(int64_t m0, int mb, int64_t n0, bool first) const {
-    using V = Vec<float>;
-    if (streams || rows == Axis::taps || (first && rows == Axis::channels) ||
-        (rows == Axis::pixels && !pixels_flat()) || !dense(n0, 1))
-      return;
+    if (fetches && !(first && rows == Axis::channels)) [[unlikely]]
+      fetch<NV>(m0, mb, n0);
+  }
+  // Not inlined: the tile's loop needs the registers (NHWC 8x32x112x112->16 x0.93).
+  template <int NV>
+  __attribute__((noinline)) void fetch(int64_t m0, int mb, int64_t n0) const {
+    asm volatile("");  // or the compiler drops the call, which has no effect that it knows of
     int64_t column;
     offsets(columns, n0, 1, &column);
     const int64_t step = rows == Axis::pixels ? d->yw : channel_stride();
-    const float* at = out + column + m0 * step;
-    for (int i = 0; i < mb; ++i, at += step) {
-      __builtin_prefetch(at, 1, 2);
-      __builtin_prefetch(at + V::N, 1, 2);
-      __builtin_prefetch(at + 2 * V::N - 1, 1, 2);
-    }
+    fetch_rows<NV>(out + column + m0 * step, step, mb);
   }
 
   template <int MR, int NV>

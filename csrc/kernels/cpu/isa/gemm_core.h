@@ -23,7 +23,7 @@
 //            adds a tile of the product to C: `first` and `last` tell whether it is the first and the last K chunk.
 //            Store::kAccumulates says that it can add to C between chunks; if not, the driver sums the chunks in the
 //            workspace and calls the store once with first = last = true. for_tile() walks over a tile's vectors.
-//   store.prefetch(m0, mb, n0, first), if it has one, is called before a tile is computed.
+//   store.prefetch<NV>(m0, mb, n0, first), if it has one, is called before a tile is computed: see fetch_rows().
 //   store.end(), if it has one, is called by every thread after its last tile.
 //   gemm_pack_panel() (gemm_pack.h) packs any strided matrix and GemmStore writes any strided one.
 //
@@ -365,6 +365,19 @@ FASTNN_INLINE GemmLanes<A> next_rows(GemmLanes<A> a, int64_t mr, int64_t) {
   return {a.p + mr, a.ld};
 }
 
+// The lines of `rows` rows of NV vectors, `step` elements apart, into L2: in L1 they would push out the panel of B, and
+// each other where rows are a multiple of 4 KB apart. Rows that do not start with a line have one more.
+template <int NV, class S>
+FASTNN_INLINE void fetch_rows(const S* at, int64_t step, int rows) {
+  constexpr int64_t kWidth = NV * Vec<acc_t<S>>::N, kLine = 64 / sizeof(S);
+  const bool straddles = ((uintptr_t(at) | uintptr_t(step * int64_t(sizeof(S)))) & 63) != 0;
+  for (int i = 0; i < rows; ++i, at += step) {
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kWidth; j += kLine) __builtin_prefetch(at + j, 1, 2);
+    if (straddles) __builtin_prefetch(at + kWidth - 1, 1, 2);
+  }
+}
+
 // One strip of columns: all panels of A (packed, or rows in place) times one panel of B.
 template <class A, int MR, int NV, class Rows, class Panel, class Store>
 void gemm_strip(Rows a, Panel panel, int64_t kb, int64_t sum_k, int64_t m0, int64_t m1, int64_t n0, int nb,
@@ -373,7 +386,8 @@ void gemm_strip(Rows a, Panel panel, int64_t kb, int64_t sum_k, int64_t m0, int6
   for (int64_t m = m0; m < m1; m += MR, a = next_rows(a, MR, kb)) {
     // Arrives while the tile is computed, also where it is only written: 1024^3 waited 4 % of its time for it, the
     // gradient of a weight of 4096x1000 from 32 rows a fifth, of 1024x1024 from 8 half.
-    if constexpr (requires { store.prefetch(m, MR, n0, first); }) store.prefetch(m, int(min64(MR, m1 - m)), n0, first);
+    if constexpr (requires { store.template prefetch<NV>(m, MR, n0, first); })
+      store.template prefetch<NV>(m, int(min64(MR, m1 - m)), n0, first);
     GemmTile<A, MR, NV> tile;
     if constexpr (NV == 2 && __is_same(Rows, const A*) && __is_same(Panel, GemmFreshPanel<A>)) {
       if (m > m0 || !panel.fresh) gemm_micro<A, MR, NV>(tile, kb, sum_k, a, b.p, b.ld);
