@@ -119,6 +119,15 @@ def test_threads_and_repetition_give_the_same_bits(shape):
     assert_same_bits_for_every_thread_count(lambda: [kernel(x, weight, bias, None, 0.0, INF)], (1, 2, 3, 1))
 
 
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s[-1] == "direct" and s[0] != 70 and s[1] > 16], ids=str)
+def test_images_shared_out_whole_have_the_bits_of_divided_ones(shape):
+    kernel, x, weight, bias, product, scale = problem(shape, 9)  # whole by two threads, divided by three
+    assert_same_bits_for_every_thread_count(lambda: [kernel(x, weight, bias, None, 0.0, INF)])
+    assert kernel.algorithm() == "direct"
+    wanted = (product + bias[:, None, None]).relu()
+    assert (kernel(x, weight, bias, None, 0.0, INF) - wanted).abs().max() <= 2.0**-20 * scale + 1e-6
+
+
 def test_non_finite_values_pass_as_in_torch():
     kernel = _C.PackedConv2d((1, 1), (0, 0), (1, 1), 1)
     x, weight = torch.tensor([float("nan"), INF, -INF, -1.0, 8.0]).view(5, 1, 1, 1), torch.ones(1, 1, 1, 1)
@@ -179,13 +188,13 @@ def test_the_choice_does_not_depend_on_the_threads(norm):
     front = [torch.rand(shape[0]) for _ in range(2 * norm)]
     before, results = torch.get_num_threads(), []
     try:
-        for threads in (1, 90):  # whose workspaces together are more than is allowed
+        for threads in (1, 2, 90):  # of 90 the workspaces together are more than is allowed
             torch.set_num_threads(threads)
             results.append(kernel(x, weight, bias, None, 0.0, INF, *front))
             assert kernel.algorithm() == shape[-1]
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(*results)
+    assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 @pytest.mark.parametrize("shape", ONE_OF_EACH.values(), ids=str)
