@@ -365,8 +365,9 @@ def test_unknown_algorithm_is_refused(forced):
 
 
 @pytest.mark.parametrize(("kernel", "shapes"), [(2, 50), (3, 200), (4, 50), (5, 100)])
+@pytest.mark.parametrize("dilated", [False, True])
 @pytest.mark.parametrize("isa", fastnn._C.isas())
-def test_winograd_bound_on_random_shapes(isa, kernel, shapes, forced):
+def test_winograd_bound_on_random_shapes(isa, dilated, kernel, shapes, forced):
     """|error| <= 2**-17 * max(conv(|x|, |w|)) for the output and, with their own factors, both gradients."""
     assert fastnn._C.set_isa(isa) and forced("winograd")
     generator = torch.Generator().manual_seed(3)
@@ -376,7 +377,9 @@ def test_winograd_bound_on_random_shapes(isa, kernel, shapes, forced):
         n, c, k = pick(1, 3), pick(least, 40), pick(least, 40)
         if i % 10 == 0:  # a weight large enough for the order of work that serves few tiles
             n, c, k = 1, pick(90, 130), pick(90, 130)
-        h, w, padding = pick(kernel, 20), pick(kernel, 20), (pick(0, kernel - 1), pick(0, kernel - 1))
+        dilation = [pick(1, 4), pick(1, 5)] if dilated else [1, 1]
+        reach = [d * (kernel - 1) for d in dilation]
+        h, w, padding = *(pick(r + 1, r + 18) for r in reach), [pick(0, r) for r in reach]
         format = torch.channels_last if i % 3 == 0 else torch.contiguous_format
         x = torch.randn(n, c, h, w, generator=generator).contiguous(memory_format=format).requires_grad_()
         weight = torch.randn(k, c, kernel, kernel, generator=generator)
@@ -384,22 +387,22 @@ def test_winograd_bound_on_random_shapes(isa, kernel, shapes, forced):
             weight = weight.contiguous(memory_format=torch.channels_last)
         weight.requires_grad_()
         bias = torch.randn(k, generator=generator).requires_grad_()
-        args = ([1, 1], list(padding), [1, 1], 1)
+        args = ([1, 1], padding, dilation, 1)
         for which in ("forward", "grad_input", "grad_weight"):
             assert fastnn._C.conv2d_algorithm(x, weight, *args, which) == "winograd"
-        y = fastnn.functional.conv2d(x, weight, bias, padding=padding)
+        y = fastnn.functional.conv2d(x, weight, bias, 1, padding, dilation)
         g = torch.randn(y.shape, generator=generator)
         ours = [y, *torch.autograd.grad(y, (x, weight, bias), g)]
 
-        def exact(x, weight, bias, g, padding=padding):
+        def exact(x, weight, bias, g, padding=padding, dilation=dilation):
             x, weight, bias = (t.detach().double().requires_grad_() for t in (x, weight, bias))
-            y = torch_conv2d(x, weight, bias, padding=padding)
+            y = torch_conv2d(x, weight, bias, 1, padding, dilation)
             return [y, *torch.autograd.grad(y, (x, weight, bias), g.double())]
 
         results = exact(x, weight, bias, g)
         scales = exact(x.abs(), weight.abs(), bias.abs(), g.abs())
         for a, b, s in zip(ours, results, scales, strict=True):
-            assert (a - b).abs().max() <= 2**-17 * s.abs().max(), (kernel, n, c, k, h, w, padding)
+            assert (a - b).abs().max() <= 2**-17 * s.abs().max(), (kernel, n, c, k, h, w, padding, dilation)
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
@@ -491,6 +494,26 @@ def test_discriminators_run_by_winograd(layout):
         x, weight = torch.randn(4, c, size, size).contiguous(memory_format=layout), torch.randn(k, c, 4, 4)
         for which in ("forward", "grad_input", *(["grad_weight"] if stride == 1 else [])):
             assert fastnn._C.conv2d_algorithm(x, weight, [stride] * 2, [1, 1], [1, 1], 1, which) == "winograd"
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dilated_layers_run_by_winograd(layout):
+    """Every second or fourth pixel, every pass, with the same bits for every number of threads; but neither in strict
+    mode nor where a kernel is as wide as the image."""
+    for size, dilation, winograd in ((28, 2, True), (28, 4, True), (14, 2, True), (14, 12, False)):
+        x = torch.randn(2, 48, size, size).contiguous(memory_format=layout).requires_grad_()
+        weight = torch.randn(64, 48, 3, 3, requires_grad=True)
+        for which in ("forward", "grad_input", "grad_weight"):
+            args = (x, weight, [1, 1], [dilation] * 2, [dilation] * 2, 1, which)
+            assert (fastnn._C.conv2d_algorithm(*args) == "winograd") == winograd
+            with fastnn.set_strict_conv(True):
+                assert fastnn._C.conv2d_algorithm(*args) != "winograd"
+
+        def step(x=x, weight=weight, dilation=dilation):
+            y = fastnn.functional.conv2d(x, weight, None, 1, dilation, dilation)
+            return [y, *torch.autograd.grad(y.square().sum(), (x, weight))]
+
+        assert_same_bits_for_every_thread_count(step)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

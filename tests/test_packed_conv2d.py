@@ -19,7 +19,7 @@ SHAPES = [
     (40, 100, 7, 5, 1, 1, 0, 1, 1, "direct"),
     (48, 33, 13, 11, 1, 2, 0, 1, 1, "direct"),
     (24, 50, 7, 7, 3, 2, 1, 1, 1, "direct"),
-    (16, 32, 6, 7, 3, 1, 2, 2, 1, "direct"),
+    (16, 32, 8, 9, 3, 1, 2, 4, 1, "direct"),
     (70, 70, 3, 3, 3, 1, 1, 1, 1, "direct"),
     (128, 256, 1, 1, 1, 1, 0, 1, 1, "direct"),
     (512, 20, 5, 6, 3, 2, 1, 1, 1, "direct"),
@@ -31,6 +31,8 @@ SHAPES = [
     (33, 17, 12, 12, 5, 1, 2, 1, 1, "winograd"),
     (40, 48, 19, 13, 2, 1, 1, 1, 1, "winograd"),
     (19, 34, 11, 14, 4, 1, 2, 1, 1, "winograd"),
+    (64, 70, 28, 25, 3, 1, 2, 2, 1, "winograd"),  # a dilation's phases, some a column shorter
+    (40, 48, 33, 34, 3, 1, 1, 3, 1, "winograd"),
     (64, 160, 12, 12, 3, 1, 1, 1, 1, "winograd"),  # few tiles: threads share out output channels
     (3, 40, 45, 38, 7, 2, 3, 1, 1, "winograd"),  # phases by strips, the others below in place
     (3, 33, 66, 51, 11, 4, 2, 1, 1, "winograd"),

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "conv2d_taps.h"
 #include "winograd_tile.h"
 
 namespace fastnn {
@@ -48,10 +49,13 @@ bool rows_together(const Conv2dParams& p) {
   return (input_apart || input_together) && (output_apart || output_together);
 }
 
+bool dilated(const Conv2dParams& p) { return p.dilation_h * p.dilation_w > 1; }
+
 // Winograd's kernels of 2x2 to 5x5, each pixel phase of a stride being a channel of its own. In the gradient of the
 // input the phases are problems of their own, all of one size where the stride divides the kernel.
 bool winograd_takes(const Conv2dParams& p) {
-  if (p.dtype != DType::f32 || p.dilation_h != 1 || p.dilation_w != 1 || p.pad_h >= p.R || p.pad_w >= p.S) return false;
+  if (p.dtype != DType::f32 || p.pad_h > p.dilation_h * (p.R - 1) || p.pad_w > p.dilation_w * (p.S - 1)) return false;
+  if (dilated(p) && p.stride_h * p.stride_w > 1) return false;
   const int64_t stride = p.stride_h, taps = ceil_div(p.R, stride);
   const bool grad_input = p.pass == Conv2dPass::grad_input;
   if (stride != p.stride_w || (stride != 1 && stride != 2 && stride != 4) || p.R > 16 || p.S > 16) return false;
@@ -61,15 +65,12 @@ bool winograd_takes(const Conv2dParams& p) {
   return taps > 2 || (grad_input ? p.K : p.C * stride * stride) >= 12 * p.groups;
 }
 
-// Tiles of a unit stride, and whether they are full enough: of a direct sum's multiplications at most two thirds
+// Of a unit stride: its tiles, and whether they are full enough: of a direct sum's multiplications at most two thirds
 // remain.
-int64_t winograd_tiles(const Conv2dParams& p) {
-  const int64_t out = winograd_outputs(p.R);
-  return p.N * ceil_div(p.P, out) * ceil_div(p.Q, out);
+int64_t tiles_of(const Conv2dParams& p) {
+  return p.N * winograd_tiles(p.R, p.P, p.dilation_h) * winograd_tiles(p.R, p.Q, p.dilation_w);
 }
-bool fills_tiles(const Conv2dParams& p) {
-  return 2 * p.N * p.P * p.Q * p.R * p.S >= 3 * winograd_points(p.R) * winograd_tiles(p);
-}
+bool fills_tiles(const Conv2dParams& p) { return 2 * p.N * taps_of(p) >= 3 * winograd_points(p.R) * tiles_of(p); }
 
 bool takes(const Conv2dParams& p, Conv2dAlgorithm algorithm) {
   const bool channels_or_columns_dense =
@@ -115,12 +116,12 @@ struct Shape {
 int64_t winograd_work(const Conv2dParams& p) {
   constexpr int64_t kLanes = 16;
   const int64_t stride = p.stride_h, phases = stride * stride, taps = ceil_div(p.R, stride);
-  const int64_t out = winograd_outputs(taps), points = winograd_points(taps);
+  const int64_t points = winograd_points(taps);
   // Operations of a tile's transforms, for one channel.
   const int64_t input = taps == 5 ? 416 : 156, output = taps == 5 ? 192 : 25 * (7 - taps);
   const bool grad_input = p.pass == Conv2dPass::grad_input;
   const int64_t h = grad_input ? ceil_div(p.H, stride) : p.P, w = grad_input ? ceil_div(p.W, stride) : p.Q;
-  const int64_t tiles = p.N * ceil_div(h, out) * ceil_div(w, out);
+  const int64_t tiles = p.N * winograd_tiles(taps, h, p.dilation_h) * winograd_tiles(taps, w, p.dilation_w);
   const auto work = [&](int64_t products, int64_t transforms, int64_t weights) {
     return tiles * (points * products + 2 * transforms) + points * weights;
   };
@@ -135,7 +136,15 @@ int64_t winograd_work(const Conv2dParams& p) {
 }
 // At most `tenths` of a direct sum's multiplications.
 bool winograd_work_within(const Conv2dParams& p, int64_t tenths) {
-  return 10 * winograd_work(p) <= tenths * p.N * p.P * p.Q * p.R * p.S * p.C * p.K;
+  return 10 * winograd_work(p) <= tenths * p.N * taps_of(p) * p.C * p.K;
+}
+
+// Whether it is allowed and, of a dilation, which the rules below were not fitted to, pays: of 740 random dilated
+// passes on a Zen 4 core torch took x2.5 of its time where it is 0.3 of a direct sum's, x1.9 where 0.5, x1.35 where
+// 0.9, the same where 1.3 to 2; 1 % of those below 1 lost more than 7 %, 17 % of those from 1 to 1.3. 2x2 lost more.
+bool may_be_winograd(const Conv2dParams& p) {
+  if (g_strict || !takes(p, Conv2dAlgorithm::winograd)) return false;
+  return !dilated(p) || (p.groups > 1 ? fills_tiles(p) : winograd_work_within(p, p.R == 2 ? 7 : 10));
 }
 bool fills_lanes(const Conv2dParams& p) { return 4 * p.N >= 3 * 16 * ceil_div(p.N, 16); }  // an image per lane
 
@@ -146,6 +155,7 @@ bool fills_lanes(const Conv2dParams& p) { return 4 * p.N >= 3 * 16 * ceil_div(p.
 // products.
 bool winograd_counts_less(const Conv2dParams& p) {
   if (p.groups > 1 || min64(p.C, p.K) < 4) return false;
+  if (dilated(p)) return true;  // of those that may be
   const bool full = fills_lanes(p);
   if (full && p.R == 3 && p.pass != Conv2dPass::grad_weight) return false;
   return winograd_work_within(p, full ? 7 : p.R == 2 ? 11 : 13);
@@ -157,7 +167,7 @@ Shape shape_of(const Conv2dParams& p) {
   const bool unit = p.stride_h == 1 && p.stride_w == 1;
   s.pointwise = s.taps == 1 && unit && p.pad_h == 0 && p.pad_w == 0;
   const bool wide = (p.R != 5 || p.groups > 1) && min64(s.c, s.k) >= 16 && fills_tiles(p);
-  s.winograd = unit && !g_strict && takes(p, Conv2dAlgorithm::winograd) && (wide || winograd_counts_less(p));
+  s.winograd = unit && may_be_winograd(p) && (wide || winograd_counts_less(p));
   s.batch = s.taps > 1 && s.c * s.k <= 2048 && s.c * s.k * s.taps <= 1 << 16 && fills_lanes(p) &&
             takes(p, Conv2dAlgorithm::batch);
   s.vendor_fits = s.k % 16 == 0;
@@ -214,7 +224,7 @@ Conv2dAlgorithm best_grad_input(const Conv2dParams& p, const Shape& s) {
 Conv2dAlgorithm few_pixels_grad_weight(const Conv2dParams& p, const Shape& s) {
   using enum Conv2dAlgorithm;
   const bool tiles = p.P * p.Q >= 4 && !s.together && p.R != 5;
-  if (tiles && !g_strict && min64(s.c, s.k) >= 16 && takes(p, winograd)) return winograd;
+  if (tiles && min64(s.c, s.k) >= 16 && may_be_winograd(p)) return winograd;
   if (s.together) return s.k == 1 ? batch : gemm;
   const int64_t weights = s.c * s.k * s.taps;
   if (weights <= 12000 && (s.k <= 32 || s.pixels > 256)) return batch;
@@ -392,7 +402,7 @@ Conv2dAlgorithm on_large_planes(const Conv2dParams& p, const Shape& s, Conv2dAlg
     case Conv2dPass::grad_input:
       if (s.together) {
         const bool pays = p.R == 2 || (s.c == 3 && s.k >= 24);
-        return chosen == shift && pays && !g_strict && takes(p, winograd) ? winograd : chosen;
+        return chosen == shift && pays && may_be_winograd(p) ? winograd : chosen;
       }
       if (s.c > 8) return chosen;
       return chosen == aten || (chosen == gemm && plane >= (s.k <= 24 ? 3000 : 12000)) ? shift : chosen;
@@ -406,7 +416,7 @@ Conv2dAlgorithm on_large_planes(const Conv2dParams& p, const Shape& s, Conv2dAlg
 // of torch.
 bool winograd_beats(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
   using enum Conv2dAlgorithm;
-  if (p.groups > 1 || p.stride_h > 1 || g_strict || !takes(p, winograd)) return false;
+  if (p.groups > 1 || p.stride_h > 1 || !may_be_winograd(p)) return false;
   if (chosen == aten ? min64(s.c, s.k) < 3 : min64(s.c, s.k) < 4 || fills_lanes(p)) return false;
   if (chosen != aten && chosen != gemm && chosen != shift) return false;
   if (p.R == 2) return winograd_work_within(p, 13);
@@ -423,15 +433,15 @@ bool winograd_beats(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chose
 
 // Winograd instead of gemm to few output channels, which best_forward() does not send there: of 55 random layers x1.33.
 bool winograd_pays(const Conv2dParams& p, const Shape& s) {
-  return p.pass == Conv2dPass::forward && p.stride_h == 1 && s.taps > 1 && s.c >= 16 && !g_strict && p.R != 5 &&
-         (!s.together || s.k <= 64) && takes(p, Conv2dAlgorithm::winograd);
+  return p.pass == Conv2dPass::forward && p.stride_h == 1 && s.taps > 1 && s.c >= 16 && p.R != 5 &&
+         (!s.together || s.k <= 64) && may_be_winograd(p);
 }
 
 // Strided layers by Winograd, whatever the rules above chose. Of random ones timed on one thread (kernels of 3 to 12,
 // strides of 2 and 4, both layouts) this takes 5500 of 14707 forward passes, x1.68 of the choice before, 1571 of 4987
 // weight gradients, x1.51, and 428 of 1820 input gradients, x1.8; 1 to 3 % of them are below x0.93.
 bool strided_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
-  if (p.groups > 1 || g_strict || p.stride_h == 1 || !takes(p, Conv2dAlgorithm::winograd)) return false;
+  if (p.groups > 1 || p.stride_h == 1 || !may_be_winograd(p)) return false;
   if (winograd_work_within(p, 6)) return true;
   if (s.k < 16 || ceil_div(p.R, p.stride_h) == 5) return false;
   const int64_t stride = p.stride_h, phases = stride * stride, taps = ceil_div(p.R, stride);
@@ -491,11 +501,27 @@ bool batch_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm 
   return 10 * work <= 7 * direct;
 }
 
+// Dilated layers that Winograd does not pay for and that shift or batch are no match for either: kernels nearly as wide
+// as the image, most of which is border then (of 60 random passes torch took x0.8 of their time, x0.03 at best, 64x64
+// by 3x3, 18 apart), and most batches (of 50 x0.75). In channels_last gemm, which copies the border (of 14 x0.6).
+bool left_to_torch_dilated(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
+  using enum Conv2dAlgorithm;
+  if (!dilated(p) || p.groups > 1) return false;
+  const bool grad_input = p.pass == Conv2dPass::grad_input,
+             far = 20 * p.P * p.Q < 11 * (p.H + 2 * p.pad_h) * (p.W + 2 * p.pad_w);
+  const int64_t products = p.N * taps_of(p) * s.c * s.k;
+  if (chosen == batch) return products > 1 << 20;
+  if (chosen == gemm)
+    return s.together && p.pass != Conv2dPass::grad_weight && 2 * taps_of(p) < p.P * p.Q * s.taps && products > 1 << 19;
+  return chosen == shift && far && products > (grad_input && s.together ? 1 << 16 : 1 << 20);
+}
+
 // Layers of few output pixels that the rules above leave to torch, which copies the whole weight before it multiplies:
 // of 1286 random ones torch takes x1.6 (NCHW) and x1.85 (NHWC) of gemm's time. Left out are those of many taps and few
 // output channels, which copy the pixels for nothing.
 bool few_pixels_pay(const Conv2dParams& p, const Shape& s) {
   if (p.pass != Conv2dPass::forward || p.groups > 1 || p.N > 8 || s.pixels < 2 || s.pixels > 256) return false;
+  if (dilated(p) && 2 * taps_of(p) < p.P * p.Q * s.taps) return false;  // torch leaves out the taps in the padding
   const int64_t rows = s.c * s.taps;
   if ((s.together && s.pixels <= 64) || rows < 1200) return true;
   return s.k >= 24 * (1 + s.pixels / 64) && (s.together || rows < 2500 || s.k >= 64);
@@ -506,8 +532,8 @@ bool few_pixels_pay(const Conv2dParams& p, const Shape& s) {
 // the input's gradient and 1/1.79 for the weight's, channels_last 1/1.69, 1/1.62 and 1/1.41; 5 to 17 % of them lost
 // more than 7 %, nearly all of those still ahead of torch.
 bool groups_by_winograd(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
-  if (g_strict || p.stride_h != 1 || !takes(p, Conv2dAlgorithm::winograd) || !fills_tiles(p)) return false;
-  const int64_t matrix = s.c * s.k, tiles = winograd_tiles(p);
+  if (p.stride_h != 1 || !may_be_winograd(p) || !fills_tiles(p)) return false;
+  const int64_t matrix = s.c * s.k, tiles = tiles_of(p);
   if (!s.together) return matrix >= 64 && chosen != Conv2dAlgorithm::batch;
   switch (p.pass) {
     case Conv2dPass::forward: return min64(s.c, s.k) >= 4 && (s.c >= 8 || tiles <= 50);
@@ -524,7 +550,7 @@ bool groups_by_winograd(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm c
 // time in channels_last, x1.14 for the gradient of the weight and x1.1 forward on small planes of several images.
 bool eights_left_to_torch(const Conv2dParams& p, const Shape& s) {
   if (s.c != 8 || s.k != 8 || s.taps == 1 || p.R > 4 || p.S > 4 || (s.batch && !s.together)) return false;
-  if (p.stride_h * p.stride_w > 1 || p.dilation_h * p.dilation_w > 1) return false;
+  if (p.stride_h * p.stride_w > 1 || dilated(p)) return false;
   if (p.pass == Conv2dPass::grad_weight) return !s.together;
   return s.together || (p.N > 1 && p.P * p.Q <= 196);
 }
@@ -577,7 +603,7 @@ Conv2dAlgorithm among_groups(const Conv2dParams& p, const Shape& s, Conv2dAlgori
       }
     case Conv2dPass::grad_weight:
       if (s.together ? chosen != aten || s.c <= 12 : chosen != gemm) return chosen;
-      if (!g_strict && s.c >= 16 && s.k >= 8 && takes(p, winograd)) return winograd;
+      if (s.c >= 16 && s.k >= 8 && may_be_winograd(p)) return winograd;
       return s.together || s.c <= 24 ? gemm : aten;
   }
   return chosen;
@@ -605,6 +631,7 @@ Conv2dAlgorithm best(const Conv2dParams& p) {
   if (chosen == Conv2dAlgorithm::shift) chosen = unless_shift(p, s);
   if (chosen == Conv2dAlgorithm::aten) chosen = unless_aten(p, s);
   chosen = on_large_planes(p, s, chosen);
+  if (left_to_torch_dilated(p, s, chosen)) chosen = Conv2dAlgorithm::aten;
   if (winograd_beats(p, s, chosen)) return Conv2dAlgorithm::winograd;
   if (strided_winograd_pays(p, s, chosen)) return Conv2dAlgorithm::winograd;
   if (batch_winograd_pays(p, s, chosen)) return Conv2dAlgorithm::batch_winograd;

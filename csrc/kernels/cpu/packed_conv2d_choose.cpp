@@ -1,6 +1,7 @@
 // Which algorithm a packed convolution takes: by its sizes and the image's layout.
 #include "../conv2d.h"
 #include "../packed_conv2d.h"
+#include "conv2d_taps.h"
 #include "winograd_tile.h"
 
 namespace fastnn::cpu {
@@ -11,7 +12,8 @@ bool winograd_takes(const PackedConv2dParams& p) {
   const int64_t stride = p.stride_h, taps = ceil_div(p.R, stride);
   if (stride != p.stride_w || (stride != 1 && stride != 2 && stride != 4) || p.R > 16 || p.S > 16) return false;
   if (taps < 2 || taps > 5 || taps != ceil_div(p.S, stride) || (stride == 1 && p.S != p.R)) return false;
-  return p.groups == 1 && p.dilation_h == 1 && p.dilation_w == 1 && p.pad_h < p.R && p.pad_w < p.S;
+  if (p.dilation_h * p.dilation_w > 1 && stride > 1) return false;
+  return p.groups == 1 && p.pad_h <= p.dilation_h * (p.R - 1) && p.pad_w <= p.dilation_w * (p.S - 1);
 }
 
 // In multiplications, what direct and Winograd take: transforms count as 10 and 5 for every point of a tile, reading
@@ -20,13 +22,12 @@ bool winograd_takes(const PackedConv2dParams& p) {
 // (23 % when only 3x3 and 5x5 of stride 1 went to Winograd), 11 % of the layers lose more than 5 % (47 %).
 bool winograd_pays(const PackedConv2dParams& p) {
   const int64_t stride = p.stride_h, taps = ceil_div(p.R, stride), channels = p.C * stride * stride;
-  const int64_t out = winograd_outputs(taps);
   if (channels < (stride == 1 ? 16 : 12)) return false;  // in a short sum the error of the points' weights would show
-  const int64_t tiles = p.N * ceil_div(p.P, out) * ceil_div(p.Q, out), c = round_up(channels, 16),
-                k = round_up(p.K, 16);
+  const int64_t tiles = p.N * winograd_tiles(taps, p.P, p.dilation_h) * winograd_tiles(taps, p.Q, p.dilation_w);
+  const int64_t c = round_up(channels, 16), k = round_up(p.K, 16);
   // More than 18 MB come from memory, at the pace of one core's reads for all of them.
   const int64_t reading = c * k > 1 << 17 ? 8 : 4;
-  const int64_t direct = p.N * p.P * p.Q * k * (p.C * p.R * p.S + 4);
+  const int64_t direct = p.N * k * (p.C * taps_of(p) + 4 * p.P * p.Q);
   return direct > winograd_points(taps) * (tiles * (5 * channels * k / 4 + 10 * c + 5 * k) + reading * c * k);
 }
 
@@ -61,7 +62,10 @@ PackedConv2dAlgorithm packed_conv2d_choose(const PackedConv2dParams& params) {
   const bool by_winograd = !conv2d_strict() && winograd_takes(p) && winograd_pays(p) && fits(winograd);
   if (planes_pay(p) && !(by_winograd && p.K >= 12)) return none;
   if (by_winograd) return winograd;
-  return fits(direct) ? direct : none;
+  // A border of which a fifth of all taps lie in is copied and multiplied: 28x28 by 3x3, 6 and 12 apart, x1.7 and x2 of
+  // conv2d's time (one thread, 2048 channels to 256).
+  const bool border = p.dilation_h * p.dilation_w > 1 && 5 * taps_of(p) < 4 * p.P * p.Q * p.R * p.S && p.C >= 64;
+  return !border && fits(direct) ? direct : none;
 }
 
 }  // namespace fastnn::cpu

@@ -18,16 +18,14 @@ using V = Vec<float>;
 using Raw = V::Raw;
 constexpr int N = V::N;
 
-struct Plan {
+struct Plan : Tiling {
   bool few;           // the order of work for few tiles
-  int64_t th, tw;     // tiles per image
   int64_t tile_rows;  // over the batch: n * th
   int64_t rows_per_block, blocks;
   int64_t tiles;         // per block, at most
   int64_t c_groups;      // of N input channels
   int64_t k_groups;      // of N output channels
   int64_t chunk_groups;  // many: output channel groups whose U is held at once; few: input channel groups
-  int64_t columns;       // of a strip
   int64_t u_xi;          // elements between two xi of U, at most (see odd_lines)
   int64_t v_xi;          // few: elements between two xi of V
   // byte offsets into the workspace: what is shared (many: U; few: V), then U or V, M and a strip per worker
@@ -42,12 +40,10 @@ Plan make_plan(const ConvProblem& d, int64_t workers) {
   constexpr int64_t kUBytes = 16 << 20;
   constexpr int64_t kFewTiles = 64, kFewVBytes = 12 << 20, kFewUBytes = 1 << 20;
   Plan p{};
-  p.th = ceil_div(d.p, kTileOut<TAPS>);
-  p.tw = ceil_div(d.q, kTileOut<TAPS>);
+  static_cast<Tiling&>(p) = make_tiling<TAPS>(d);
   p.tile_rows = d.n * p.th;
   p.c_groups = ceil_div(phase_channels(d), N);
   p.k_groups = ceil_div(d.k, N);
-  p.columns = strip_columns<TAPS>(p.tw);
   const int64_t strip_bytes = pad(kTileIn<TAPS> * p.columns * kVecBytes),
                 group_bytes = kTilePoints<TAPS> * p.c_groups * N * kVecBytes;
   const int64_t all_tiles = p.tile_rows * p.tw;
@@ -187,34 +183,52 @@ void transform_weight(const ConvProblem& d, int64_t group, int64_t c0, int64_t c
 
 // ---- outputs -------------------------------------------------------------------------------------------------------
 
-// The outputs of every tile of one tile row into strip[row][column][lane].
+// The outputs of `tw` tiles into strip[row][column][lane].
 template <int TAPS>
-void transform_output(const Plan& p, const float* m, int64_t xi_stride, Raw bias, float* strip) {
+void transform_output(int64_t tw, int64_t columns, const float* m, int64_t xi_stride, Raw bias, float* strip) {
   constexpr int OUT = kTileOut<TAPS>;
-  for (int64_t t = 0; t < p.tw; ++t)
+  for (int64_t t = 0; t < tw; ++t)
     transform_tile<Lines<TAPS>::output, kTileIn<TAPS>, OUT>(
         load_points<TAPS>(m + t * N, xi_stride), [&](int r, int s, Raw y) __attribute__((always_inline)) {
-          V{y + bias}.store(strip + (r * p.columns + OUT * t + s) * N);
+          V{y + bias}.store(strip + (r * columns + OUT * t + s) * N);
         });
+}
+
+// N columns of a strip from `first` on, of every phase in turn, to `block`.
+FASTNN_INLINE void gather_columns(const Plan& p, const float* row, int64_t first, int64_t count, float block[][N]) {
+  int64_t phase = first % p.phases, column = first / p.phases;
+  for (int64_t i = 0; i < count; ++i) {
+    V::load(row + (phase * p.phase_columns + column) * N).store(block[i]);
+    if (++phase == p.phases) phase = 0, ++column;
+  }
 }
 
 template <int TAPS>
 void store_strip(const ConvProblem& d, const Plan& p, const float* strip, int64_t tile_row, int64_t group,
                  float* image) {
-  constexpr int OUT = kTileOut<TAPS>;
   const int lanes = int(min64(N, d.k - group * N));
-  for (int r = 0; r < OUT && tile_row * OUT + r < d.p; ++r) {
-    float* to = image + group * N * d.yk + (tile_row * OUT + r) * d.yh;
+  const int64_t top = p.top<TAPS>(d, tile_row);
+  alignas(64) float block[N][N];
+  for (int r = 0; r < kTileOut<TAPS> && top + r * d.dil_h < d.p; ++r) {
+    float* to = image + group * N * d.yk + (top + r * d.dil_h) * d.yh;
     const float* row = strip + r * p.columns * N;
-    if (d.yk == 1) {
-      for (int64_t i = 0; i < d.q; ++i) {
-        const V y = V::load(row + i * N);
-        if (lanes == N) y.store(to + i * d.yw);
-        else y.store_n(to + i * d.yw, lanes);
+    const auto store_pixels = [&](const float* from, int64_t first, int64_t count) __attribute__((always_inline)) {
+      for (int64_t i = 0; i < count; ++i) {
+        const V y = V::load(from + i * N);
+        if (lanes == N) y.store(to + (first + i) * d.yw);
+        else y.store_n(to + (first + i) * d.yw, lanes);
       }
-    } else {
-      for (int64_t i = 0; i < d.q; i += N)
-        untranspose_block(row + i * N, to + i * d.yw, d.yk, d.yw, lanes, int(min64(N, d.q - i)));
+    };
+    if (p.phases == 1 && d.yk == 1) {
+      store_pixels(row, 0, d.q);
+      continue;
+    }
+    for (int64_t i = 0; i < d.q; i += N) {
+      const int64_t count = min64(N, d.q - i);
+      const float* from = row + i * N;
+      if (p.phases > 1) gather_columns(p, row, i, count, block), from = block[0];
+      if (d.yk == 1) store_pixels(from, i, count);
+      else untranspose_block(from, to + i * d.yw, d.yk, d.yw, lanes, int(count));
     }
   }
 }
@@ -231,7 +245,10 @@ void finish(const ConvProblem& d, const Plan& p, const float* m, int64_t row0, i
         bias[l] = static_cast<const float*>(d.bias)[(group + j) * N + l];
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t image = (row0 + r) / p.th, tile_row = (row0 + r) % p.th;
-      transform_output<TAPS>(p, m + j * m_group + r * p.tw * N, m_xi, V::load(bias).v, strip);
+      for_phases(p, [&](int64_t column, int64_t tile) {
+        transform_output<TAPS>(p.phase_tw, p.columns, m + j * m_group + r * p.tw * N + tile, m_xi, V::load(bias).v,
+                               strip + column);
+      });
       store_strip<TAPS>(d, p, strip, tile_row, group + j, static_cast<float*>(d.y) + image * d.yn);
     }
   }
@@ -243,9 +260,8 @@ void transform_rows(const ConvProblem& d, const Plan& p, int64_t row0, int64_t r
                     float* v, int64_t v_xi) {
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t image = (row0 + r) / p.th, tile_row = (row0 + r) % p.th;
-    fill_strip<TAPS>(d, p.tw, p.columns, static_cast<const float*>(d.x) + image * d.xn, tile_row, group, kTileIn<TAPS>,
-                     strip);
-    transform_input<TAPS>(p.tw, p.columns, strip, v + r * p.tw * N, v_xi);
+    fill_strip<TAPS>(d, p, static_cast<const float*>(d.x) + image * d.xn, tile_row, group, kTileIn<TAPS>, strip);
+    transform_input<TAPS>(p, strip, v + r * p.tw * N, v_xi);
   }
 }
 

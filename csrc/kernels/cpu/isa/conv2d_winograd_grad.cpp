@@ -20,14 +20,13 @@ constexpr int kRows = 8, kColumns = 3;  // output channels x groups of input cha
 constexpr int kRows = 4, kColumns = 2;
 #endif
 
-struct Plan {
-  bool few;  // the order of work for few tiles
-  int64_t th, tw, tile_rows;
+struct Plan : Tiling {
+  bool few;                                // the order of work for few tiles
+  int64_t tile_rows;                       // over the batch: n * th
   int64_t rows_per_block, blocks, slices;  // blocks are dealt to slices by shape alone; slices are summed in order
   int64_t tiles;                           // per block, at most
   int64_t c_groups, k_groups;
   int64_t chunk_groups;  // many: groups of output channels held at once; few: of input channels
-  int64_t columns;       // of a strip
   int64_t u_xi;          // elements between two xi of dU
   int64_t slice;         // elements of a slice: dU and the bias gradient
   int64_t v_xi, m_xi;    // few: elements between two xi of V and M
@@ -40,12 +39,10 @@ Plan make_plan(const ConvProblem& d, int64_t workers) {
   constexpr int64_t kTileBytes = 1 << 20, kSliceBytes = 12 << 20, kSlices = 4;
   constexpr int64_t kFewTiles = 128, kFewBytes = 12 << 20, kFewUBytes = 1 << 20;
   Plan p{};
-  p.th = ceil_div(d.p, kTileOut<TAPS>);
-  p.tw = ceil_div(d.q, kTileOut<TAPS>);
+  static_cast<Tiling&>(p) = make_tiling<TAPS>(d);
   p.tile_rows = d.n * p.th;
   p.c_groups = ceil_div(phase_channels(d), N);
   p.k_groups = ceil_div(d.k, N);
-  p.columns = strip_columns<TAPS>(p.tw);
   const auto pad = [](int64_t bytes) { return round_up(bytes, 64); };
   const int64_t group_bytes = kTilePoints<TAPS> * p.c_groups * N * kVecBytes, all_tiles = p.tile_rows * p.tw;
   p.v_xi = odd_lines(p.c_groups * all_tiles * N), p.m_xi = odd_lines(p.k_groups * all_tiles * N);
@@ -81,14 +78,14 @@ Plan make_plan(const ConvProblem& d, int64_t workers) {
   return p;
 }
 
-// Transforms the tiles of grad_output in a strip; adds the strip's sum to bias.
+// Transforms `tw` tiles of grad_output in a strip; adds their sum to bias.
 template <int TAPS>
-void transform_grad(const Plan& p, const float* strip, float* m, int64_t xi_stride, float* bias) {
+void transform_grad(int64_t tw, int64_t columns, const float* strip, float* m, int64_t xi_stride, float* bias) {
   constexpr int OUT = kTileOut<TAPS>;
   Raw sum = V::load(bias).v;
-  for (int64_t t = 0; t < p.tw; ++t) {
+  for (int64_t t = 0; t < tw; ++t) {
     const auto load = [&](int r, int s) __attribute__((always_inline)) {
-      const Raw g = V::load(strip + (r * p.columns + OUT * t + s) * N).v;
+      const Raw g = V::load(strip + (r * columns + OUT * t + s) * N).v;
       sum = sum + g;
       return g;
     };
@@ -144,6 +141,7 @@ ConvProblem grad_as_image(const ConvProblem& d) {
   ConvProblem grad{};
   grad.xc = d.yk, grad.xh = d.yh, grad.xw = d.yw;
   grad.c = d.k, grad.h = d.p, grad.w = d.q;
+  grad.dil_h = d.dil_h, grad.dil_w = d.dil_w;
   return grad;
 }
 
@@ -151,16 +149,17 @@ ConvProblem grad_as_image(const ConvProblem& d) {
 template <int TAPS>
 void transform_input_row(const ConvProblem& d, const Plan& p, int64_t row, int64_t group, float* strip, float* v,
                          int64_t v_xi) {
-  fill_strip<TAPS>(d, p.tw, p.columns, static_cast<const float*>(d.x) + row / p.th * d.xn, row % p.th, group,
-                   kTileIn<TAPS>, strip);
-  transform_input<TAPS>(p.tw, p.columns, strip, v, v_xi);
+  fill_strip<TAPS>(d, p, static_cast<const float*>(d.x) + row / p.th * d.xn, row % p.th, group, kTileIn<TAPS>, strip);
+  transform_input<TAPS>(p, strip, v, v_xi);
 }
 template <int TAPS>
 void transform_grad_row(const ConvProblem& d, const Plan& p, int64_t row, int64_t group, float* strip, float* m,
                         int64_t m_xi, float* bias) {
-  fill_strip<TAPS>(grad_as_image(d), p.tw, p.columns, static_cast<const float*>(d.y) + row / p.th * d.yn, row % p.th,
-                   group, kTileOut<TAPS>, strip);
-  transform_grad<TAPS>(p, strip, m, m_xi, bias);
+  fill_strip<TAPS>(grad_as_image(d), p, static_cast<const float*>(d.y) + row / p.th * d.yn, row % p.th, group,
+                   kTileOut<TAPS>, strip);
+  for_phases(p, [&](int64_t column, int64_t tile) {
+    transform_grad<TAPS>(p.phase_tw, p.columns, strip + column, m + tile, m_xi, bias);
+  });
 }
 
 // The taps of N phase channels to where the kernel of their input channel has them.

@@ -14,20 +14,20 @@ using V = Vec<float>;
 using Raw = V::Raw;
 constexpr int N = V::N;
 
-struct Plan {
-  int64_t th, tw;                         // tiles per image
+struct Plan : Tiling {
   int64_t tile_rows;                      // over the batch
   int64_t rows_per_block, blocks, tiles;  // tiles: per block, at most
   int64_t c_groups, k_groups;
-  int64_t columns;           // of a strip; 0: tiles are read in place
+  bool in_place;             // tiles are read without a strip
   int64_t m, strip, worker;  // byte offsets of M and of a strip behind V; bytes of one worker
 };
 
-// What the phases of a stride are told by.
+// What the phases of a stride or of a dilation are told by.
 ConvProblem problem(const PackedConv2dParams& p) {
   ConvProblem d{};
   d.xn = p.input_stride_n, d.xc = p.input_stride_c, d.xh = p.input_stride_h, d.xw = p.input_stride_w;
   d.n = p.N, d.c = p.C, d.h = p.H, d.w = p.W, d.r = p.R, d.s = p.S;
+  d.p = p.P, d.q = p.Q, d.dil_h = p.dilation_h, d.dil_w = p.dilation_w;
   d.stride_h = p.stride_h, d.stride_w = p.stride_w, d.pad_h = p.pad_h, d.pad_w = p.pad_w;
   return d;
 }
@@ -35,7 +35,7 @@ ConvProblem problem(const PackedConv2dParams& p) {
 template <int TAPS>
 Plan make_plan(const PackedConv2dParams& p, int64_t workers) {
   Plan o{};
-  o.th = ceil_div(p.P, kTileOut<TAPS>), o.tw = ceil_div(p.Q, kTileOut<TAPS>);
+  static_cast<Tiling&>(o) = make_tiling<TAPS>(problem(p));
   o.tile_rows = p.N * o.th;
   o.c_groups = ceil_div(phase_channels(problem(p)), N), o.k_groups = ceil_div(p.K, N);
   const int64_t row_bytes = kTilePoints<TAPS> * o.tw * o.c_groups * kVecBytes;
@@ -52,8 +52,8 @@ Plan make_plan(const PackedConv2dParams& p, int64_t workers) {
   o.tiles = o.rows_per_block * o.tw;
   o.m = kTilePoints<TAPS> * odd_lines(o.c_groups * o.tiles * N) * 4;
   o.strip = o.m + kTilePoints<TAPS> * odd_lines(2 * o.tiles * N) * 4;
-  o.columns = p.stride_h == 1 || (p.input_stride_c == 1 && p.C % N == 0) ? 0 : strip_columns<TAPS>(o.tw);
-  o.worker = o.strip + kTileIn<TAPS> * o.columns * kVecBytes;
+  o.in_place = p.stride_h == 1 || (p.input_stride_c == 1 && p.C % N == 0);
+  o.worker = o.strip + (o.in_place ? 0 : kTileIn<TAPS> * o.columns * kVecBytes);
   return o;
 }
 
@@ -70,28 +70,30 @@ FASTNN_INLINE void transform_input_tile(const float* x, int64_t xh, int64_t xw, 
 template <int TAPS>
 void transform_row(const PackedConv2dParams& p, const Plan& o, const float* image, int64_t tile_row, int64_t group,
                    float* strip, float* v, int64_t xi_stride) {
-  constexpr int IN = kTileIn<TAPS>, OUT = kTileOut<TAPS>;
+  constexpr int IN = kTileIn<TAPS>;
   const ConvProblem d = problem(p);
-  if (o.columns) {
-    fill_phase_rows(d, image, tile_row * OUT, IN, group, OUT * o.tw + TAPS - 1, o.columns, strip);
-    return transform_input<TAPS>(o.tw, o.columns, strip, v, xi_stride);
+  if (!o.in_place) {
+    fill_strip<TAPS>(d, o, image, tile_row, group, IN, strip);
+    return transform_input<TAPS>(o, strip, v, xi_stride);
   }
   const PhaseChannel f = phase_channel(d, group * N);
   const int lanes = int(min64(N, p.C - f.c));
-  const int64_t stride = p.stride_h, reach = (IN - 1) * stride, xh = p.input_stride_h, xw = p.input_stride_w;
-  const int64_t h = tile_row * OUT * stride + f.a - p.pad_h;
-  const bool rows_inside = h >= 0 && h + reach < p.H && lanes == N;
+  // Apart: rows and columns of a tile. A stride has no dilation.
+  const int64_t stride = p.stride_h, down = stride * p.dilation_h, across = stride * p.dilation_w;
+  const int64_t xh = p.input_stride_h, xw = p.input_stride_w;
+  const int64_t h = o.top<TAPS>(d, tile_row) * stride + f.a - p.pad_h;
+  const bool rows_inside = h >= 0 && h + (IN - 1) * down < p.H && lanes == N;
   const float* x = image + f.c;
   for (int64_t t = 0; t < o.tw; ++t, v += N) {
-    const int64_t w = t * OUT * stride + f.b - p.pad_w;
-    if (rows_inside && w >= 0 && w + reach < p.W) {
-      transform_input_tile<TAPS>(x + h * xh + w * xw, stride * xh, stride * xw, v, xi_stride);
+    const int64_t w = o.left<TAPS>(d, t) * stride + f.b - p.pad_w;
+    if (rows_inside && w >= 0 && w + (IN - 1) * across < p.W) {
+      transform_input_tile<TAPS>(x + h * xh + w * xw, down * xh, across * xw, v, xi_stride);
       continue;
     }
     alignas(64) float patch[kTilePoints<TAPS> * N];
     for (int r = 0; r < IN; ++r)
       for (int s = 0; s < IN; ++s) {
-        const int64_t ih = h + r * stride, iw = w + s * stride;
+        const int64_t ih = h + r * down, iw = w + s * across;
         V value = V::zero();
         if (ih >= 0 && ih < p.H && iw >= 0 && iw < p.W) {
           const float* from = x + ih * xh + iw * xw;
@@ -112,11 +114,16 @@ void finish_row(const PackedConv2dParams& p, const Plan& o, const float* m, int6
   constexpr int IN = kTileIn<TAPS>, OUT = kTileOut<TAPS>;
   using L = Lines<TAPS>;
   const Clamp clamp(p);
-  const int rows = int(min64(OUT, p.P - tile_row * OUT));
-  y += tile_row * OUT * p.output_stride_h;
-  if (residual) residual += tile_row * OUT * p.residual_stride_h;
+  const ConvProblem d = problem(p);
+  const int64_t top = o.top<TAPS>(d, tile_row);
+  const int64_t y_row = p.dilation_h * p.output_stride_h, y_column = p.dilation_w * p.output_stride_w;
+  const int64_t residual_row = p.dilation_h * p.residual_stride_h, residual_column = p.dilation_w * p.residual_stride_w;
+  const int rows = int(min64(OUT, ceil_div(p.P - top, p.dilation_h)));
+  y += top * p.output_stride_h;
+  if (residual) residual += top * p.residual_stride_h;
   for (int64_t t = 0; t < o.tw; ++t, m += N) {
-    const int columns = int(min64(OUT, p.Q - t * OUT));
+    const int64_t left = o.left<TAPS>(d, t);
+    const int columns = int(min64(OUT, ceil_div(p.Q - left, p.dilation_w)));
     Raw mid[OUT][IN];
     transform_columns<L::output, IN, OUT>(load_points<TAPS>(m, xi_stride), mid);
 #pragma GCC unroll 5
@@ -124,18 +131,18 @@ void finish_row(const PackedConv2dParams& p, const Plan& o, const float* m, int6
       if (r >= rows) break;
       Raw out[OUT];
       L::output(mid[r], out);
-      float* const to = y + r * p.output_stride_h + t * OUT * p.output_stride_w;
-      const float* const add = residual ? residual + r * p.residual_stride_h + t * OUT * p.residual_stride_w : nullptr;
+      float* const to = y + r * y_row + left * p.output_stride_w;
+      const float* const add = residual ? residual + r * residual_row + left * p.residual_stride_w : nullptr;
 #pragma GCC unroll 5
       for (int s = 0; s < OUT; ++s) {
         if (s >= columns) break;
         Raw value = out[s] + bias;
         if (lanes == N) {
-          if (add) value = value + V::load(add + s * p.residual_stride_w).v;
-          V{clamp(value)}.store(to + s * p.output_stride_w);
+          if (add) value = value + V::load(add + s * residual_column).v;
+          V{clamp(value)}.store(to + s * y_column);
         } else {
-          if (add) value = value + V::load_n(add + s * p.residual_stride_w, lanes).v;
-          V{clamp(value)}.store_n(to + s * p.output_stride_w, lanes);
+          if (add) value = value + V::load_n(add + s * residual_column, lanes).v;
+          V{clamp(value)}.store_n(to + s * y_column, lanes);
         }
       }
     }
