@@ -18,13 +18,16 @@ from fastnn.bench import compare
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from vision import torchvision  # noqa: E402
 
-IMAGES = ("resnet18", "resnet50", "vgg16", "mobilenet_v2", "googlenet", "densenet121")
+IMAGES = ("resnet18", "resnet50", "vgg16", "mobilenet_v2", "googlenet", "densenet121", "deeplabv3_resnet50")
+OPTIONS = {
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "deeplabv3_resnet50": {"weights_backbone": None},
+}
 
 
 def build(name):
     torch.manual_seed(0)
-    options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
-    model = getattr(torchvision.models, name)(weights=None, **options)
+    model = torchvision.models.get_model(name, weights=None, **OPTIONS.get(name, {}))
     for m in model.modules():  # statistics as training leaves them, so that folding them shows
         if isinstance(m, torch.nn.BatchNorm2d):
             m.running_mean.uniform_(-0.1, 0.1)
@@ -32,10 +35,15 @@ def build(name):
     return model
 
 
+def logits(output):
+    """Of a segmentation model too, which returns them by name."""
+    return output["out"] if isinstance(output, dict) else output
+
+
 def row(name, what, converted, fused, plain, seconds):
     a, b = compare(converted, plain, min_pairs=6, seconds=seconds), compare(fused, plain, min_pairs=6, seconds=seconds)
     print(
-        f"{name:13s} {what:12s} torch {b.reference * 1e3:7.1f} ms   convert {a.ours * 1e3:7.1f} ms x{a.ratio:.2f}   "
+        f"{name:18s} {what:12s} torch {b.reference * 1e3:7.1f} ms   convert {a.ours * 1e3:7.1f} ms x{a.ratio:.2f}   "
         f"convert + fuse {b.ours * 1e3:7.1f} ms x{b.ratio:.2f} (p20 {b.p20:.2f}, p80 {b.p80:.2f})",
         flush=True,
     )
@@ -48,9 +56,9 @@ def image(name, seconds):
     fused = fastnn.fuse(converted)
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
-        expected = plain(x)
+        expected = logits(plain(x))
         for other in (converted, fused):
-            error = (other(x) - expected).abs().max() / expected.abs().max()
+            error = (logits(other(x)) - expected).abs().max() / expected.abs().max()
             assert error <= 1e-4, f"{name}: relative error {error:.1e}"
         return row(name, "one image", lambda: converted(x), lambda: fused(x), lambda: plain(x), seconds)
 

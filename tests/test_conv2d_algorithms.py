@@ -360,6 +360,29 @@ def test_depthwise_images_of_one_pixel(kernel, forced):
         assert_plain_sums(generator, inputs, 1, kernel // 2, 1, c)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+def test_kernels_of_every_size(layout):
+    """1x1 to 17x17, square or not (Inception's 1x7 and 7x1): there is a choice for each, and the sums are right."""
+    generator = torch.Generator().manual_seed(9)
+    names = {"reference", "shift", "winograd", "depthwise", "gemm", "batch", "batch_winograd", "aten"}
+    for r, s in itertools.product(range(1, 18), repeat=2):
+        padding = [r // 2, s // 2]
+        for n, c, k, groups in ((1, 16, 32, 1), (16, 16, 16, 1), (2, 32, 48, 2), (1, 3, 5, 1), (2, 6, 6, 6)):
+            x = torch.randn(n, c, 18, 20, generator=generator).contiguous(memory_format=layout)
+            weight = torch.randn(k, c // groups, r, s, generator=generator)
+            for stride, dilation in ((1, 1), (2, 1), (4, 1), (1, 2), (3, 2)):
+                if max(r, s) * dilation > 18:
+                    continue
+                for which in ("forward", "grad_input", "grad_weight"):
+                    args = ([stride] * 2, padding, [dilation] * 2, groups, which)
+                    assert fastnn._C.conv2d_algorithm(x, weight, *args) in names
+        if r in (1, 2, 3, 6, 7, 8, 13) and s in (1, 3, 7, 8, 11):
+            inputs = [torch.randn(2, 16, 18, 20).contiguous(memory_format=layout), torch.randn(18, 16, r, s)]
+            inputs = [t.requires_grad_() for t in (*inputs, torch.randn(18))]
+            with fastnn.set_strict_conv(True):
+                assert_plain_sums(generator, inputs, 1, padding)
+
+
 def test_unknown_algorithm_is_refused(forced):
     assert not forced("wavelet")
 

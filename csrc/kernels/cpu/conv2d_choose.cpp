@@ -65,8 +65,8 @@ bool winograd_takes(const Conv2dParams& p) {
   return taps > 2 || (grad_input ? p.K : p.C * stride * stride) >= 12 * p.groups;
 }
 
-// Of a unit stride: its tiles, and whether they are full enough: of a direct sum's multiplications at most two thirds
-// remain.
+// Of a unit stride and a kernel that Winograd takes: its tiles, and whether they are full enough: of a direct sum's
+// multiplications at most two thirds remain.
 int64_t tiles_of(const Conv2dParams& p) {
   return p.N * winograd_tiles(p.R, p.P, p.dilation_h) * winograd_tiles(p.R, p.Q, p.dilation_w);
 }
@@ -166,8 +166,8 @@ Shape shape_of(const Conv2dParams& p) {
   s.c = p.C / p.groups, s.k = p.K / p.groups, s.taps = p.R * p.S, s.pixels = p.N * p.P * p.Q;
   const bool unit = p.stride_h == 1 && p.stride_w == 1;
   s.pointwise = s.taps == 1 && unit && p.pad_h == 0 && p.pad_w == 0;
-  const bool wide = (p.R != 5 || p.groups > 1) && min64(s.c, s.k) >= 16 && fills_tiles(p);
-  s.winograd = unit && may_be_winograd(p) && (wide || winograd_counts_less(p));
+  const auto wide = [&] { return (p.R != 5 || p.groups > 1) && min64(s.c, s.k) >= 16 && fills_tiles(p); };
+  s.winograd = unit && may_be_winograd(p) && (wide() || winograd_counts_less(p));
   s.batch = s.taps > 1 && s.c * s.k <= 2048 && s.c * s.k * s.taps <= 1 << 16 && fills_lanes(p) &&
             takes(p, Conv2dAlgorithm::batch);
   s.vendor_fits = s.k % 16 == 0;
