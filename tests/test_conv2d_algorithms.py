@@ -97,6 +97,31 @@ def test_few_channels_together_on_random_shapes(isa, forced):
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("algorithm", ["", "gemm", "shift"])
+def test_strided_gradients_of_few_outputs(isa, layout, algorithm, forced):
+    """The phases of a stride, whose last pixels reach further past grad_output than its padding before the first."""
+    assert fastnn._C.set_isa(isa) and forced(algorithm)
+    generator = torch.Generator().manual_seed(10)
+    pick = choose_from(generator)
+    for _ in range(30):
+        kernel, stride, dilation = (
+            [pick(1, 2, 3, 5, 6), pick(1, 2, 3, 5, 8)],
+            [pick(1, 2, 5), pick(2, 3)],
+            pick(1, 1, 3),
+        )
+        reach = [dilation * (r - 1) for r in kernel]
+        padding = [pick(*range(r + 1)) for r in reach]
+        size = [max(1, r + 1 - 2 * p) + pick(*range(14)) for r, p in zip(reach, padding, strict=True)]
+        groups, c, k = pick(1, 1, 3), pick(16, 32, 48), pick(2, 3, 4)
+        x = torch.randn(pick(1, 2, 17), c * groups, *size, generator=generator).contiguous(memory_format=layout)
+        weight = torch.randn(k * groups, c, *kernel, generator=generator).contiguous(memory_format=layout)
+        inputs = [t.requires_grad_() for t in (x, weight, torch.randn(k * groups, generator=generator))]
+        with fastnn.set_strict_conv(True):
+            assert_plain_sums(generator, inputs, stride, padding, dilation, groups)
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_pointwise_on_random_shapes(isa, channels_last, forced):
     """Every matrix product a 1x1 layer becomes: images of one pixel (a squeeze layer), small ones, many, strided."""

@@ -44,10 +44,14 @@ struct Plan {
 
 Plan make_plan(const PackedConv2dParams& p) {
   Plan o{};
-  const bool border = p.pad_h || p.pad_w;
+  // What the last outputs reach: past the padding in a phase of a strided gradient.
+  const int64_t reach_h = (p.P - 1) * p.stride_h + p.dilation_h * (p.R - 1) + 1;
+  const int64_t reach_w = (p.Q - 1) * p.stride_w + p.dilation_w * (p.S - 1) + 1;
+  const bool border = p.pad_h || p.pad_w || reach_h > p.H || reach_w > p.W;
   o.gathers = p.R * p.S == 1 && p.stride_h * p.stride_w > 1 && !border;
   o.copies = border || o.gathers || p.input_stride_c != 1;
-  o.height = o.gathers ? p.P : p.H + 2 * p.pad_h, o.width = o.gathers ? p.Q : p.W + 2 * p.pad_w;
+  o.height = o.gathers ? p.P : max64(p.H + 2 * p.pad_h, reach_h);
+  o.width = o.gathers ? p.Q : max64(p.W + 2 * p.pad_w, reach_w);
   o.stride_h = o.gathers ? 1 : p.stride_h, o.stride_w = o.gathers ? 1 : p.stride_w;
   if (o.copies) {
     // Pixels of a tile a multiple of 4 KB apart would share one cache set.
@@ -206,7 +210,8 @@ void copy_image(const PackedConv2dParams& p, const Plan& o, const float* x, floa
         continue;
       }
       const int64_t pixels = o.gathers ? p.Q : p.W, edge = p.pad_w * o.xw;
-      for (int64_t i = 0; i < edge; ++i) at[i] = 0, at[edge + pixels * o.xw + i] = 0;
+      for (int64_t i = 0; i < edge; ++i) at[i] = 0;
+      for (int64_t i = edge + pixels * o.xw; i < o.xh; ++i) at[i] = 0;
       at += edge;
       const float* from = x + h * p.input_stride_h;
       const int64_t step = o.gathers ? p.stride_w * p.input_stride_w : p.input_stride_w;
