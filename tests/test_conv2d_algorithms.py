@@ -408,6 +408,47 @@ def test_kernels_of_every_size(layout):
                 assert_plain_sums(generator, inputs, 1, padding)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_random_layers_as_they_are_chosen(seed):
+    """Any kernel, stride, dilation, padding, group and layout, by the algorithm of its choice, and frozen."""
+    generator = torch.Generator().manual_seed(seed)
+    pick, number = choose_from(generator), numbers_from(generator)
+    for i in range(100):
+        groups, kernel = pick(1, 1, 1, 1, 2, 3, 8), [pick(1, 2, 3, 3, 4, 5, 6, 7, 9, 11) for _ in range(2)]
+        kernel = kernel if i % 2 else kernel[:1] * 2
+        c, k = groups * pick(1, 2, 3, 4, 5, 8, 16, 17, 24), groups * pick(1, 2, 3, 4, 7, 8, 16, 20, 33)
+        if i % 10 == 0:
+            c = k = groups  # depthwise
+        stride, dilation = [pick(1, 1, 1, 2, 2, 3, 4) for _ in range(2)], [pick(1, 1, 1, 2, 3) for _ in range(2)]
+        reach = [d * (r - 1) for d, r in zip(dilation, kernel, strict=True)]
+        padding = [number(0, r) for r in reach]
+        size = [max(1, r + 1 - 2 * p) + number(0, 24) for r, p in zip(reach, padding, strict=True)]
+        layouts = [pick(*LAYOUTS) for _ in range(2)]
+        x = torch.randn(pick(1, 1, 2, 5, 16), c, *size, generator=generator).contiguous(memory_format=layouts[0])
+        weight = torch.randn(k, c // groups, *kernel, generator=generator).contiguous(memory_format=layouts[1])
+        inputs = [x, weight, torch.randn(k, generator=generator)]
+        geometry = (stride, padding, dilation, groups)
+        shape = torch_conv2d(*inputs, *geometry).shape
+        g = torch.randn(shape, generator=generator)
+
+        def run(function, change, inputs=inputs, g=g, geometry=geometry):
+            inputs = [change(t.detach()).requires_grad_() for t in inputs]
+            y = function(*inputs, *geometry)
+            return [y, *torch.autograd.grad(y, inputs, change(g))]
+
+        ours = run(fastnn.functional.conv2d, torch.clone)
+        exact, scales = run(torch_conv2d, torch.Tensor.double), run(torch_conv2d, lambda t: t.double().abs())
+        for a, e, scale in zip(ours, exact, scales, strict=True):
+            assert (a - e).abs().max() <= 2**-17 * scale.max(), (x.shape, weight.shape, geometry, layouts)
+        if i % 4 == 0:
+            layer = torch.nn.Conv2d(c, k, kernel, *geometry)
+            layer.weight.data, layer.bias.data = weight, inputs[2]
+            frozen = fastnn.fuse(torch.nn.Sequential(layer, torch.nn.ReLU()).eval())
+            with torch.no_grad():
+                error = (frozen(x) - exact[0].relu()).abs().max()
+            assert error <= 2**-17 * scales[0].max(), (x.shape, weight.shape, geometry, layouts)
+
+
 def test_unknown_algorithm_is_refused(forced):
     assert not forced("wavelet")
 
