@@ -557,19 +557,23 @@ bool eights_left_to_torch(const Conv2dParams& p, const Shape& s) {
 
 // Strided groups as products where the rules above choose torch, shift or a gradient by Winograd: of 720 random layers
 // (one thread) those took, in the order of the cases, 1.97, 1.31, 1.50 and channels_last 2.46, 1.71 and 1.71 of gemm's
-// time; 3 to 10 % of them lost more than 7 %.
+// time; 3 to 10 % of them lost more than 7 %. Eights and sixteens of channels, of which the random ones had few, torch
+// takes in x0.8 to x0.9 of it (ResNeXt's and RegNet's, 360 passes).
 bool strided_groups_by_gemm(const Conv2dParams& p, const Shape& s) {
   const int64_t products = s.pixels * s.c * s.k * s.taps;  // of a group
+  const bool eights = s.c % 8 == 0 && s.k % 8 == 0;
   switch (p.pass) {
     case Conv2dPass::forward:
       if (s.together) return s.c * s.k > 84 && s.pixels <= 41;
-      return s.pixels <= 35 || (s.c >= 6 && (products <= 145728 || p.N <= 3));
+      if (s.pixels <= 35) return true;
+      if (eights) return (p.N == 1 && s.c >= 48) || (p.N <= 2 && s.c > 8 && s.c % 16 == 8);
+      return s.c >= 6 && (products <= 145728 || p.N <= 3);
     case Conv2dPass::grad_input:
       if (s.together) return s.k > 18 || (s.pixels <= 164 && p.groups <= 12);
       return s.k > 22 || (products <= 107648 && p.groups <= 25);
     case Conv2dPass::grad_weight:
       if (s.together) return s.pixels <= 67 || (s.c >= 16 && s.k >= 8) || (s.pixels <= 600 && p.groups <= 25);
-      return p.N <= 3 && p.groups <= 25 && (s.pixels <= 22 || p.groups <= 3);
+      return p.N <= 3 && p.groups <= 25 && (s.pixels <= 22 || (p.groups <= 3 && !eights));
   }
   return false;
 }
@@ -581,6 +585,9 @@ Conv2dAlgorithm among_groups(const Conv2dParams& p, const Shape& s, Conv2dAlgori
   if (eights_left_to_torch(p, s)) return aten;
   if (groups_by_winograd(p, s, chosen)) return winograd;
   const bool strided = p.stride_h * p.stride_w > 1;
+  const bool sixteens = s.c == 16 && s.k % 16 == 0;
+  if (strided && s.together && p.pass == Conv2dPass::grad_weight && sixteens && p.groups >= 10 && s.pixels >= 300)
+    return aten;  // x0.5 to x0.9 of gemm's and Winograd's time (ResNeXt)
   if (strided && s.taps > 1 && chosen != batch && strided_groups_by_gemm(p, s)) return gemm;
   // Eights of channels torch's strided kernels take whole (ResNeXt's 3x3/2). Of 226 random
   // layers shift and gemm took x1.2 of torch's time forward and x1.8 for a gradient.
