@@ -37,9 +37,10 @@ struct Plan {
   int64_t xn, xh, xw;          // its strides
   int64_t runs, length;        // the input of a pixel: `runs` runs of `length` values
   int64_t runs_per_row, step_row, step_run;  // where they start: row * step_row + i * step_run
-  int64_t panels, depth;
-  int64_t image_bytes;  // of the copy
-  int64_t block_bytes;  // per worker: a block of pixels behind the norm
+  int64_t c, k;                              // channels of a group
+  int64_t panels, depth;                     // of a group
+  int64_t image_bytes;                       // of the copy
+  int64_t block_bytes;                       // per worker: a block of pixels behind the norm
 };
 
 Plan make_plan(const PackedConv2dParams& p) {
@@ -61,14 +62,15 @@ Plan make_plan(const PackedConv2dParams& p) {
   } else {
     o.xw = p.input_stride_w, o.xh = p.input_stride_h, o.xn = p.input_stride_n;
   }
-  const bool joined = p.dilation_w == 1 && o.xw == p.C;  // a kernel row is one run
+  o.c = p.C / p.groups, o.k = p.K / p.groups;
+  const bool joined = p.dilation_w == 1 && o.xw == o.c;  // a kernel row is one run
   o.runs_per_row = joined ? 1 : p.S;
-  o.length = joined ? p.S * p.C : p.C;
+  o.length = joined ? p.S * o.c : o.c;
   o.runs = p.R * o.runs_per_row;
   o.step_row = p.dilation_h * o.xh, o.step_run = p.dilation_w * o.xw;
   if (p.scale) o.block_bytes = round_up(kBlockBytes + kRows * p.C * 4, 64);
-  o.depth = p.R * p.S * p.C;
-  o.panels = ceil_div(p.K, kPackedPanel);
+  o.depth = p.R * p.S * o.c;
+  o.panels = ceil_div(o.k, kPackedPanel);
   return o;
 }
 
@@ -280,14 +282,15 @@ Cut make_cut(const PackedConv2dParams& p, const Plan& o, const Grid& g, int64_t 
   int64_t blocks = ceil_div(tiles, max64(1, kBlockBytes / tile_bytes)), chunks = 1;
   if (threads > 1 && blocks % threads) {
     if (tiles >= 4 * threads) blocks = round_up(blocks, threads);
-    else chunks = min64(o.panels, threads);
+    else chunks = min64(p.groups * o.panels, threads);
   }
   const int64_t block = ceil_div(tiles, blocks);  // even ones
   return {threads, tiles, block, ceil_div(tiles, block), chunks};
 }
 
 void run_image(const PackedConv2dParams& p, const Plan& o, const Grid& g, const Cut& cut, int64_t n, char* workspace) {
-  const float* const bias = p.packed + o.panels * kPackedPanel * o.depth;
+  const int64_t group_size = round_up(o.k, N) * o.depth, panels = p.groups * o.panels;
+  const float* const bias = p.packed + p.groups * group_size;
   const float* x = p.input + n * p.input_stride_n;
   if (o.copies) {
     copy_image(p, o, x, reinterpret_cast<float*>(workspace));
@@ -300,7 +303,7 @@ void run_image(const PackedConv2dParams& p, const Plan& o, const Grid& g, const 
   const auto run = [&](int64_t worker) {
     for (int64_t task = tasks * worker / workers; task < tasks * (worker + 1) / workers; ++task) {
       const int64_t t0 = task / chunks * block, t1 = min64(tiles, t0 + block);
-      const int64_t first = o.panels * (task % chunks) / chunks, last = o.panels * (task % chunks + 1) / chunks;
+      const int64_t first = panels * (task % chunks) / chunks, last = panels * (task % chunks + 1) / chunks;
       const float* from = x;
       if (p.scale) {
         float* const own = reinterpret_cast<float*>(workspace + o.image_bytes + worker * o.block_bytes);
@@ -311,8 +314,9 @@ void run_image(const PackedConv2dParams& p, const Plan& o, const Grid& g, const 
       const int64_t xw = p.scale ? p.C : o.xw;
       const int64_t panel_size = kPackedPanel * o.depth, next_panel = panel_size <= kAhead ? panel_size : kNear;
       for (int64_t panel = first; panel < last; ++panel) {
-        const int64_t k0 = panel * kPackedPanel;
-        const int lanes = int(min64(kPackedPanel, p.K - k0));
+        const int64_t group = panel / o.panels, inside = panel % o.panels * kPackedPanel, k0 = group * o.k + inside;
+        const int lanes = int(min64(kPackedPanel, o.k - inside));
+        const float* const weight = p.packed + group * group_size + inside * o.depth;
         for (int64_t t = t0; t < t1; ++t) {
           const int64_t row = t / g.tiles * (g.pairs ? 2 : 1), column = t % g.tiles * g.size;
           const int64_t count = min64(g.size, g.columns - column);
@@ -320,7 +324,7 @@ void run_image(const PackedConv2dParams& p, const Plan& o, const Grid& g, const 
           const bool lower = g.pairs && row + 1 < g.rows;
           const int64_t m0 = g.pairs ? count : ceil_div(count, 2), m1 = g.pairs ? (lower ? count : 0) : count - m0;
           const int64_t x_step = o.stride_w * xw;
-          const float* const a0 = from + row * o.stride_h * o.xh + column * x_step;
+          const float* const a0 = from + row * o.stride_h * o.xh + column * x_step + group * o.c;
           const float* const a1 = g.pairs ? (lower ? a0 + o.stride_h * o.xh : a0) : a0 + m0 * x_step;
           float* const y0 = y + row * p.output_stride_h + column * p.output_stride_w + k0;
           const int64_t y_second = g.pairs ? p.output_stride_h : m0 * p.output_stride_w;
@@ -328,9 +332,16 @@ void run_image(const PackedConv2dParams& p, const Plan& o, const Grid& g, const 
               residual ? residual + row * p.residual_stride_h + column * p.residual_stride_w + k0 : nullptr;
           const int64_t r_second = g.pairs ? p.residual_stride_h : m0 * p.residual_stride_w;
           const int64_t ahead = t + 1 == t1 && panel + 1 < last ? next_panel : kNear;
-          const Tile job{a0, a1, x_step, p.packed + k0 * o.depth, ahead, &o};
-          const Out out{y0,        y0 + y_second, r0,      r0 + r_second, p.output_stride_w, p.residual_stride_w,
-                        bias + k0, lanes,         Clamp(p)};
+          const Tile job{a0, a1, x_step, weight, ahead, &o};
+          const Out out{y0,
+                        y0 + y_second,
+                        r0,
+                        r0 + r_second,
+                        p.output_stride_w,
+                        p.residual_stride_w,
+                        bias + panel * kPackedPanel,
+                        lanes,
+                        Clamp(p)};
           (lanes > N ? find_tile<kHalf, 2>(m0, m1) : find_tile<kHalf, 1>(m0, m1))(job, out);
         }
       }
@@ -346,27 +357,28 @@ void run_image(const PackedConv2dParams& p, const Plan& o, const Grid& g, const 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
 int64_t packed_direct_bytes(const PackedConv2dParams& p) {
-  const int64_t panels = ceil_div(p.K, kPackedPanel);
-  return (panels * kPackedPanel * (p.R * p.S * p.C + 1)) * 4 + 64;
+  const int64_t k = p.K / p.groups, depth = p.R * p.S * (p.C / p.groups);
+  return p.groups * (round_up(k, N) * depth + round_up(k, kPackedPanel)) * 4 + 64;
 }
 
-// Panels of channels [panel][r][s][c][lane] (a last panel of one vector has half the lanes), then the bias.
+// Panels of a group's channels [group][panel][r][s][c][lane] (a last panel of one vector has half the lanes), then the
+// bias of all panels.
 void packed_direct_pack(const PackedConv2dParams& p) {
-  const int64_t depth = p.R * p.S * p.C, panels = ceil_div(p.K, kPackedPanel);
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    const int64_t k0 = panel * kPackedPanel, lanes = min64(kPackedPanel, p.K - k0),
-                  width = lanes > N ? kPackedPanel : N;
-    float* to = p.packed + k0 * depth;
+  const int64_t c = p.C / p.groups, k = p.K / p.groups, panels = ceil_div(k, kPackedPanel);
+  float* to = p.packed;
+  float* bias = p.packed + p.groups * round_up(k, N) * p.R * p.S * c;
+  for (int64_t panel = 0; panel < p.groups * panels; ++panel) {
+    const int64_t inside = panel % panels * kPackedPanel, k0 = panel / panels * k + inside,
+                  lanes = min64(kPackedPanel, k - inside), width = lanes > N ? kPackedPanel : N;
     for (int64_t r = 0; r < p.R; ++r)
       for (int64_t s = 0; s < p.S; ++s)
-        for (int64_t c = 0; c < p.C; ++c, to += width)
+        for (int64_t i = 0; i < c; ++i, to += width)
           for (int64_t l = 0; l < width; ++l)
-            to[l] = l < lanes ? p.weight[(k0 + l) * p.weight_stride_k + c * p.weight_stride_c + r * p.weight_stride_r +
+            to[l] = l < lanes ? p.weight[(k0 + l) * p.weight_stride_k + i * p.weight_stride_c + r * p.weight_stride_r +
                                          s * p.weight_stride_s]
                               : 0.f;
+    for (int64_t l = 0; l < kPackedPanel; ++l) *bias++ = p.bias && l < lanes ? p.bias[k0 + l] : 0.f;
   }
-  float* bias = p.packed + panels * kPackedPanel * depth;
-  for (int64_t k = 0; k < panels * kPackedPanel; ++k) bias[k] = p.bias && k < p.K ? p.bias[k] : 0.f;
 }
 
 int64_t packed_direct_workspace(const PackedConv2dParams& p) {
