@@ -82,7 +82,7 @@ def assert_same_bits_for_every_thread_count(function, counts=(1, 2, 3)):
 def compare(case, dtype, layout="contiguous", device="cpu"):
     """Runs a case on fastnn, on torch, and on torch in float64, and compares outputs, gradients and arguments.
 
-    Convolutions run in strict mode here; test_conv2d_algorithms.py holds Winograd to its own bound.
+    Convolutions run in strict mode here; test_conv2d_winograd.py holds Winograd to its own bound.
     """
     with fastnn.set_strict_conv(True):
         ours = run(case.fast, case, dtype, layout, device=device)

@@ -25,6 +25,13 @@ def _steady():
 
 
 @pytest.fixture
+def forced():
+    """A function that forces a convolution algorithm by name until the test ends."""
+    yield fastnn._C.conv2d_force
+    fastnn._C.conv2d_force("")
+
+
+@pytest.fixture
 def one_thread():
     """On a busy machine small networks wait for their second thread longer than they compute."""
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ enum class Conv2dPass : uint8_t { forward, grad_input, grad_weight };
 enum class Conv2dAlgorithm : uint8_t {
   reference,       // plain loops over strides: anything, slowly
   shift,           // a padded band of the image read at one shifted address per tap
-  winograd,        // F(5x5, 2x2) to F(4x4, 5x5), also strided: a sixth to a third of the multiplications; float32 only
+  winograd,        // F(5x5, 2x2) to F(4x4, 5x5), strided and dilated too: a sixth to a third of the products; float32
   depthwise,       // channels in the vector lanes: one input and one output channel per group
   gemm,            // implicit GEMM: im2col rows copied straight into the GEMM's panels; float32 only
   batch,           // one image per vector lane, for batches of small images; float32 only

@@ -7,7 +7,7 @@ namespace fastnn {
 enum class PackedConv2dAlgorithm : uint8_t {
   none,       // not taken: the caller uses conv2d
   direct,     // a matrix product whose rows are read from the image in place
-  winograd,   // kernels of 2x2 to 5x5, or a stride's phases of them, the weight transformed once
+  winograd,   // kernels of 2x2 to 5x5, dilated ones, or a stride's phases of them, the weight transformed once
   depthwise,  // one input and one output channel per group
 };
 

@@ -4,7 +4,7 @@
 
 namespace fastnn::cpu {
 
-// Over all outputs along one side. taps of one output are `dilation` apart, outputs `stride`.
+// Along one side, over all its outputs, which are `stride` apart; the taps of one are `dilation` apart.
 inline int64_t taps_inside(int64_t outputs, int64_t size, int64_t taps, int64_t stride, int64_t dilation, int64_t pad) {
   int64_t count = 0;
   for (int64_t t = 0; t < taps; ++t) {

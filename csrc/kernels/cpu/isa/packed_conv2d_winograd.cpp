@@ -1,5 +1,6 @@
 // Winograd on a weight that was transformed once: F(5x5, 2x2), F(4x4, 3x3), F(3x3, 4x4) and F(4x4, 5x5) in NHWC, the
-// epilogue in the last transform. A stride's phases are channels of their own (conv2d_phases.h).
+// epilogue in the last transform. A stride's phases are channels of their own (conv2d_phases.h), a
+// dilation's images (conv2d_winograd.h).
 //
 // As conv2d_winograd.cpp, but tiles are written to the image in place and read from it where N channels of a phase lie
 // side by side, and U lies in the order it is read: [pair of channel groups][xi][c][2 N].
@@ -78,7 +79,7 @@ void transform_row(const PackedConv2dParams& p, const Plan& o, const float* imag
   }
   const PhaseChannel f = phase_channel(d, group * N);
   const int lanes = int(min64(N, p.C - f.c));
-  // Apart: rows and columns of a tile. A stride has no dilation.
+  // How far apart the rows and the columns of a tile lie; what has a stride has no dilation.
   const int64_t stride = p.stride_h, down = stride * p.dilation_h, across = stride * p.dilation_w;
   const int64_t xh = p.input_stride_h, xw = p.input_stride_w;
   const int64_t h = o.top<TAPS>(d, tile_row) * stride + f.a - p.pad_h;
