@@ -21,7 +21,7 @@ template <int TAPS>
 constexpr int kTileOut = winograd_outputs(TAPS);
 template <int TAPS>
 constexpr int kTilePoints = winograd_points(TAPS);
-constexpr int kMaxKernel = 16 * 16;  // taps: conv2d_choose.cpp asks for no more
+constexpr int kMaxKernel = 16 * 16;  // taps: conv2d_takes.cpp asks for no more
 
 // Calls f.operator()<TAPS>().
 template <class F>
