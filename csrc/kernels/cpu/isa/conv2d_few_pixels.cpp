@@ -24,6 +24,12 @@ struct Plan {
   int64_t packed;  // elements: the panels of a chunk, then all taps of the rest
   int64_t bytes() const { return round_up(packed + rest * taps, 16) * int64_t(sizeof(float)); }
 };
+// As many for every thread that has enough to do, with fewer rows each: on two threads NHWC 32x16x16->64 3x3/2
+// takes 22.1 us instead of 24.2, NCHW 256x14x14->64 35.4 instead of 41.9.
+int64_t even_tiles(int64_t tiles, int64_t products) {
+  const int64_t workers = max64(1, min64(num_threads(), products / kGemmThreadFma));
+  return tiles < 8 * workers ? round_up(tiles, workers) : tiles;
+}
 Plan make_plan(const ConvProblem& d) {
   const int64_t pixels = d.n * d.p * d.q;
   Plan p{};
@@ -31,7 +37,8 @@ Plan make_plan(const ConvProblem& d) {
   p.rest = pixels > V::N && pixels % V::N <= kMaxRest ? pixels % V::N : 0;
   p.lanes = pixels - p.rest;
   p.width = round_up(p.lanes, V::N);
-  p.mr = int(ceil_div(d.k, ceil_div(d.k, gemm_rows_in_place<float>(d.wk))));
+  const int64_t tiles = ceil_div(d.k, gemm_rows_in_place<float>(d.wk));
+  p.mr = int(ceil_div(d.k, even_tiles(tiles, d.k * p.lanes * p.taps)));
   p.tiles = ceil_div(d.k, p.mr);
   const int64_t max_chunk = min64(kMaxChunk, kChunkBytes / (p.width * int64_t(sizeof(float))));
   const int64_t chunk = ceil_div(p.taps, ceil_div(p.taps, max_chunk)), sums = ceil_div(chunk, kGemmSum);
@@ -80,8 +87,10 @@ GemmPanel<float> panel(const ConvProblem& d, float* to, int64_t k0, int64_t kb, 
   return {to, nr};
 }
 
-// Products of one tile of rows with the rest of the pixels, added to y.
-void add_rest(const ConvProblem& d, const Plan& p, const float* rest, int64_t m0, int64_t m1, int64_t k0, int64_t kb) {
+// Products of a tile of rows with the rest of the pixels, added to y. Rows go in fours, wherever tiles begin (one alone
+// is rounded in another order): a tile takes the fours that begin in it.
+void add_rest(const ConvProblem& d, const Plan& p, const float* rest, int64_t tile, int64_t k0, int64_t kb) {
+  const int64_t m0 = min64(d.k, round_up(tile * p.mr, 4)), m1 = min64(d.k, round_up((tile + 1) * p.mr, 4));
   const float *const w = static_cast<const float*>(d.weight) + k0, *const bias = static_cast<const float*>(d.bias);
   float sums[kMaxRest * kDotGroup] = {};
   for (int64_t m = m0; m < m1;) {
@@ -118,7 +127,7 @@ void multiply(const ConvProblem& d, const Plan& p, float* packed, const float* r
         for (int64_t n = 0; n < p.lanes; n += kNr)
           gemm_strip_rows<float, kGemmMaxMr>(int(m1 - m0), rows, panel(d, packed + n * kb, k0, kb, n, lanes(n), false),
                                              kb, p.sum_k, m0, m1, n, lanes(n), store, first, last);
-        if (p.rest) add_rest(d, p, rest, m0, m1, k0, kb);
+        if (p.rest) add_rest(d, p, rest, tile, k0, kb);
       }
     });
   }
