@@ -100,6 +100,23 @@ def test_rows_past_the_caches(channels):
 
 
 @pytest.mark.parametrize("isa", fastnn._C.isas())
+@pytest.mark.parametrize("channels", [130, 1000])
+def test_sums_of_rows_past_the_caches(isa, channels):
+    """Such rows are summed by strips, the last of which is not whole."""
+    fastnn._C.set_isa(isa)
+    x, g = torch.randn(2, 5 * 2**19 // channels + 70, channels)
+
+    def gradients(batch_norm, dtype=torch.float32):
+        leaves = x.to(dtype).requires_grad_(), *(torch.ones(2, channels, dtype=dtype) / 2).requires_grad_()
+        return torch.autograd.grad(batch_norm(leaves[0], None, None, *leaves[1:], True), leaves, g.to(dtype))
+
+    exact, theirs = gradients(F.batch_norm, torch.float64), gradients(F.batch_norm)
+    for ours, right, other in zip(gradients(fastnn.functional.batch_norm), exact, theirs, strict=True):
+        assert (ours - right).abs().max() <= 2 * (other - right).abs().max()
+    assert_same_bits_for_every_thread_count(lambda: gradients(fastnn.functional.batch_norm)[1], (1, 2, 5))
+
+
+@pytest.mark.parametrize("isa", fastnn._C.isas())
 def test_few_streamed_rows_of_the_last_thread(isa):
     """Of 3226 rows the last of 32 threads takes two, the second of which begins within a vector of memory."""
     fastnn._C.set_isa(isa)

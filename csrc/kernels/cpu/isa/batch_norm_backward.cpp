@@ -324,9 +324,18 @@ void backward_planes(const BatchNormParams& p) {
 
 // ---- rows of channels ----------------------------------------------------------------------------------------------
 
-// Sums of g and g (x - mean) over one chunk of rows, for every channel. Where a tile has no more than two cache lines
-// of a row, by strips of rows of which the next is fetched (AVX2: 4x96x112x112 0.8 of the time; AVX-512 would
-// take 1.04).
+// Rows that chunk_sums takes through all tiles of channels before the next ones; 0: all of a chunk. A tile alone reads
+// a few cache lines of every row, which the hardware does not fetch ahead. AVX2: always, the next strip being fetched
+// (4x96x112x112 0.8 of the time). AVX-512 has tiles of four lines: strips of 4 KB of a tensor, fetched
+// kStripsAhead before, for wide rows in tensors beyond L3 (Zen 4, 4x256x56x56 0.76 of the time, 8x128x56x56 0.88; but
+// 4x96x112x112 1.04 and those that L3 keeps 1.01-1.09; Emerald Rapids 0.97-1.06 in all).
+FASTNN_INLINE int64_t strip_of_rows(const BatchNormParams& p) {
+  if (kVecBytes < 64) return max64(8, kBlock / 2 / p.channels);
+  return p.channels >= 128 && p.batch * p.channels > 5 << 19 ? max64(4, kBlock / 4 / p.channels) : 0;
+}
+constexpr int64_t kStripsAhead = kVecBytes < 64 ? 1 : 8;
+
+// Sums of g and g (x - mean) over one chunk of rows, for every channel.
 template <class S>
 void chunk_sums(const BatchNormParams& p, int64_t begin, int64_t rows, acc_t<S>* out) {
   using A = acc_t<S>;
@@ -337,9 +346,8 @@ void chunk_sums(const BatchNormParams& p, int64_t begin, int64_t rows, acc_t<S>*
   const S* y = p.result ? static_cast<const S*>(p.result) + begin * channels : nullptr;
   S* const dr = p.grad_residual ? static_cast<S*>(p.grad_residual) + begin * channels : nullptr;
   const A* means = static_cast<const A*>(p.mean);
-  constexpr bool kStrips = kVecBytes < 64;
-  constexpr int kLine = 64 / sizeof(S);
-  const int64_t strip = kStrips ? max64(8, kBlock / 2 / channels) : rows;
+  constexpr int kLine = 64 / sizeof(S), kLevel = kVecBytes < 64 ? 3 : 2;  // of the cache: L1, L2
+  const int64_t wanted = strip_of_rows(p), strip = wanted ? wanted : rows, ahead = kStripsAhead * wanted * channels;
   const auto sum_strip = [&](Mask mask, bool keep, int64_t first, int64_t last) __attribute__((always_inline)) {
     for_tiles<V::N>(channels, [&]<int T, int U>(int64_t c, int lanes) __attribute__((always_inline)) {
       V both[2][T], mean[T];
@@ -348,9 +356,9 @@ void chunk_sums(const BatchNormParams& p, int64_t begin, int64_t rows, acc_t<S>*
       accumulate_rows<2, T, U>(
           last - first, both, [&](int64_t r, int t, const auto& add) __attribute__((always_inline)) {
             const int64_t at = (first + r) * channels + c + t * V::N;
-            if (kStrips && t * V::N % kLine == 0) {
-              __builtin_prefetch(g + at + strip * channels);
-              __builtin_prefetch(x + at + strip * channels);
+            if (ahead && t * V::N % kLine == 0) {
+              __builtin_prefetch(g + at + ahead, 0, kLevel);
+              __builtin_prefetch(x + at + ahead, 0, kLevel);
             }
             const V v =
                 take_gradient(mask, g + at, x + at, y + at, keep ? dr + at : nullptr, lanes, only_mean(mean[t]));
