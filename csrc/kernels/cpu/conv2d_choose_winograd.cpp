@@ -1,6 +1,7 @@
 // Where Winograd is the faster, by counting its work and by what was measured.
 #include "conv2d_choice.h"
 #include "conv2d_taps.h"
+#include "table.h"
 #include "winograd_tile.h"
 
 namespace fastnn::cpu::choice {
@@ -124,8 +125,8 @@ namespace {
 // The gradient of a 5x5 weight by Winograd with an image per lane: the multiplications and additions of its products,
 // of its transforms (counted twice, they wait for memory) and of adding up the lanes of every point's sums, against
 // those of a direct sum. On a Zen 4 core 200 random layers of 2 to 32 channels took 0.57 of batch's time where they are
-// 0.4 to 0.5 of them, 0.83 where 0.6 to 0.7, its time from 0.8 on; 64x10x12x12->20 449 -> 220 us. For 3x3 it took 0.8
-// at best.
+// 0.4 to 0.5 of them, 0.83 where 0.6 to 0.7, its time from 0.8 on; 64x10x12x12->20 449 -> 220 us. On an Emerald Rapids
+// core 580 took 0.8 where they are 0.4, 0.95 where 0.5, 1.2 where 0.65. For 3x3 it took 0.8 at best.
 bool batch_winograd_grad_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
   constexpr int64_t kMaxPairs = 256;  // of channels: their sums, one for each point and lane, stay in L2
   if (s.c * s.k > kMaxPairs) return false;
@@ -133,7 +134,7 @@ bool batch_winograd_grad_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgor
   const int64_t slices = min64(4, max64(1, groups / 2)), products = winograd_points(5) * s.c * s.k;
   const int64_t work = tiles * (products + 2 * (416 * s.c + 168 * s.k)) + 5 * slices * products;
   if (chosen == Conv2dAlgorithm::winograd) return 5 * winograd_work(p) >= 8 * 16 * work;
-  return 10 * work <= 7 * groups * p.P * p.Q * s.taps * s.c * s.k;
+  return 10 * work <= (whole_wide_vectors() ? 5 : 7) * groups * p.P * p.Q * s.taps * s.c * s.k;
 }
 
 }  // namespace
@@ -141,7 +142,9 @@ bool batch_winograd_grad_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgor
 // The other passes, by the same count. On a Zen 4 core 500 random layers of 2 to 32 channels took 0.4 of batch's time
 // where it is 0.3 to 0.4 of a direct sum's, 0.55 where 0.4 to 0.5, 0.75 where 0.6 to 0.7, its time where 0.9. Where
 // winograd is chosen, with channels in the lanes, that takes x1.2 of its time where it does 1.4 times the work, but
-// threads share its tiles out, while here each wants 16 images of its own: hence twice that for less than 32.
+// threads share its tiles out, while here each wants 16 images of its own: hence twice that for less than 32. On an
+// Emerald Rapids core 1700 layers took 0.63 of batch's time where it is 0.4, 0.80 where 0.5, 0.95 where 0.6, 1.06 where
+// 0.7; of the other forward passes 0.75 where 0.45, 1.0 where 0.5, 1.3 where 0.65.
 bool batch_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm chosen) {
   if (conv2d_strict() || p.groups > 1 || min64(s.c, s.k) < 2 || !takes(p, Conv2dAlgorithm::batch_winograd))
     return false;
@@ -159,7 +162,8 @@ bool batch_winograd_pays(const Conv2dParams& p, const Shape& s, Conv2dAlgorithm 
   const int64_t direct = p.P * p.Q * s.taps * c * k;
   if (chosen == Conv2dAlgorithm::winograd)
     return five && 5 * winograd_work(p) >= (p.N >= 32 ? 7 : 14) * 16 * ceil_div(p.N, 16) * work;
-  return 10 * work <= 7 * direct;
+  const bool whole = whole_wide_vectors(), others = forward && chosen != Conv2dAlgorithm::batch;
+  return 100 * work <= (!whole ? 70 : others ? 45 : 65) * direct;
 }
 
 }  // namespace fastnn::cpu::choice

@@ -93,6 +93,15 @@ bool set_isa(const char* name) {
   return false;
 }
 
+bool whole_wide_vectors() {
+#ifdef FASTNN_HAVE_X86_ISAS
+  static const bool by_halves = __builtin_cpu_is("amdfam19h");
+  return !by_halves && active() == &isa_avx512::table;
+#else
+  return false;
+#endif
+}
+
 Status activation_forward(const ActivationParams& p) { return kernels().activation_forward(p); }
 Status activation_backward(const ActivationParams& p) { return kernels().activation_backward(p); }
 Status batch_norm_forward(const BatchNormParams& p) { return kernels().batch_norm_forward(p); }
