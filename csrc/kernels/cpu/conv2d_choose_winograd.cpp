@@ -1,7 +1,7 @@
 // Where Winograd is the faster, by counting its work and by what was measured.
 #include "conv2d_choice.h"
 #include "conv2d_taps.h"
-#include "table.h"
+#include "machine.h"
 #include "winograd_tile.h"
 
 namespace fastnn::cpu::choice {

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "../parallel.h"
+#include "machine.h"
 #include "table.h"
 
 namespace fastnn {
@@ -97,6 +98,15 @@ bool whole_wide_vectors() {
 #ifdef FASTNN_HAVE_X86_ISAS
   static const bool by_halves = __builtin_cpu_is("amdfam19h");
   return !by_halves && active() == &isa_avx512::table;
+#else
+  return false;
+#endif
+}
+
+bool intel() {
+#ifdef FASTNN_HAVE_X86_ISAS
+  static const bool is = __builtin_cpu_is("intel");
+  return is;
 #else
   return false;
 #endif

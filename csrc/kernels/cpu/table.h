@@ -52,8 +52,4 @@ const char* usable_isa(int i);
 // Makes `name` the active ISA; false (and no change) when it is unknown, was not compiled in, or this CPU lacks it.
 bool set_isa(const char* name);
 
-// Whether the active kernels' vectors of 512 bits are multiplied whole, two a cycle (Intel, Zen 5), not by halves
-// (Zen 4): what saves products for more memory traffic pays less there.
-bool whole_wide_vectors();
-
 }  // namespace fastnn::cpu

@@ -2,6 +2,7 @@
 #pragma once
 #include "../../batch_norm.h"
 #include "../../parallel.h"
+#include "../machine.h"
 #include "vectors.h"
 
 namespace fastnn::cpu::FASTNN_ISA_NS {
@@ -96,10 +97,11 @@ FASTNN_INLINE int64_t channels_together(const BatchNormParams& p) {
 
 // While planes are written the caches fetch, so many elements ahead, those of the next group of channels: a group's few
 // short planes of every image are no pattern that the hardware follows (backward 4x512x28x28 0.8 of the time, but
-// 4x1024x14x14 1.1). 0: not at all; tensors of 1 MB, which the caches keep, took 1.06 of the time.
+// 4x1024x14x14 1.1). 0: not at all; tensors of 1 MB, which the caches keep, took 1.06 of the time (on Emerald Rapids,
+// of 3 MB 1.1).
 FASTNN_INLINE int64_t fetched_ahead(const BatchNormParams& p) {
   const int64_t together = channels_together(p);
-  const bool far = p.batch > 2 && p.batch * p.channels * p.inner > 1 << 19;
+  const bool far = p.batch > 2 && p.batch * p.channels * p.inner > (intel() ? 1 << 21 : 1 << 19);
   return far && 128 <= p.inner && p.inner <= 1024 && together < p.channels ? together * p.inner : 0;
 }
 

@@ -2,6 +2,7 @@
 // along the columns. The nine weights and the sums of the outputs under way stay in registers, so a value of the image
 // is loaded once for every tap it meets: with four rows 1.5 loads of it per output instead of 9.
 #include "../../parallel.h"
+#include "../machine.h"
 #include "lanes.h"
 #include "packed_conv2d.h"
 
@@ -12,6 +13,15 @@ using V = Vec<float>;
 using Raw = V::Raw;
 constexpr int N = V::N;
 constexpr int kRows = kVecBytes == 64 ? 4 : 2;  // of outputs in a tile
+constexpr int64_t kLine = 16;                   // values of a cache line
+
+// What the tile below is the first to read and to write, fetched column by column: rows of lines of x and y, so far
+// apart. No x: nothing is fetched.
+struct Below {
+  const float* x;
+  float* y;
+  int64_t x_column, x_row, y_column, y_row;
+};
 
 struct Tile {
   const float* x;  // what tap (0, 0) of the tile's first output meets, inside the image or not
@@ -19,7 +29,7 @@ struct Tile {
   const float* residual;
   float* y;
   unsigned inside;  // bit u: row u of the input lies in the image
-  bool far;         // more data than stays in the caches
+  Below below;
 };
 
 template <bool PLAIN>
@@ -48,14 +58,14 @@ FASTNN_INLINE void column(const PackedConv2dParams& p, const Tile& o, int64_t k,
   }
 }
 
-// What the tile below is the first to read and to write.
 template <int T, int STRIDE>
-FASTNN_INLINE void fetch_below(const PackedConv2dParams& p, const Tile& o, int64_t k, int64_t q) {
+FASTNN_INLINE void fetch_below(const Below& o, int64_t k, int64_t q) {
+  if (!o.x) return;
 #pragma GCC unroll 8
-  for (int u = 0; u < STRIDE * T; ++u)
-    __builtin_prefetch(o.x + k * p.input_stride_w + (STRIDE * (T - 1) + 3 + u) * p.input_stride_h, 0, 2);
+  for (int u = 0; u < STRIDE * T; ++u) __builtin_prefetch(o.x + k * o.x_column + u * o.x_row, 0, 2);
+  if (STRIDE == 2 && k % 2) return;
 #pragma GCC unroll 4
-  for (int t = 0; t < T; ++t) __builtin_prefetch(o.y + q * p.output_stride_w + (T + t) * p.output_stride_h, 1, 2);
+  for (int t = 0; t < T; ++t) __builtin_prefetch(o.y + q * o.y_column + t * o.y_row, 1, 2);
 }
 
 template <int T, bool EDGE, bool PLAIN>
@@ -73,7 +83,7 @@ void walk_1(const PackedConv2dParams& p, const Tile& o) {
 #pragma GCC unroll 3
     for (int i = 0; i < 3; ++i) {
       // Column k + i is the first of output k + i, the last of output k + i - 2.
-      if (o.far) fetch_below<T, 1>(p, o, k + i, k + i);
+      fetch_below<T, 1>(o.below, k + i, k + i);
       column<T, 1, EDGE>(p, o, k + i, [&](Raw v, int t, int r) __attribute__((always_inline)) {
 #pragma GCC unroll 3
         for (int s = 0; s < 3; ++s) acc[(i - s + 3) % 3][t] += w[r * 3 + s] * v;
@@ -98,7 +108,7 @@ void walk_2(const PackedConv2dParams& p, const Tile& o) {
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) acc[t] = bias;
   for (int64_t q = 0; q <= p.Q; ++q) {
-    if (o.far) fetch_below<T, 2>(p, o, 2 * q, q);
+    fetch_below<T, 2>(o.below, 2 * q, q);
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) next[t] = bias;
     column<T, 2, EDGE>(p, o, 2 * q, [&](Raw v, int t, int r) __attribute__((always_inline)) {
@@ -110,7 +120,7 @@ void walk_2(const PackedConv2dParams& p, const Tile& o) {
       if (q > 0) finish<PLAIN>(p, clamp, o, acc[t], t, q - 1);
       acc[t] = next[t];
     }
-    if (o.far) fetch_below<T, 2>(p, o, 2 * q + 1, q);
+    fetch_below<T, 2>(o.below, 2 * q + 1, q);
     column<T, 2, EDGE>(p, o, 2 * q + 1,
                        [&](Raw v, int t, int r) __attribute__((always_inline)) { acc[t] += w[r * 3 + 1] * v; });
   }
@@ -141,6 +151,10 @@ void depthwise_3x3_run(const PackedConv2dParams& p) {
   // Of tiles the hardware fetches nothing ahead: 8x144x56x56 took 3.3 times as long without, what stays in the caches
   // 1.05 (stride 1) to 1.25 times as long with.
   const bool far = p.N * p.C * (p.H * p.W + p.P * p.Q) > 1 << 21;
+  // In the order of memory rather than that of the walk, Emerald Rapids takes 0.76 of the time for 8x96x112x112 of
+  // stride 2, 0.9 for 8x32x112x112, 0.98 to 1.01 for most others.
+  const bool in_order = intel() && p.input_stride_w == p.C && p.input_stride_h == p.W * p.C &&
+                        p.output_stride_w == p.C && p.output_stride_h == p.Q * p.C;
   parallel_for(0, p.N * tiles, max64(1, (1 << 15) / (p.Q * p.C * kRows)), [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item / tiles, h = item % tiles * kRows, rows = min64(kRows, p.P - h);
@@ -153,9 +167,23 @@ void depthwise_3x3_run(const PackedConv2dParams& p) {
       const float* const residual =
           p.residual ? p.residual + n * p.residual_stride_n + h * p.residual_stride_h : nullptr;
       float* const y = p.output + n * p.output_stride_n + h * p.output_stride_h;
+      const float* const x_below = x + count * p.input_stride_h;
+      float* const y_below = y + rows * p.output_stride_h;
       for (int64_t i = 0; i < p.C; i += N) {
         const int64_t c = min64(i, p.C - N);
-        walk(p, {x + c, p.packed + i * 10, residual ? residual + c : nullptr, y + c, inside, far});
+        Below below{};
+        if (far && in_order) {
+          const int64_t lines = rows * kLine, image = i * rows;
+          below = {x_below + p.pad_w * p.C + image * p.stride_h * p.W,
+                   y_below + image * p.Q,
+                   lines * p.stride_h,
+                   kLine,
+                   lines,
+                   kLine};
+        } else if (far) {
+          below = {x_below + c, y_below + c, p.input_stride_w, p.input_stride_h, p.output_stride_w, p.output_stride_h};
+        }
+        walk(p, {x + c, p.packed + i * 10, residual ? residual + c : nullptr, y + c, inside, below});
       }
     }
   });
